@@ -1,0 +1,76 @@
+"""The promises between modules. An implementation needs no inheritance, only these methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forvalue_index.records import BadRow, Batch, Progress, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OnProgress = Callable[[Progress], None]
+
+
+def ignore_progress(progress: Progress) -> None:
+    """Report nothing."""
+
+
+class Source(Protocol):
+    """Rows of one data set, in order. `rereadable` says whether `samples` may be called twice."""
+
+    name: str
+    rereadable: bool
+
+    def samples(self) -> Iterator[Sample | BadRow]:
+        """Every row, as a sample or as the reason why it is none. Raises SourceError."""
+        ...
+
+
+class SearchIndex(Protocol):
+    """Rows of float32 under int64 ids. Scores are signed inner products: larger helps more."""
+
+    def add(self, ids: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """Add rows [n, dim]. Refuses NaN and infinity, known ids and another width."""
+        ...
+
+    def search(
+        self, queries: NDArray[np.float32], k: int
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Ids and scores of the k best rows for each query [q, dim].
+
+        Best first, ties by id, never padded: fewer than k come back where there are fewer rows.
+        The most harmful rows are the best rows for the negated query.
+        """
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Tokenizer(Protocol):
+    """The part of a fast Hugging Face tokenizer that prompts are made with."""
+
+    chat_template: Any
+    bos_token_id: int | None
+    eos_token_id: int | None
+    all_special_tokens: list[str]
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Tokenise one string."""
+        ...
+
+    def apply_chat_template(self, conversation: Sequence[dict[str, Any]], **options: Any) -> Any:
+        """Render a conversation."""
+        ...
+
+
+class Trunk(Protocol):
+    """A language model up to, and without, its head."""
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Input of the head for every token, [batch, token, hidden]."""
+        ...

@@ -1,0 +1,221 @@
+"""The frozen records that cross module borders. Nothing here reads a file or a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEXT_ROLE = "text"
+PREVIEW_CHARACTERS = 80
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `role` is `user`, `assistant`, `system`, ... or `text` for a plain document.
+
+    `extra` holds further fields that a chat template may read, such as `tool_calls`.
+    """
+
+    role: str
+    content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as chat templates and JSON want it."""
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a data set: what the model reads, and everything that came with it.
+
+    `key` is the row's own id where it has one, else the content hash. `position` counts from 1:
+    the line in a text file, the row elsewhere.
+    """
+
+    messages: tuple[Message, ...]
+    source: str = ""
+    position: int = 0
+    own_id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """128-bit BLAKE2b over the messages alone: id, source and metadata do not enter."""
+        content = json.dumps([m.as_dict() for m in self.messages], sort_keys=True, default=str)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """What names this sample within an index."""
+        return self.content_hash if self.own_id is None else self.own_id
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is a plain document rather than a conversation."""
+        return self.messages[0].role == TEXT_ROLE
+
+    @property
+    def response(self) -> str:
+        """The last assistant turn, or the document itself."""
+        return self.messages[-1].content
+
+    @property
+    def prompt(self) -> str:
+        """Everything before the last turn, one turn a line; empty for a plain document."""
+        return "\n".join(m.content for m in self.messages[:-1])
+
+    @property
+    def preview(self) -> str:
+        """One line, at most 80 characters: the last prompt turn, an arrow, the response."""
+        parts = [m.content for m in self.messages[-2:]]
+        line = " ".join(" → ".join(parts).split())
+        cut = PREVIEW_CHARACTERS
+        return line if len(line) <= cut else line[: cut - 1] + "…"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is not a usable sample, with the reason. `raw` is the row as it was read."""
+
+    source: str
+    position: int
+    reason: str
+    raw: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.position}: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A tokenised sample. `label_mask[t]` says whether token t is a label; never true at t = 0."""
+
+    token_ids: NDArray[np.int64]
+    label_mask: NDArray[np.bool_]
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def n_label_tokens(self) -> int:
+        """How many tokens the score sums over."""
+        return int(self.label_mask.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Padded samples, each [batch, token]; `indices` [batch] are their places in the input."""
+
+    token_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    label_mask: NDArray[np.bool_]
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SampleStatistics:
+    """What one forward pass tells about a sample besides its row.
+
+    `loss` is the mean cross-entropy over label tokens in nats, `label_error_mass` the mean of
+    1 - p(label) over them, `norm` the Euclidean norm of the row.
+    """
+
+    n_tokens: int
+    n_label_tokens: int
+    truncated: bool
+    loss: float
+    label_error_mass: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """A sample as the catalog holds it, under the id that its row has in the segments."""
+
+    id: int
+    sample: Sample
+    statistics: SampleStatistics
+    segment: str
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """One answer of a query. `stderr` is 0 and `exact` true where the score is not sketched."""
+
+    rank: int
+    id: int
+    score: float
+    stderr: float
+    exact: bool
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """The answers for one validation sample alone; `validation` counts from 0 in input order."""
+
+    validation: int
+    helpful: tuple[ScoredSample, ...]
+    harmful: tuple[ScoredSample, ...]
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """What a validation set says about the indexed samples. `seconds` are wall-clock."""
+
+    index: str
+    fingerprint: str
+    index_version: int
+    geometry: str
+    validation_samples: int
+    validation_label_tokens: int
+    searched: int
+    helpful: tuple[ScoredSample, ...]
+    harmful: tuple[ScoredSample, ...]
+    per_sample: tuple[ValidationResult, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """A score for every live sample: parallel arrays in order of id."""
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    stderrs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What one `add` did. `rejected_file` holds the rows that were skipped, if any."""
+
+    read: int
+    added: int
+    known: int
+    rejected: int
+    truncated: int
+    label_tokens: int
+    tokens: int
+    segments: int
+    seconds: Mapping[str, float]
+    rejected_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a long task; `total` is None where it cannot be known beforehand."""
+
+    stage: str
+    done: int
+    total: int | None = None
+    tokens: int = 0
