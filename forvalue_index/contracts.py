@@ -72,5 +72,5 @@ class Trunk(Protocol):
     """A language model up to, and without, its head."""
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Input of the head for every token, [batch, token, hidden]."""
+        """Inputs of the head where labels are predicted, [label, hidden]."""
         ...

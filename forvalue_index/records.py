@@ -113,11 +113,17 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Padded samples, each [batch, token]; `indices` [batch] are their places in the input."""
+    """Samples padded to [batch, token], and where their labels are predicted.
+
+    Label n is the token `labels[n]`, predicted at (`label_rows[n]`, `label_columns[n]`); labels
+    are in order of row and column. `indices` [batch] are the samples' places in the input.
+    """
 
     token_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
-    label_mask: NDArray[np.bool_]
+    label_rows: NDArray[np.int64]
+    label_columns: NDArray[np.int64]
+    labels: NDArray[np.int64]
     indices: tuple[int, ...]
 
 
@@ -135,6 +141,24 @@ class SampleStatistics:
     loss: float
     label_error_mass: float
     norm: float
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """A segment file as it was written. `sha256` is that of the whole file."""
+
+    uid: str
+    n_rows: int
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """A segment that the catalog vouches for: it holds the ids first_id .. first_id + n_rows."""
+
+    first_id: int
+    file: SegmentRecord
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,240 @@
+"""Language models of Hugging Face transformers: the trunk, the head and the tokenizer.
+
+The one home of transformers and PEFT. A model is loaded from a hub id, a local directory or a GGUF
+file, with an adapter merged into it, and taken apart into trunk and head. Whether the parts make
+the whole is checked against the model's own logits, so a head of an unknown kind is refused and
+never valued wrongly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from forvalue_index.exceptions import MissingDependencyError, ModelError
+from forvalue_index.prediction_error import Head
+from forvalue_index.records import Batch
+from forvalue_index.settings import ModelIdentity, Settings
+
+DEFAULT_CONTEXT = 4096
+# Relative to the largest logit; half precision rounds the two ways of computing it differently.
+HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+HALF_PRECISION_TOLERANCE = 5e-2
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """`auto` is bfloat16 on a GPU that computes in it, else float32."""
+    if dtype != "auto":
+        return dtype
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def default_device() -> torch.device:
+    """The first NVIDIA GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Backbone:
+    """A causal language model, ready to give hidden states. Immutable once made."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str = "the model") -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self._model = model.eval().requires_grad_(False)
+        self._trunk = model.base_model
+        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
+        self.head = _find_head(model, name)
+        self.device = self.head.weight.device
+        self._check_head()
+
+    @classmethod
+    def load(cls, settings: Settings, *, device: torch.device) -> Backbone:
+        """Load the model and tokenizer that settings name, onto a device, in a resolved dtype.
+
+        Raises:
+            ModelError: there is no such model, or it is not a causal language model that this
+                package can take apart.
+        """
+        dtype = getattr(torch, resolve_dtype(settings.dtype, device))
+        with _quiet(), _model_errors(settings.model):
+            where = _where(settings)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+        if settings.adapter is not None:
+            model = _merge_adapter(model, settings.adapter)
+        return cls(model.to(device), tokenizer, name=settings.model)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that the model reads, or 4,096 where it does not say."""
+        for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if size := getattr(self._model.config.get_text_config(), field, None):
+                return int(size)
+        return DEFAULT_CONTEXT
+
+    def identity(self) -> ModelIdentity:
+        """Digests of the weights in memory and of the tokenizer, wherever they came from."""
+        vocab_size, hidden_size = self.head.weight.shape
+        return ModelIdentity(
+            weights_digest=_weights_digest(self._model),
+            tokenizer_digest=_tokenizer_digest(self.tokenizer),
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+        )
+
+    @torch.inference_mode()
+    def hidden_states(self, batch: Batch) -> Float[Tensor, "label hidden"]:
+        """Inputs of the head at the batch's label positions, in the model's precision."""
+        states = self._states(
+            torch.from_numpy(batch.token_ids).to(self.device),
+            torch.from_numpy(batch.attention_mask).to(self.device),
+        )
+        rows = torch.from_numpy(batch.label_rows).to(self.device)
+        columns = torch.from_numpy(batch.label_columns).to(self.device)
+        return states[rows, columns]
+
+    def _states(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states after the final norm, [batch, token, hidden]."""
+        options: dict[str, Any] = {"use_cache": False}
+        if self._takes_positions:
+            options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        output = self._trunk(input_ids=token_ids, attention_mask=attention_mask, **options)
+        states: Tensor = output[0]
+        return states
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """Refuse a model whose logits are not what trunk and head give."""
+        vocab_size = self.head.weight.shape[0]
+        token_ids = torch.arange(1, 9, device=self.device)[None] * 7 % vocab_size
+        mask = torch.ones_like(token_ids)
+        theirs = self._model(input_ids=token_ids, attention_mask=mask, use_cache=False).logits[0]
+        ours = self.head.logits(self._states(token_ids, mask)[0])
+        if ours.shape != theirs.shape:
+            gap = float("inf")
+        else:
+            gap = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-9))
+        if not gap <= HEAD_TOLERANCE.get(self.head.weight.dtype, HALF_PRECISION_TOLERANCE):
+            kind = type(self._model).__name__
+            raise ModelError(
+                f"{self.name}: {kind} has a head that is more than scale, bias and soft-capping "
+                f"(its logits differ from ours by {gap:.1e} of the largest), so its samples "
+                "cannot be valued; use another model"
+            )
+
+
+def _where(settings: Settings) -> dict[str, Any]:
+    """What `from_pretrained` needs to find a model, without asking a hub for a local path."""
+    path = Path(settings.model)
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{path}: there is no such GGUF file; check the path")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    looks_local = path.is_absolute() or settings.model.startswith((".", "~"))
+    if looks_local and not path.is_dir():
+        raise ModelError(
+            f"{settings.model}: there is no such model directory; check the path, or name a model "
+            "on the hub as OWNER/NAME"
+        )
+    return {"pretrained_model_name_or_path": settings.model, "revision": settings.revision}
+
+
+@contextlib.contextmanager
+def _model_errors(name: str) -> Iterator[None]:
+    """Turn what transformers raises for a model it cannot load into one line."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{name}: {_first_line(error)}; pip install 'forvalue-index[models]'"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{name} cannot be loaded as a causal language model: {_first_line(error)} Give a hub "
+            "id as OWNER/NAME, a directory with config.json, weights and tokenizer, or a GGUF file"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and advice of transformers; the caller draws its own."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _merge_adapter(model: Any, adapter: str) -> Any:
+    """The model with a PEFT adapter merged into its weights."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"--adapter {adapter} needs PEFT; pip install 'forvalue-index[models]'"
+        ) from error
+    with _quiet(), _model_errors(adapter):
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _find_head(model: Any, name: str) -> Head:
+    """The output layer, and what the configuration says is done to its logits."""
+    layer = model.get_output_embeddings()
+    if layer is None or getattr(layer, "weight", None) is None:
+        raise ModelError(f"{name}: {type(model).__name__} has no language-model head; use another")
+    config = model.config.get_text_config()
+    divisor = getattr(config, "logits_scaling", None)  # Granite
+    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    return Head(
+        weight=layer.weight.detach(),
+        bias=None if getattr(layer, "bias", None) is None else layer.bias.detach(),
+        scale=float(factor or 1.0) / float(divisor or 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _weights_digest(model: Any) -> str:
+    """Digest of every tensor's name, shape, type and sum of bit patterns.
+
+    The sum runs at the speed of memory, on the device, and any single changed weight changes it.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        bits = tensor.detach().contiguous().view(_integers_as_wide_as(tensor))
+        total = int(bits.sum(dtype=torch.int64))
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total};".encode())
+    return digest.hexdigest()
+
+
+def _integers_as_wide_as(tensor: Tensor) -> torch.dtype:
+    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return widths[tensor.element_size()]
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of the tokenizer's rules, its special tokens and its chat template."""
+    rules = tokenizer.backend_tokenizer.to_str()
+    template = str(tokenizer.chat_template)
+    special = repr(sorted(tokenizer.special_tokens_map.items()))
+    return hashlib.blake2b(f"{rules}\n{template}\n{special}".encode(), digest_size=16).hexdigest()

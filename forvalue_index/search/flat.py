@@ -1,0 +1,77 @@
+"""`flat`: every row is scored, so the answer is exact for the rows as they are stored."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forvalue_index.exceptions import UsageError
+from forvalue_index.search.library import faiss_library
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+
+class FlatIndex:
+    """Rows in memory, in the precision they are stored in: float32, or bfloat16 at half of it.
+
+    FAISS keeps bfloat16 as a scalar quantizer whose codes are the upper halves of the floats, so
+    rows that come from bfloat16 segments lose nothing.
+    """
+
+    def __init__(self, dim: int, *, row_dtype: str = "float32") -> None:
+        faiss = faiss_library()
+        if row_dtype == "bfloat16":
+            self._index = faiss.IndexScalarQuantizer(
+                dim, faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT
+            )
+        else:
+            self._index = faiss.IndexFlatIP(dim)
+        self._dim = dim
+        self._ids: Ids = np.empty(0, dtype=np.int64)
+        self._known: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, ids: Ids, rows: Scores) -> None:
+        """Add rows [n, dim]. Raises UsageError for what FAISS would accept in silence."""
+        rows = self._checked(rows)
+        if len(ids) != len(rows):
+            raise UsageError(f"{len(ids)} ids for {len(rows)} rows; give one id a row")
+        new = set(ids.tolist())
+        repeated = sorted(new & self._known)
+        if repeated or len(new) < len(ids):
+            raise UsageError(f"id {repeated[:1] or 'twice in one call'} is in the index already")
+        self._index.add(rows)
+        self._ids = np.concatenate([self._ids, ids])
+        self._known |= new
+
+    def search(self, queries: Scores, k: int) -> list[tuple[Ids, Scores]]:
+        """Ids and scores of the k best rows for each query: best first, ties by id."""
+        if k < 1:
+            raise UsageError(f"k is {k}; ask for at least 1 row")
+        queries = self._checked(queries)
+        if not len(self):
+            return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+        fetched = min(k + 1, len(self))
+        scores, places = self._index.search(queries, fetched)
+        return [self._ranked(queries[i], k, scores[i], places[i]) for i in range(len(queries))]
+
+    def _ranked(
+        self, query: Scores, k: int, scores: Scores, places: NDArray[np.int64]
+    ) -> tuple[Ids, Scores]:
+        """FAISS orders equal scores at random, so all rows that tie for place k are fetched."""
+        while len(places) < len(self) and scores[-1] == scores[k - 1]:
+            found = self._index.search(query[None], min(2 * len(places), len(self)))
+            scores, places = found[0][0], found[1][0]
+        ids = self._ids[places]
+        order = np.lexsort((ids, -scores))[:k]
+        return ids[order], scores[order]
+
+    def _checked(self, rows: Scores) -> Scores:
+        if rows.ndim != 2 or rows.shape[1] != self._dim:
+            raise UsageError(f"rows of shape {rows.shape} in an index of width {self._dim}")
+        if not np.isfinite(rows).all():
+            raise UsageError("a row holds NaN or infinity; find the sample and leave it out")
+        return np.ascontiguousarray(rows, dtype=np.float32)

@@ -1,0 +1,145 @@
+"""What an index is made with: frozen when it is created, checked whenever it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from forvalue_index.exceptions import BrokenIndexError, UsageError
+
+FORMAT_VERSION = 1
+
+DEFAULT_DIM = 4096
+DEFAULT_CATALOG = "sqlite"
+LABELS = ("response", "all")
+TEMPLATES = ("auto", "chat", "plain")
+ROW_DTYPES = ("bfloat16", "float32")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user chooses. `auto` and a `max_length` of None are resolved against the model.
+
+    Raises:
+        UsageError: a value that can never work, with what is allowed.
+    """
+
+    model: str
+    adapter: str | None = None
+    revision: str | None = None
+    dim: int = DEFAULT_DIM
+    seed: int = 0
+    labels: str = "response"
+    template: str = "auto"
+    max_length: int | None = None
+    row_dtype: str = "bfloat16"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "model", self.model, "name a hub id, a directory or a file")
+        _one_of("labels", self.labels, LABELS)
+        _one_of("template", self.template, TEMPLATES)
+        _one_of("row_dtype", self.row_dtype, ROW_DTYPES)
+        _one_of("dtype", self.dtype, DTYPES)
+        _require(16 <= self.dim <= 2**20, "dim", self.dim, "use 16 to 1,048,576")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more")
+        shortest = self.max_length is None or self.max_length >= 2
+        _require(shortest, "max_length", self.max_length, "use at least 2 tokens")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a model is, wherever it lies: digests of weights and tokenizer, and the head's size."""
+
+    weights_digest: str
+    tokenizer_digest: str
+    vocab_size: int
+    hidden_size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything an index is, as `index.json` holds it.
+
+    `settings` are resolved: they hold no `auto`, and `max_length` is a number.
+    """
+
+    uid: str
+    catalog: str
+    settings: Settings
+    model: ModelIdentity
+    sketch_digest: str
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that rows depend on: where the model lies is not part of it."""
+        canonical = json.dumps(self._row_facts(), sort_keys=True)
+        return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+    def _row_facts(self) -> dict[str, Any]:
+        chosen = asdict(self.settings)
+        for where in ("model", "adapter", "revision"):
+            del chosen[where]
+        return {**chosen, **asdict(self.model), "sketch_digest": self.sketch_digest}
+
+    def to_json(self) -> str:
+        """The text of `index.json`."""
+        return json.dumps({**asdict(self), "fingerprint": self.fingerprint}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Manifest:
+        """Parse `index.json`. Raises BrokenIndexError for a newer version or a damaged file."""
+        try:
+            document = json.loads(text)
+            _check_version(document["format_version"], where)
+            manifest = cls(
+                uid=str(document["uid"]),
+                catalog=str(document["catalog"]),
+                settings=Settings(**document["settings"]),
+                model=ModelIdentity(**document["model"]),
+                sketch_digest=str(document["sketch_digest"]),
+                format_version=int(document["format_version"]),
+            )
+        except (ValueError, KeyError, TypeError, UsageError) as error:
+            raise BrokenIndexError(
+                f"{where}: index.json is damaged ({error!r}); restore it from a backup, or build "
+                "the index anew"
+            ) from error
+        if document.get("fingerprint") != manifest.fingerprint:
+            raise BrokenIndexError(
+                f"{where}: index.json was edited: its fingerprint is {document.get('fingerprint')}"
+                f", its contents give {manifest.fingerprint}. Settings are frozen when an index "
+                "is created; restore the file, or build a new index"
+            )
+        return manifest
+
+
+def first_difference(stored: Any, given: Any) -> tuple[str, Any, Any] | None:
+    """The first field in which two dataclasses of one kind differ, with both values."""
+    for f in fields(stored):
+        mine, theirs = getattr(stored, f.name), getattr(given, f.name)
+        if mine != theirs:
+            return f.name, mine, theirs
+    return None
+
+
+def _check_version(version: Any, where: str) -> None:
+    if int(version) > FORMAT_VERSION:
+        raise BrokenIndexError(
+            f"{where}: the index has format version {version}, and this forvalue-index reads up "
+            f"to {FORMAT_VERSION}; install a newer forvalue-index"
+        )
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, name, value, "use one of " + ", ".join(allowed))
+
+
+def _require(condition: bool, name: str, value: object, advice: str) -> None:
+    if not condition:
+        option = "--" + name.replace("_", "-")
+        raise UsageError(f"{option} cannot be {value!r}; {advice}")
