@@ -26,7 +26,6 @@ from forvalue_index.prediction_error import Head
 from forvalue_index.records import Batch
 from forvalue_index.settings import ModelIdentity, Settings
 
-DEFAULT_CONTEXT = 4096
 # Relative to the largest logit; half precision rounds the two ways of computing it differently.
 HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 5e-2
@@ -76,12 +75,12 @@ class Backbone:
         return cls(model.to(device), tokenizer, name=settings.model)
 
     @property
-    def context(self) -> int:
-        """The most tokens that the model reads, or 4,096 where it does not say."""
+    def context(self) -> int | None:
+        """The most tokens that the model reads, or None where it does not say."""
         for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
             if size := getattr(self._model.config.get_text_config(), field, None):
                 return int(size)
-        return DEFAULT_CONTEXT
+        return None
 
     def identity(self) -> ModelIdentity:
         """Digests of the weights in memory and of the tokenizer, wherever they came from."""

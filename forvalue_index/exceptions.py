@@ -14,7 +14,7 @@ class UsageError(ForValueError):
 
 
 class FilterError(UsageError):
-    """A `--where` expression is malformed, names an unknown column or uses something not allowed."""
+    """A `--where` expression is malformed, or names what there is not or what is not allowed."""
 
 
 class BadSampleError(ForValueError):

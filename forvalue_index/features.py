@@ -120,7 +120,9 @@ class Embedder:
         n_samples = int(owner[-1]) + 1
         like = hidden.new_empty(0, dtype=wide)
         sums = _Sums(
-            self._sketch.empty(n_samples, like), like.new_zeros(n_samples), like.new_zeros(n_samples)
+            self._sketch.empty(n_samples, like),
+            like.new_zeros(n_samples),
+            like.new_zeros(n_samples),
         )
         for start in range(0, len(hidden), self._chunk_tokens):
             chunk = slice(start, start + self._chunk_tokens)

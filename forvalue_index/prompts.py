@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from forvalue_index.records import Encoded, Message, Sample
 Span = tuple[int, int]
 
 # Some chat templates print the date of today; a row must not depend on it.
-TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=timezone.utc)
+TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -59,7 +59,7 @@ class PromptEncoder:
 
     def _tokens(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         if sample.is_text:
-            ids, offsets = self._tokenize(sample.response, add_special_tokens=True)
+            ids, _ = self._tokenize(sample.response, add_special_tokens=True)
             return ids, np.ones(len(ids), dtype=bool)
         if self._chat:
             return self._conversation(sample.messages)
@@ -128,7 +128,7 @@ class PromptEncoder:
         Templates that render the last turn of a conversation in a way of their own (Qwen3 adds
         an empty thought to it) are met by the content and what follows it.
         """
-        rendered = self._template(upto)
+        rendered: str = self._template(upto)
         if text.startswith(rendered):
             return rendered[start:]
         content = upto[-1]["content"].strip()
@@ -143,7 +143,7 @@ class PromptEncoder:
 
     def _without_trailing_space(self, said: str) -> str:
         """Templates put a line break after the end token that the model never has to say."""
-        stripped = said.rstrip()
+        stripped: str = said.rstrip()
         ends = tuple(t for t in self._tokenizer.all_special_tokens if t)
         return stripped if stripped.endswith(ends) else said
 
@@ -156,9 +156,7 @@ class PromptEncoder:
             )
         except TemplateError as error:
             roles = ", ".join(m["role"] for m in conversation)
-            raise BadSampleError(
-                f"the chat template refuses the roles {roles}: {error}"
-            ) from error
+            raise BadSampleError(f"the chat template refuses the roles {roles}: {error}") from error
 
     def _tokenize(
         self, text: str, *, add_special_tokens: bool

@@ -12,11 +12,14 @@ from forvalue_index.exceptions import BrokenIndexError, UsageError
 FORMAT_VERSION = 1
 
 DEFAULT_DIM = 4096
+# Tokens, for models that do not say what they read at most.
+DEFAULT_CONTEXT = 4096
 DEFAULT_CATALOG = "sqlite"
 LABELS = ("response", "all")
 TEMPLATES = ("auto", "chat", "plain")
 ROW_DTYPES = ("bfloat16", "float32")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ON_BAD = ("fail", "skip")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,17 @@ class Manifest:
         """Digest of all that rows depend on: where the model lies is not part of it."""
         canonical = json.dumps(self._row_facts(), sort_keys=True)
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+    @property
+    def exact_rows(self) -> bool:
+        """Whether a row is the gradient itself, as it is where that is no larger than `dim`."""
+        return self.model.vocab_size * self.model.hidden_size <= self.settings.dim
+
+    @property
+    def row_width(self) -> int:
+        """Floats in a row."""
+        size = self.model.vocab_size * self.model.hidden_size
+        return min(size, self.settings.dim)
 
     def _row_facts(self) -> dict[str, Any]:
         chosen = asdict(self.settings)

@@ -110,7 +110,8 @@ class TensorSketch:
 
     def rows(self, sums: Tensor) -> Float[Tensor, "sample dim"]:
         """One inverse FFT per sample."""
-        return torch.fft.irfft(sums, n=self.dim)
+        rows: Tensor = torch.fft.irfft(sums, n=self.dim)
+        return rows
 
     def count_sketch_error(self, error: Float[Tensor, "token vocab"]) -> Float[Tensor, "token dim"]:
         """The entry at place i goes to bucket i mod dim: blocks of `dim` entries, summed."""
@@ -126,7 +127,9 @@ class TensorSketch:
     ) -> Float[Tensor, "token dim"]:
         """Entry i, with its sign, goes to its bucket."""
         buckets = hidden.new_zeros(len(hidden), self.dim)
-        return buckets.index_add_(1, self._hidden_bucket, hidden * self._hidden_sign.to(hidden.dtype))
+        return buckets.index_add_(
+            1, self._hidden_bucket, hidden * self._hidden_sign.to(hidden.dtype)
+        )
 
 
 class OuterProduct:

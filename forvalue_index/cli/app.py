@@ -1,0 +1,54 @@
+"""The group of commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import forvalue_index
+from forvalue_index.cli.build import add, init
+from forvalue_index.cli.demo import make_demo_data
+from forvalue_index.cli.inspect import info, list_samples, show
+from forvalue_index.cli.value import query, values
+from forvalue_index.exceptions import ForValueError
+
+INTERRUPTED = 130
+
+
+class ErrorReportingGroup(click.Group):
+    """Prints what a command raises on purpose as one line, and exits with the error's code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
+        try:
+            return super().invoke(ctx)
+        except ForValueError as error:
+            click.echo(f"Error: {_one_line(error)}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo(
+                "Stopped. What was finished is stored; the same command goes on from there.",
+                err=True,
+            )
+            ctx.exit(INTERRUPTED)
+
+
+def _one_line(error: ForValueError) -> str:
+    return " ".join(str(error).split())
+
+
+@click.group(
+    cls=ErrorReportingGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(forvalue_index.__version__, prog_name="forvalue")
+def main() -> None:
+    """Tell which training samples helped and which hurt a language model.
+
+    Embed every training sample once (init, add), then ask for any validation set (query, values).
+    """
+
+
+for command in (init, add, query, values, show, list_samples, info, make_demo_data):
+    main.add_command(command)

@@ -1,0 +1,121 @@
+"""`init` and `add`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from forvalue_index.cli.options import (
+    columns_of,
+    data_options,
+    index_argument,
+    json_option,
+    model_option,
+    print_json,
+)
+from forvalue_index.cli.session import opened_index
+from forvalue_index.settings import (
+    DEFAULT_CATALOG,
+    DEFAULT_DIM,
+    DTYPES,
+    LABELS,
+    ROW_DTYPES,
+    TEMPLATES,
+)
+
+
+@click.command()
+@index_argument
+@click.option("--model", required=True, help="Hub id, local directory or GGUF file.")
+@click.option("--adapter", help="PEFT adapter to merge into the model.")
+@click.option("--revision", help="Revision of a model on the hub.")
+@click.option(
+    "--dim", type=int, default=DEFAULT_DIM, show_default=True, help="Floats a row: more is exacter."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sketch.")
+@click.option(
+    "--labels",
+    type=click.Choice(LABELS),
+    default="response",
+    show_default=True,
+    help="Which tokens are scored.",
+)
+@click.option(
+    "--template",
+    type=click.Choice(TEMPLATES),
+    default="auto",
+    show_default=True,
+    help="Chat template, or plain prompt + response; auto: the template where there is one.",
+)
+@click.option("--max-length", type=int, help="Tokens a sample, at most.  [default: the context]")
+@click.option(
+    "--row-dtype",
+    type=click.Choice(ROW_DTYPES),
+    default="bfloat16",
+    show_default=True,
+    help="Precision of stored rows.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    show_default=True,
+    help="Precision of the model; auto: bfloat16 on a GPU, float32 on a CPU.",
+)
+@click.option(
+    "--catalog",
+    default=DEFAULT_CATALOG,
+    show_default=True,
+    help="sqlite, or an SQLAlchemy URL of a database.",
+)
+@json_option
+def init(index: Path, as_json: bool, **settings: Any) -> None:
+    """Create an empty index in directory INDEX. All settings are frozen."""
+    from forvalue_index.cli.progress import drawn_progress
+    from forvalue_index.index import ValuationIndex
+    from forvalue_index.reports import info_document
+
+    with (
+        drawn_progress() as on_progress,
+        ValuationIndex.create(index, on_progress=on_progress, **settings) as created,
+    ):
+        document = info_document(created.manifest, created.info(), version=created.version)
+    if as_json:
+        print_json(document)
+    else:
+        from forvalue_index.cli.display import print_created
+
+        print_created(index, document)
+
+
+@click.command()
+@index_argument
+@data_options
+@model_option
+@json_option
+def add(
+    index: Path,
+    data: tuple[str, ...],
+    columns: str | None,
+    on_bad: str,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Embed the samples of DATA that INDEX does not hold yet.
+
+    DATA are JSONL, JSON, CSV or Parquet files, saved datasets, globs, or - for JSONL on standard
+    input. Stop at any time: the same command goes on where it stopped.
+    """
+    mapping = columns_of(columns)
+    from forvalue_index.reports import add_document
+
+    with opened_index(index, model) as opened:
+        report = opened.add(list(data), columns=mapping, on_bad=on_bad)
+    if as_json:
+        print_json(add_document(report))
+    else:
+        from forvalue_index.cli.display import print_added
+
+        print_added(report)

@@ -1,0 +1,72 @@
+"""`info`, `show` and `list`: reading the catalog, without a model."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from forvalue_index.cli.options import index_argument, json_option, print_json
+
+
+@click.command()
+@index_argument
+@json_option
+def info(index: Path, as_json: bool) -> None:
+    """Say what INDEX holds and what it was made with."""
+    from forvalue_index.manifest import open_catalog
+    from forvalue_index.reports import info_document
+
+    manifest, catalog = open_catalog(index)
+    with closing(catalog):
+        document = info_document(manifest, catalog.summary(), version=catalog.version())
+    if as_json:
+        print_json(document)
+    else:
+        from forvalue_index.cli.display import print_info
+
+        print_info(index, document)
+
+
+@click.command()
+@index_argument
+@click.argument("sample")
+@json_option
+def show(index: Path, sample: str, as_json: bool) -> None:
+    """Show one sample of INDEX whole. SAMPLE is its key or its number."""
+    from forvalue_index.manifest import open_catalog
+    from forvalue_index.reports import sample_document
+
+    _, catalog = open_catalog(index)
+    with closing(catalog):
+        stored = catalog.sample(sample)
+    if as_json:
+        print_json(sample_document(stored))
+    else:
+        from forvalue_index.cli.display import print_sample
+
+        print_sample(stored)
+
+
+@click.command("list")
+@index_argument
+@click.option("--where", help="Filter, as in: source = 'a.jsonl' AND metadata.topic = 'law'.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--offset", type=click.IntRange(min=0), default=0, help="How many to leave out.")
+@json_option
+def list_samples(index: Path, where: str | None, limit: int, offset: int, as_json: bool) -> None:
+    """List samples of INDEX in order of their numbers."""
+    from forvalue_index.manifest import open_catalog
+    from forvalue_index.reports import sample_document
+
+    _, catalog = open_catalog(index)
+    with closing(catalog):
+        found = catalog.list_samples(where, limit=limit, offset=offset)
+        matching = catalog.count(where)
+    if as_json:
+        print_json({"matching": matching, "samples": [sample_document(s) for s in found]})
+    else:
+        from forvalue_index.cli.display import print_list
+
+        print_list(found, matching)

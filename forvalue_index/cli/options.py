@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+index_argument = click.argument("index", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+model_option = click.option(
+    "--model", help="Where the model lies now, if it has moved; it must be the same model."
+)
+
+
+def data_options(command: Command) -> Command:
+    """DATA..., --columns and --on-bad."""
+    for decorate in (
+        click.option(
+            "--on-bad",
+            type=click.Choice(["fail", "skip"]),
+            default="fail",
+            show_default=True,
+            help="What to do about a row that is no usable sample.",
+        ),
+        click.option(
+            "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
+        ),
+        click.argument("data", nargs=-1, required=True),
+    ):
+        command = decorate(command)
+    return command
+
+
+def columns_of(text: str | None) -> dict[str, str] | None:
+    """The mapping that --columns gives."""
+    from forvalue_index.sources import parse_columns
+
+    return None if text is None else parse_columns(text)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))

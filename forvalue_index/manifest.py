@@ -1,0 +1,114 @@
+"""Where the parts of an index lie, and whether they belong together. Needs neither torch nor FAISS.
+
+runs/a/index.json           settings, model digests, fingerprint; written last at creation
+runs/a/sketch.safetensors   hash tables of the sketch
+runs/a/catalog.sqlite       samples, segments, sources (or a database elsewhere)
+runs/a/segments/            rows
+runs/a/rejected/            rows that `add --on-bad skip` left out
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forvalue_index.catalog import Catalog
+from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
+from forvalue_index.settings import (
+    DEFAULT_CATALOG,
+    Manifest,
+    ModelIdentity,
+    Settings,
+    first_difference,
+)
+
+MANIFEST = "index.json"
+TABLES = "sketch.safetensors"
+CATALOG = "catalog.sqlite"
+SEGMENTS = "segments"
+REJECTED = "rejected"
+# What an interrupted creation may leave behind; it is safe to create an index over it.
+PARTS = (TABLES, TABLES + ".partial", MANIFEST + ".partial", SEGMENTS)
+
+
+def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
+    """The manifest and the catalog of the index at `path`; close the catalog after use.
+
+    Raises:
+        BrokenIndexError: there is no index, or a damaged one, or one of a newer version.
+        SettingsMismatchError: manifest and catalog are not from the same index.
+    """
+    manifest = read_manifest(path)
+    catalog = Catalog.open(catalog_url(path, manifest.catalog), manifest.uid)
+    if catalog.fingerprint != manifest.fingerprint:
+        catalog.close()
+        raise SettingsMismatchError(
+            f"{path}: the catalog belongs to rows of fingerprint {catalog.fingerprint}, "
+            f"{MANIFEST} to {manifest.fingerprint}; restore both from one backup"
+        )
+    return manifest, catalog
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the index at `path`. Raises BrokenIndexError where there is none."""
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        state = "is not an index" if path.exists() else "does not exist"
+        raise BrokenIndexError(
+            f"{path} {state}; create one with: forvalue init {path} --model MODEL"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokenIndexError(f"{path / MANIFEST} cannot be read ({error}); mend it") from error
+    return Manifest.from_json(text, where=str(path))
+
+
+def is_index(path: Path) -> bool:
+    """Whether an index was created here."""
+    return (path / MANIFEST).is_file()
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raise BrokenIndexError where a new index would mix with something else."""
+    if path.exists() and not path.is_dir():
+        raise BrokenIndexError(f"{path} is a file; name a directory for the new index")
+    strangers = [p.name for p in path.iterdir() if not _is_part(p.name)] if path.is_dir() else []
+    if strangers:
+        raise BrokenIndexError(
+            f"{path} holds other files ({strangers[0]}, ...) and no index; name a new directory"
+        )
+
+
+def refuse_other_settings(path: Path, stored: Settings, wanted: Settings) -> None:
+    """Raise SettingsMismatchError, naming the first field, where a wish is not what is stored.
+
+    A wish for `auto` or None is met by whatever it was resolved to.
+    """
+    given = {name: value for name, value in vars(wanted).items() if value not in ("auto", None)}
+    difference = first_difference(stored, Settings(**{**vars(stored), **given}))
+    if difference is not None:
+        name, mine, theirs = difference
+        raise SettingsMismatchError(
+            f"{path} was built with {name} {mine!r}, and this asks for {theirs!r}. Settings are "
+            "frozen: use the stored ones, or build a new index in another directory"
+        )
+
+
+def refuse_other_model(path: Path, stored: ModelIdentity, given: ModelIdentity) -> None:
+    """Raise SettingsMismatchError, naming the first difference, where the model is another."""
+    difference = first_difference(stored, given)
+    if difference is not None:
+        name, mine, theirs = difference
+        raise SettingsMismatchError(
+            f"{path} was built with another model: its {name.replace('_', ' ')} is {mine}, that of "
+            f"the model given is {theirs}. Use the model, revision and adapter that the index was "
+            "built with, or build a new index"
+        )
+
+
+def catalog_url(path: Path, catalog: str) -> str:
+    """The default catalog lies in the index, so that the directory can be moved."""
+    return f"sqlite:///{path.resolve() / CATALOG}" if catalog == DEFAULT_CATALOG else catalog
+
+
+def _is_part(name: str) -> bool:
+    return name in PARTS or name.startswith(CATALOG)

@@ -1,0 +1,127 @@
+"""Results as JSON documents: the stable contract that scripts depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from forvalue_index.catalog_summary import CatalogSummary
+from forvalue_index.records import AddReport, QueryResult, ScoredSample, StoredSample
+from forvalue_index.settings import Manifest
+
+SEARCH = "flat"
+
+
+def query_document(result: QueryResult) -> dict[str, Any]:
+    """`query --json`. `per_sample` is there only where it was asked for."""
+    document: dict[str, Any] = {
+        "index": result.index,
+        "fingerprint": result.fingerprint,
+        "index_version": result.index_version,
+        "geometry": result.geometry,
+        "validation": {
+            "samples": result.validation_samples,
+            "label_tokens": result.validation_label_tokens,
+        },
+        "searched": result.searched,
+        "seconds": _rounded(result.seconds),
+        "warnings": list(result.warnings),
+        "helpful": _hits(result.helpful),
+        "harmful": _hits(result.harmful),
+    }
+    if result.per_sample:
+        document["per_sample"] = [
+            {
+                "validation": one.validation,
+                "helpful": _hits(one.helpful),
+                "harmful": _hits(one.harmful),
+            }
+            for one in result.per_sample
+        ]
+    return document
+
+
+def add_document(report: AddReport) -> dict[str, Any]:
+    """`add --json`. `rejected_file` is null where no row was rejected."""
+    forward_s = report.seconds["forward"]
+    return {
+        "read": report.read,
+        "added": report.added,
+        "known": report.known,
+        "rejected": report.rejected,
+        "truncated": report.truncated,
+        "label_tokens": report.label_tokens,
+        "segments": report.segments,
+        "seconds": _rounded(report.seconds),
+        "tokens_per_s": round(report.tokens / forward_s, 1) if report.tokens else 0.0,
+        "rejected_file": report.rejected_file,
+    }
+
+
+def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) -> dict[str, Any]:
+    """`info --json`. `bytes` are those of the segment files; `loss` is in nats a token."""
+    settings = manifest.settings
+    return {
+        "samples": summary.samples,
+        "removed": summary.removed,
+        "segments": summary.segments,
+        "bytes": summary.bytes,
+        "dim": manifest.row_width,
+        "row_dtype": settings.row_dtype,
+        "model": settings.model,
+        "adapter": settings.adapter,
+        "revision": settings.revision,
+        "dtype": settings.dtype,
+        "labels": settings.labels,
+        "template": settings.template,
+        "max_length": settings.max_length,
+        "seed": settings.seed,
+        "fingerprint": manifest.fingerprint,
+        "index_version": version,
+        "catalog": manifest.catalog,
+        "search": SEARCH,
+        "sources": [{"source": s.source, "samples": s.samples} for s in summary.sources],
+        "loss": summary.loss,
+        "label_error_mass": summary.label_error_mass,
+    }
+
+
+def sample_document(stored: StoredSample) -> dict[str, Any]:
+    """`show --json`, and one entry of `list --json`."""
+    sample, statistics = stored.sample, stored.statistics
+    return {
+        "id": stored.id,
+        "key": sample.key,
+        "source": sample.source,
+        "position": sample.position,
+        "content_hash": sample.content_hash,
+        "n_tokens": statistics.n_tokens,
+        "n_label_tokens": statistics.n_label_tokens,
+        "truncated": statistics.truncated,
+        "loss": statistics.loss,
+        "label_error_mass": statistics.label_error_mass,
+        "norm": statistics.norm,
+        "metadata": dict(sample.metadata),
+        "messages": [message.as_dict() for message in sample.messages],
+    }
+
+
+def _hits(hits: Sequence[ScoredSample]) -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": hit.rank,
+            "id": hit.id,
+            "key": hit.sample.key,
+            "score": hit.score,
+            "stderr": hit.stderr,
+            "exact": hit.exact,
+            "source": hit.sample.source,
+            "metadata": dict(hit.sample.metadata),
+            "preview": hit.sample.preview,
+        }
+        for hit in hits
+    ]
+
+
+def _rounded(seconds: Any) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in seconds.items()}

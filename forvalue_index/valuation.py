@@ -1,0 +1,223 @@
+"""Answering a validation set: which stored samples helped it, which hurt, and by how much.
+
+The score is linear in the query, so a validation set is answered by one search with the mean of
+its rows. The most harmful samples are the best ones for the negated query.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forvalue_index.contracts import OnProgress, SearchIndex, Source, ignore_progress
+from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
+from forvalue_index.features import Embedder, Prepared
+from forvalue_index.records import (
+    BadRow,
+    Progress,
+    QueryResult,
+    ScoredSample,
+    StoredSample,
+    ValidationResult,
+    Values,
+)
+from forvalue_index.segments import GEOMETRY
+from forvalue_index.storage import Storage
+
+EXPORTED_ROWS = 10_000
+
+Rows = NDArray[np.float32]
+Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+class ValidationSet(NamedTuple):
+    """An embedded validation set: `rows` [sample, dim], in input order."""
+
+    rows: Rows
+    label_tokens: int
+    warnings: tuple[str, ...]
+
+    @property
+    def mean(self) -> Rows:
+        """The query of the whole set, [dim]."""
+        mean: Rows = self.rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return mean
+
+
+def embed_validation(
+    embedder: Embedder,
+    *,
+    sources: Sequence[Source],
+    on_bad: str = "fail",
+    on_progress: OnProgress = ignore_progress,
+) -> ValidationSet:
+    """Embed a validation set; nothing of it is stored.
+
+    Raises:
+        BadSampleError: a row is not usable and `on_bad` is "fail".
+        SourceError: no row is usable, or a source cannot be read.
+    """
+    prepared: list[Prepared] = []
+    rejected: list[BadRow] = []
+    for row in (row for source in sources for row in source.samples()):
+        usable = row if isinstance(row, BadRow) else embedder.prepare(row)
+        if isinstance(usable, Prepared):
+            prepared.append(usable)
+        elif on_bad == "fail":
+            raise BadSampleError(f"{usable}. Mend the row, or use --on-bad skip")
+        else:
+            rejected.append(usable)
+    if not prepared:
+        names = ", ".join(source.name for source in sources)
+        found = f"{len(rejected)} bad, first {rejected[0]}" if rejected else "none at all"
+        raise SourceError(f"{names} has no usable row to validate with ({found}); mend the file")
+    return ValidationSet(
+        rows=_embed(embedder, prepared, on_progress),
+        label_tokens=sum(p.encoded.n_label_tokens for p in prepared),
+        warnings=tuple(_warnings(prepared, rejected)),
+    )
+
+
+def _embed(embedder: Embedder, prepared: Sequence[Prepared], on_progress: OnProgress) -> Rows:
+    rows: Rows | None = None
+    done = tokens = 0
+    for batch in embedder.batches(prepared):
+        embedded = embedder.embed_batch(batch, prepared)
+        if rows is None:
+            rows = np.empty((len(prepared), embedded.rows.shape[1]), dtype=np.float32)
+        rows[list(batch.indices)] = embedded.rows.numpy()
+        done, tokens = done + len(batch.indices), tokens + int(batch.attention_mask.sum())
+        on_progress(Progress("embedding", done, len(prepared), tokens))
+    return rows if rows is not None else np.empty((0, 0), dtype=np.float32)
+
+
+def _warnings(prepared: Sequence[Prepared], rejected: Sequence[BadRow]) -> Iterator[str]:
+    truncated = sum(p.encoded.truncated for p in prepared)
+    if truncated:
+        yield f"{truncated} validation sample(s) are longer than the context and were cut"
+    if rejected:
+        yield f"{len(rejected)} validation row(s) were left out, the first one: {rejected[0]}"
+
+
+class Valuer:
+    """Scores one state of an index. Sketched scores carry their standard error."""
+
+    def __init__(self, storage: Storage, search: SearchIndex) -> None:
+        self._storage = storage
+        self._search = search
+        self._exact = storage.manifest.exact_rows
+        self._dim = storage.manifest.row_width
+
+    def query(
+        self, validation: ValidationSet, *, top: int, bottom: int, per_sample: bool = False
+    ) -> QueryResult:
+        """The `top` most helpful and `bottom` most harmful samples for a validation set.
+
+        Raises:
+            UsageError: `top` or `bottom` is below 1.
+        """
+        refuse_counts(top=top, bottom=bottom)
+        started = time.perf_counter()
+        queries = validation.mean[None]
+        if per_sample:
+            queries = np.concatenate([queries, validation.rows])
+        helpful = self._search.search(queries, top)
+        harmful = [(ids, -scores) for ids, scores in self._search.search(-queries, bottom)]
+        stored = self._stored([*helpful, *harmful])
+        answers = [
+            (self._hits(query, best, stored), self._hits(query, worst, stored))
+            for query, best, worst in zip(queries, helpful, harmful, strict=True)
+        ]
+        manifest = self._storage.manifest
+        return QueryResult(
+            index=str(self._storage.path),
+            fingerprint=manifest.fingerprint,
+            index_version=self._storage.catalog.version(),
+            geometry=GEOMETRY,
+            validation_samples=len(validation.rows),
+            validation_label_tokens=validation.label_tokens,
+            searched=len(self._search),
+            helpful=answers[0][0],
+            harmful=answers[0][1],
+            per_sample=tuple(ValidationResult(i, *both) for i, both in enumerate(answers[1:])),
+            seconds={"search": time.perf_counter() - started},
+            warnings=validation.warnings,
+        )
+
+    def _stored(self, rankings: Sequence[Ranking]) -> Mapping[int, StoredSample]:
+        ids = np.unique(np.concatenate([ids for ids, _ in rankings]))
+        return self._storage.catalog.samples(ids.tolist())
+
+    def _hits(
+        self, query: Rows, ranking: Ranking, stored: Mapping[int, StoredSample]
+    ) -> tuple[ScoredSample, ...]:
+        norm = float(np.linalg.norm(query))
+        return tuple(
+            ScoredSample(
+                rank=rank,
+                id=id_,
+                score=float(score),
+                stderr=self._stderr(norm * stored[id_].statistics.norm),
+                exact=self._exact,
+                sample=stored[id_].sample,
+            )
+            for rank, (id_, score) in enumerate(
+                zip(ranking[0].tolist(), ranking[1], strict=True), 1
+            )
+        )
+
+    def _stderr(self, norms: float) -> float:
+        """|q| |row| / sqrt(D), the standard error of a TensorSketch; 0 for exact rows."""
+        return 0.0 if self._exact else float(norms / np.sqrt(self._dim))
+
+
+def values(
+    storage: Storage, validation: ValidationSet, *, on_progress: OnProgress = ignore_progress
+) -> Values:
+    """A score for every live sample, in order of id: blocked products over the segments."""
+    query = validation.mean
+    width = np.inf if storage.manifest.exact_rows else storage.manifest.row_width
+    scale = float(np.linalg.norm(query) / np.sqrt(width))
+    ids, scores, stderrs = [], [], []
+    total, done = storage.catalog.count(None), 0
+    for block in storage.blocks():
+        rows = block.rows.numpy()
+        ids.append(block.ids)
+        scores.append(rows @ query)
+        stderrs.append(scale * np.linalg.norm(rows, axis=1))
+        done += len(rows)
+        on_progress(Progress("scoring", done, total))
+    return Values(
+        ids=np.concatenate([*ids, np.empty(0, np.int64)]),
+        scores=np.concatenate([*scores, np.empty(0, np.float32)]),
+        stderrs=np.concatenate([*stderrs, np.empty(0, np.float32)]).astype(np.float32),
+    )
+
+
+def named_values(storage: Storage, scored: Values) -> Iterator[dict[str, list[object]]]:
+    """Values with keys and sources beside them, as columns, a bounded number of rows at a time."""
+    identities = storage.catalog.identities()
+    while chunk := list(islice(identities, EXPORTED_ROWS)):
+        ids = np.array([id_ for id_, _, _ in chunk], dtype=np.int64)
+        places = np.searchsorted(scored.ids, ids)
+        # Samples that were added after the scores were made have none.
+        places = places[places < len(scored.ids)]
+        yield {
+            "id": ids[: len(places)].tolist(),
+            "key": [key for _, key, _ in chunk[: len(places)]],
+            "source": [source for _, _, source in chunk[: len(places)]],
+            "score": scored.scores[places].tolist(),
+            "stderr": scored.stderrs[places].tolist(),
+        }
+
+
+def refuse_counts(*, top: int, bottom: int) -> None:
+    """Raise UsageError where fewer than one sample is asked for."""
+    for name, count in (("top", top), ("bottom", bottom)):
+        if count < 1:
+            raise UsageError(f"--{name} is {count}; ask for at least 1 sample")
