@@ -1,0 +1,650 @@
+import builtins
+import csv
+import datetime
+import decimal
+import gzip
+import io
+import json
+import subprocess
+import sys
+import uuid
+from contextlib import suppress
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forvalue_index.exceptions import (
+    BadSampleError,
+    MissingDependencyError,
+    SourceError,
+    UsageError,
+)
+from forvalue_index.records import TEXT_ROLE, BadRow, Message, Sample
+from forvalue_index.sources import open_sources, parse_columns, to_sample
+
+ROWS = [
+    {"id": "a", "prompt": "Grüße?", "response": "Ja, 你好 🙂", "topic": "x"},
+    {"id": "b", "prompt": "", "response": "two\nlines", "topic": "y"},
+]
+PAIR = (Message("user", "Q"), Message("assistant", "A"))
+
+
+def read(data, columns=None):
+    return [row for source in open_sources(data, columns) for row in source.samples()]
+
+
+def bad(data, columns=None):
+    """Everything that is bad, as it is shown to a user, with the name of the folder left out."""
+    rows = [row for row in read(data, columns) if isinstance(row, BadRow)]
+    return [str(row).rpartition("/")[2] for row in rows]
+
+
+def reason(row, columns=None):
+    with pytest.raises(BadSampleError) as error:
+        to_sample(row, columns)
+    return str(error.value)
+
+
+def jsonl(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def delimited(rows, delimiter):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def parquet(rows, **options):
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def golden(name, positions):
+    return [
+        Sample(
+            messages=(Message("user", row["prompt"]), Message("assistant", row["response"])),
+            source=name,
+            position=position,
+            own_id=row["id"],
+            metadata={"topic": row["topic"]},
+        )
+        for position, row in zip(positions, ROWS, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "positions"),
+    [
+        ("d.jsonl", jsonl(ROWS), (1, 2)),
+        ("D.NDJSON", jsonl(ROWS), (1, 2)),
+        ("crlf.jsonl", jsonl(ROWS).replace(b"\n", b"\r\n"), (1, 2)),
+        ("blank.jsonl", b"\n" + jsonl(ROWS).replace(b"\n", b"\n \r\n"), (2, 4)),
+        ("bom.jsonl", b"\xef\xbb\xbf" + jsonl(ROWS), (1, 2)),
+        ("raw.jsonl", "\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS), (1, 2)),
+        ("d.jsonl.gz", gzip.compress(jsonl(ROWS)), (1, 2)),
+        ("array.json", json.dumps(ROWS, indent=1), (1, 2)),
+        ("bom.json", b"\xef\xbb\xbf" + json.dumps(ROWS).encode(), (1, 2)),
+        ("wrapped.json", json.dumps({"version": 1, "data": ROWS, "tags": ["a"]}), (1, 2)),
+        ("lines.json", b"\n" + jsonl(ROWS), (2, 3)),
+        ("d.json.gz", gzip.compress(json.dumps(ROWS).encode()), (1, 2)),
+        ("d.csv", delimited(ROWS, ","), (2, 3)),
+        ("bom.csv", b"\xef\xbb\xbf" + delimited(ROWS, ","), (2, 3)),
+        ("blank.csv", b"\r\n" + delimited(ROWS, ",").replace(b"x\r\n", b"x\r\n\r\n"), (3, 5)),
+        ("lf.csv", delimited(ROWS[::-1], ",").replace(b"\r\n", b"\n"), None),
+        ("d.TSV", delimited(ROWS, "\t"), (2, 3)),
+        ("d.tsv.gz", gzip.compress(delimited(ROWS, "\t")), (2, 3)),
+        ("d.parquet", parquet(ROWS), (1, 2)),
+        ("groups.parquet", parquet(ROWS, row_group_size=1), (1, 2)),
+    ],
+)
+def test_every_format_gives_the_same_samples(write, name, content, positions):
+    path = write(name, content)
+    if positions is None:  # a record of two lines comes first: the next one starts on line 4
+        assert read(path) == golden(str(path), (4, 2))[::-1]
+    else:
+        assert read(path) == golden(str(path), positions)
+        assert read(str(path)) == golden(str(path), positions)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": "Q", "response": "A"}, PAIR),
+        ({"Prompt": "Q", "COMPLETION": "A"}, PAIR),
+        ({"question": "Q", "Answer": "A"}, PAIR),
+        ({"instruction": "Q", "output": "A"}, PAIR),
+        ({"instruction": "Q", "input": "", "output": "A"}, PAIR),
+        ({"instruction": "Q", "input": None, "output": "A"}, PAIR),
+        ({"instruction": "Q", "input": "I", "output": "A"}, (Message("user", "Q\n\nI"), PAIR[1])),
+        ({"text": "T"}, (Message(TEXT_ROLE, "T"),)),
+        ({"messages": [m.as_dict() for m in PAIR]}, PAIR),
+        ({"messages": tuple(m.as_dict() for m in PAIR)}, PAIR),
+        ({"conversations": [m.as_dict() for m in PAIR]}, PAIR),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "S"},
+                    {"from": "human", "value": "Q"},
+                    {"from": "gpt", "value": "A", "weight": 1},
+                ]
+            },
+            (Message("system", "S"), PAIR[0], Message("assistant", "A", {"weight": 1})),
+        ),
+        (
+            {
+                "prompt": [{"role": "user", "content": "Q"}],
+                "completion": [{"role": "assistant", "content": "A"}],
+            },
+            PAIR,
+        ),
+        ({"prompt": [{"role": "user", "content": "Q"}], "completion": "A"}, PAIR),
+        ({"prompt": "Q", "response": [{"role": "assistant", "content": "A"}]}, PAIR),
+    ],
+)
+def test_every_convention_of_columns(row, messages):
+    assert to_sample(row) == Sample(messages)
+    assert to_sample({**row, "x": 1, "ID": 7}, source="s", position=3) == Sample(
+        messages, "s", 3, own_id="7", metadata={"x": 1}
+    )
+
+
+def test_conventions_have_an_order_and_the_rest_is_metadata():
+    row = {"text": "T", "answer": "A2", "question": "Q2", "completion": "A1", "prompt": "Q1"}
+    sample = to_sample(row)
+    assert sample.messages == (Message("user", "Q1"), Message("assistant", "A1"))
+    assert sample.metadata == {"text": "T", "answer": "A2", "question": "Q2"}
+    assert to_sample({"Text": "upper", "text": "exact"}).response == "exact"
+
+
+def test_tool_calls_may_stand_for_content():
+    calls = [{"function": {"name": "f", "arguments": {"x": float("nan")}}}]
+    turns = [
+        {"role": "user", "content": "Q", "name": None},
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "content": "1", "name": "f"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+    ]
+    stored = {"tool_calls": [{"function": {"name": "f", "arguments": {"x": None}}}]}
+    assert to_sample({"messages": turns}).messages == (
+        Message("user", "Q"),
+        Message("assistant", "", stored),
+        Message("tool", "1", {"name": "f"}),
+        Message("assistant", "", stored),
+    )
+
+
+@pytest.mark.parametrize(
+    ("row_id", "own_id"),
+    [("x", "x"), (0, "0"), (-3, "-3"), (np.int64(5), "5"), (None, None), ("", None)],
+)
+def test_own_id(row_id, own_id):
+    assert to_sample({"text": "T", "id": row_id}).own_id == own_id
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (None, None),
+        (True, True),
+        (2**70, 2**70),
+        (1.5, 1.5),
+        (float("nan"), None),
+        (float("-inf"), None),
+        (decimal.Decimal("1.25"), 1.25),
+        (decimal.Decimal("NaN"), None),
+        (b"caf\xc3\xa9", "café"),
+        (b"\xff\xd8\xff", "<3 bytes>"),
+        (datetime.datetime(2024, 2, 29, 1, 2, 3), "2024-02-29T01:02:03"),
+        (datetime.date(2024, 2, 29), "2024-02-29"),
+        (np.float32("inf"), None),
+        (np.float64(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.array([1, 2]), [1, 2]),
+        ({1: (None, {"a": [np.int8(3)]})}, {"1": [None, {"a": [3]}]}),
+        ("a\x00b\ud800", "a\ufffdb\ufffd"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+    ],
+)
+def test_metadata_becomes_json(value, stored):
+    metadata = to_sample({"text": "T", "m": value}).metadata
+    assert metadata == {"m": stored}
+    assert type(metadata["m"]) is type(stored) or isinstance(metadata["m"], type(stored))
+    json.dumps(metadata, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "messages"),
+    [
+        ({"Q": "Q", "R": "A"}, "prompt=Q,response=R", PAIR),
+        ({"prompt": "Q", "R": "A", "text": "T"}, "response=R", PAIR),
+        ({"body": "T", "prompt": "Q", "response": "A"}, "text=body", (Message(TEXT_ROLE, "T"),)),
+        ({"chat": [m.as_dict() for m in PAIR], "text": "T"}, "messages=chat", PAIR),
+        ({"prompt": "Q", "response": "A"}, "prompt=prompt", PAIR),
+    ],
+)
+def test_columns_map_fields(row, columns, messages):
+    assert to_sample(row, parse_columns(columns)).messages == messages
+
+
+def test_the_id_can_be_mapped_alone():
+    sample = to_sample({"prompt": "Q", "response": "A", "uid": 9, "id": "i"}, {"id": "uid"})
+    assert (sample.messages, sample.own_id, sample.metadata) == (PAIR, "9", {"id": "i"})
+
+
+def test_parse_columns():
+    assert parse_columns("prompt=Q, response = A b") == {"prompt": "Q", "response": "A b"}
+    assert parse_columns("text=a=b") == {"text": "a=b"}
+    for text in ("", "prompt", "prompt=", "=Q", "prompt=Q,", "prompt=Q,prompt=R"):
+        with pytest.raises(UsageError, match="prompt, response, messages, text, id"):
+            parse_columns(text)
+    with pytest.raises(UsageError, match="unknown fields: input; use prompt, response"):
+        parse_columns("input=Q")
+    with pytest.raises(UsageError, match="unknown fields: answer"):
+        open_sources([], {"answer": "A"})
+
+
+def turns(*pairs):
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+ENDING = "wanted turns that end with the assistant's"
+BLANK = "is empty or blank at its end; nothing there to score"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Q", "response": 3}, "'response' is int, wanted text"),
+        ({"prompt": "Q", "response": None}, "'response' is null, wanted text"),
+        ({"prompt": {"a": 1}, "Answer": "", "response": "A"}, "'prompt' is object, wanted text"),
+        ({"prompt": "Q", "response": " \n"}, f"'response' {BLANK}"),
+        ({"text": "\t"}, f"'text' {BLANK}"),
+        ({"text": True}, "'text' is bool, wanted text"),
+        ({"text": "a\x00"}, "'text' holds a NUL or something that is not UTF-8; clean it"),
+        ({"text": "\udc80"}, "'text' holds a NUL or something that is not UTF-8; clean it"),
+        ({"instruction": [], "input": "I", "output": "A"}, "'instruction' is list, wanted text"),
+        ({"instruction": "Q", "input": 2, "output": "A"}, "'input' is int, wanted text"),
+        ({"text": "T", "id": 1.0}, "the id is float, wanted text or int"),
+        ({"text": "T", "id": True}, "the id is bool, wanted text or int"),
+        ({"text": "T", "id": ["a"]}, "the id is list, wanted text or int"),
+        ({"messages": "hello"}, "'messages' is text, wanted a list"),
+        ({"messages": None}, "'messages' is null, wanted a list"),
+        ({"messages": []}, f"'messages' is empty; {ENDING}"),
+        (
+            {"messages": ["hi"]},
+            "turn 1 of 'messages' is text, wanted an object with role and content",
+        ),
+        ({"messages": [{"content": "x"}]}, "turn 1 of 'messages' has no role"),
+        ({"messages": [{"role": "user"}]}, "turn 1 of 'messages' has no content"),
+        ({"messages": [{}]}, "turn 1 of 'messages' has no role and no content"),
+        ({"conversations": [{"from": "gpt"}]}, "turn 1 of 'conversations' has no value"),
+        (
+            turns(("user", "Q"), ("assistant", None)),
+            "the content of turn 2 of 'messages' is null, wanted text",
+        ),
+        (
+            turns(("user", [{"type": "text"}])),
+            "the content of turn 1 of 'messages' is list, wanted text",
+        ),
+        (turns((None, "Q")), "the role of turn 1 of 'messages' is null, wanted text"),
+        (
+            turns(("text", "Q")),
+            "the role of turn 1 of 'messages' is 'text', wanted user, assistant, ...",
+        ),
+        (turns(("", "Q")), "the role of turn 1 of 'messages' is '', wanted user, assistant, ..."),
+        (turns(("user", "Q")), f"'messages': no assistant turn; {ENDING}"),
+        (
+            turns(("assistant", "A"), ("user", "Q")),
+            f"'messages': the last turn is 'user'; {ENDING}",
+        ),
+        (turns(("user", "Q"), ("assistant", " ")), f"'messages' {BLANK}"),
+        (
+            {"Prompt": "Q", "reply": "A"},
+            "no messages, no prompt with response, and no text among the columns: Prompt, reply; "
+            "map them with --columns, as in prompt=QUESTION,response=REPLY",
+        ),
+        (
+            {},
+            "no messages, no prompt with response, and no text among the columns: (none); "
+            "map them with --columns, as in prompt=QUESTION,response=REPLY",
+        ),
+    ],
+)
+def test_every_reason_for_a_bad_row(row, expected):
+    assert reason(row) == expected
+
+
+def test_a_mapped_column_must_be_there():
+    row = {"a": "Q", "b": "A"}
+    assert reason(row, {"prompt": "Q"}) == "no column 'Q' for prompt; the row has: a, b"
+    assert reason(row, {"response": "b"}).startswith("no messages, no prompt with response")
+
+
+def test_bad_lines_of_jsonl_are_named_and_the_rest_is_read(write):
+    lines = [b'{"text": "one"}', b"{oops}", b"[1]", b"7", b"", b'{"text": "\xff"}', b'{"t": 1}']
+    deep = b'{"text": "T", "m": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    path = write("d.jsonl", b"\n".join([*lines, deep, b'{"text": "two"}']))
+    rows = read(path)
+    assert [(row.position, row.response) for row in rows if isinstance(row, Sample)] == [
+        (1, "one"),
+        (9, "two"),
+    ]
+    shown = bad(path)
+    assert shown[:3] == [
+        "d.jsonl:2: not JSON in UTF-8: Expecting property name enclosed in double quotes: "
+        "column 2 (char 1)",
+        "d.jsonl:3: the row is list, wanted an object",
+        "d.jsonl:4: the row is int, wanted an object",
+    ]
+    assert shown[3].startswith("d.jsonl:6: not JSON in UTF-8: 'utf-8' codec can't decode byte 0xff")
+    assert shown[4].startswith("d.jsonl:7: no messages")
+    assert shown[5].startswith("d.jsonl:8: ")
+    assert len(shown) == 6
+    raw = [row.raw for row in rows if isinstance(row, BadRow)]
+    assert raw[:5] == ["{oops}", [1], 7, '{"text": "\ufffd"}', {"t": 1}]
+
+
+def test_too_deep_rows_are_bad():
+    nested = []
+    for _ in range(5000):
+        nested = [nested]
+    (row,) = read([{"text": "T", "m": nested}])
+    assert str(row) == "<iterable>:1: the row is nested too deeply; flatten its metadata"
+
+
+def test_bad_records_of_csv_are_named_by_their_first_line(write):
+    text = 'prompt,response\nQ,A\n"two\nlines",A,more\nQ\nQ,"A"x\nQ,""\nQ,"last'
+    assert bad(write("d.csv", text)) == [
+        "d.csv:3: 3 cells where the header has 2; quote a cell that holds a separator",
+        "d.csv:5: 1 cells where the header has 2; quote a cell that holds a separator",
+        "d.csv:6: not CSV: ',' expected after '\"'",
+        "d.csv:7: 'response' is empty or blank at its end; nothing there to score",
+        "d.csv:8: not CSV: unexpected end of data",
+    ]
+    assert bad(write("e.tsv", b"text\tm\n\xff\t1\nok\t\xff\n")) == [
+        "e.tsv:2: 'text' holds a NUL or something that is not UTF-8; clean it"
+    ]
+
+
+def test_csv_cells_may_be_large(write):
+    assert len(read(write("d.csv", "text\n" + "x" * 200_000))[0].response) == 200_000
+
+
+def test_bad_rows_of_json_and_parquet_are_named_by_number(write):
+    rows = [{"text": "T"}, {"text": None}]
+    assert bad(write("d.json", json.dumps([*rows, 4]))) == [
+        "d.json:2: 'text' is null, wanted text",
+        "d.json:3: the row is int, wanted an object",
+    ]
+    assert bad(write("d.parquet", parquet(rows))) == ["d.parquet:2: 'text' is null, wanted text"]
+
+
+def test_parquet_types_become_json(write):
+    row = {
+        "text": "T",
+        "day": datetime.datetime(2024, 2, 29),
+        "price": decimal.Decimal("1.5"),
+        "blob": b"\xff",
+        "tags": ["a", None],
+    }
+    (sample,) = read(write("d.parquet", parquet([row])))
+    assert sample.metadata == {
+        "day": "2024-02-29T00:00:00",
+        "price": 1.5,
+        "blob": "<1 bytes>",
+        "tags": ["a", None],
+    }
+
+
+def test_an_absent_extra_of_a_message_has_one_hash_in_every_format(write):
+    """Parquet fills the fields that only some messages have with nulls."""
+    calls = {"role": "assistant", "content": "A", "name": "n"}
+    row = {"messages": [{"role": "user", "content": "Q"}, calls]}
+    (line,) = read(write("d.jsonl", jsonl([row])))
+    (stored,) = read(write("d.parquet", parquet([row])))
+    assert line.content_hash == stored.content_hash
+
+
+def test_a_single_json_object_is_a_row(write):
+    row = turns(("user", "Q"), ("assistant", "A"))
+    assert read(write("d.json", json.dumps(row, indent=2)))[0].messages == PAIR
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("d.txt", "x", "unknown format '.txt': use .jsonl, .ndjson, .json, .csv, .tsv, .parquet"),
+        ("d", "x", "unknown format ''"),
+        ("d.parquet.gz", "x", "unknown format '.gz'"),
+        ("d.json", "", "cannot be read: Expecting value: line 1 column 1"),
+        ("d.json", '[{"text": "T"}\n', "cannot be read: Expecting ',' delimiter: line 2"),
+        ("d.json", b'["\xff"]', "cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        ("d.json", "3", "wanted an array of objects, or an object with one such array"),
+        ("d.json", '{"a": [{}], "b": [{}]}', "or an object with one such array; check the file"),
+        ("d.json", "[" * 100_000, "cannot be read: "),
+        ("d.csv", "a,a\n1,2\n", "a column name appears twice in the header: a, a"),
+        ("d.csv", "text\n".encode("utf-16"), "the header is not CSV in UTF-8"),
+        ("d.csv", '"text', "the header is not CSV in UTF-8"),
+        ("d.parquet", "PAR1 not really", "cannot be read: "),
+        ("d.parquet", b"", "cannot be read: "),
+        ("d.jsonl.gz", "not gzip", "cannot be read: Not a gzipped file"),
+        ("d.jsonl.gz", gzip.compress(jsonl(ROWS) * 99)[:-20], "cannot be read: "),
+    ],
+)
+def test_unreadable_files_are_one_line_errors(write, name, content, expected):
+    path = write(name, content)
+    with pytest.raises(SourceError) as error:
+        read(path)
+    message = str(error.value)
+    assert message.startswith(f"{path} ")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_corrupt_pages_of_parquet_are_an_error(write):
+    content = bytearray(parquet([{"text": "word " * 50}] * 500))
+    content[60:120] = b"\xff" * 60
+    path = write("d.parquet", bytes(content))
+    with pytest.raises(SourceError, match="cannot be read"):
+        read(path)
+
+
+def test_missing_files_and_plain_folders(tmp_path):
+    with pytest.raises(SourceError, match=r"no\.jsonl does not exist: check the path"):
+        open_sources(tmp_path / "no.jsonl")
+    with pytest.raises(SourceError, match=r"\*\.jsonl matches no file: check the pattern"):
+        open_sources(str(tmp_path / "*.jsonl"))
+    with pytest.raises(SourceError, match=r"is a directory but no saved data set: name its files"):
+        open_sources(tmp_path)
+    with pytest.raises(SourceError, match="cannot be read: File name too long"):
+        open_sources("x" * 5000)
+
+
+def test_a_file_that_may_not_be_read(write, monkeypatch):
+    path = write("d.jsonl", jsonl(ROWS))
+
+    def refuse(self, mode):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    with pytest.raises(SourceError, match=r"d\.jsonl cannot be read: Permission denied; check"):
+        read(path)
+
+
+def test_globs_and_lists_of_paths(write, tmp_path, monkeypatch):
+    for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl", "[odd].jsonl"):
+        write(name, jsonl([{"text": name}]))
+    (tmp_path / "folder.jsonl").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def names(data):
+        return [source.name for source in open_sources(data)]
+
+    assert names("?.jsonl") == ["a.jsonl", "b.jsonl"]
+    assert names("**/c*.jsonl") == ["sub/c.jsonl"]
+    assert names(str(tmp_path / "sub" / "*")) == [str(tmp_path / "sub" / "c.jsonl")]
+    assert names("[odd].jsonl") == ["[odd].jsonl"]
+    assert names(["sub/*", tmp_path / "a.jsonl"]) == ["sub/c.jsonl", str(tmp_path / "a.jsonl")]
+    assert names(("b.jsonl",)) == ["b.jsonl"]
+
+
+def test_stdin_can_be_read_twice_and_leaves_no_file(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(jsonl(ROWS) + b"{")))
+    (source,) = open_sources("-")
+    first = list(source.samples())
+    assert first[:2] == golden("<stdin>", (1, 2))
+    assert str(first[2]).startswith("<stdin>:3: not JSON")
+    assert source.rereadable
+    assert list(source.samples()) == first
+    assert list(tmp_path.iterdir())
+    del source
+    assert not list(tmp_path.iterdir())
+
+
+def test_iterables_of_dicts():
+    (source,) = open_sources(ROWS)
+    assert (source.name, source.rereadable) == ("<iterable>", True)
+    assert list(source.samples()) == list(source.samples()) == golden("<iterable>", (1, 2))
+    (source,) = open_sources(row for row in ROWS)
+    assert (source.name, source.rereadable) == ("<iterable>", False)
+    assert list(source.samples()) == golden("<iterable>", (1, 2))
+    assert read([]) == []
+    assert read([{"text": "T", 3: 4}])[0].metadata == {"3": 4}
+    assert bad([{"text": "T"}, ["no"]]) == ["<iterable>:2: the row is list, wanted an object"]
+
+
+def test_errors_of_an_iterable_are_its_own():
+    def broken():
+        yield ROWS[0]
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        read(broken())
+
+
+class Frame:
+    """As much of a data frame as is looked at."""
+
+    def iterrows(self):
+        return iter(())
+
+    def __iter__(self):
+        return iter(["text"])
+
+
+@pytest.mark.parametrize("data", [None, 3, b"d.jsonl", Frame()])
+def test_other_types_are_refused(data):
+    name = type(data).__name__
+    with pytest.raises(SourceError, match=f"a {name} is no data set: pass a path"):
+        open_sources(data)
+
+
+def test_mappings_and_mixed_lists_are_refused(write):
+    with pytest.raises(SourceError, match=r"a dict with keys text is .* pass a list of rows"):
+        open_sources({"text": "T"})
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    with pytest.raises(SourceError, match=r"DatasetDict with keys train is not one .* a split"):
+        open_sources(splits)
+    with pytest.raises(SourceError, match="object among paths: pass either paths or rows"):
+        open_sources([write("d.jsonl", jsonl(ROWS)), {"text": "T"}])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=dataset, test=dataset.select([0])).save_to_disk(tmp_path / "two")
+    return tmp_path
+
+
+def test_data_sets_loaded_and_saved(saved, capfd):
+    capfd.readouterr()
+    (source,) = open_sources(datasets.load_from_disk(saved / "one"))
+    assert (source.name, source.rereadable) == ("<iterable>", True)
+    assert list(source.samples()) == list(source.samples()) == golden("<iterable>", (1, 2))
+    assert read(saved / "one") == golden(str(saved / "one"), (1, 2))
+    train, test = open_sources(saved / "two")
+    assert list(train.samples()) == golden(str(saved / "two" / "train"), (1, 2))
+    assert test.name == str(saved / "two" / "test")
+    assert len(list(test.samples())) == 1
+    assert [source.name for source in open_sources(str(saved / "*"))] == [
+        str(saved / name) for name in ("one", "two/train", "two/test")
+    ]
+    assert capfd.readouterr().out == ""
+
+
+def test_streamed_data_sets_can_be_read_twice(saved):
+    stream = datasets.load_from_disk(saved / "one").to_iterable_dataset()
+    (source,) = open_sources(stream)
+    assert source.rereadable
+    assert list(source.samples()) == list(source.samples()) == golden("<iterable>", (1, 2))
+
+
+def test_a_saved_data_set_needs_the_library(saved, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name == "datasets":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'forvalue-index\[datasets\]'"):
+        open_sources(saved / "one")
+
+
+def test_the_library_of_data_sets_is_imported_only_when_used():
+    code = "import sys, forvalue_index.sources; sys.exit('datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(TEXT, TEXT.filter(str.strip), TEXT), max_size=4), st.booleans())
+def test_any_text_survives_jsonl(tmp_path, triples, ascii_only):
+    path = tmp_path / "d.jsonl"
+    rows = [{"prompt": p, "response": r, "m": {"k": m}} for p, r, m in triples]
+    text = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows)
+    path.write_bytes(text.encode())
+    assert read(path) == [
+        Sample(
+            (Message("user", row["prompt"]), Message("assistant", row["response"])),
+            source=str(path),
+            position=position,
+            metadata={"m": row["m"]},
+        )
+        for position, row in enumerate(rows, 1)
+    ]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_any_bytes_give_rows_or_a_source_error(tmp_path, content):
+    for suffix in (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz"):
+        path = tmp_path / f"d{suffix}"
+        path.write_bytes(content)
+        with suppress(SourceError):
+            assert all(isinstance(row, Sample | BadRow) for row in read(path))
