@@ -1,0 +1,130 @@
+"""Samples as rows of the catalog and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, TypeVar
+
+from forvalue_index.exceptions import BadSampleError, BrokenIndexError
+from forvalue_index.records import Message, Sample, SampleStatistics, StoredSample
+
+T = TypeVar("T")
+
+# SQLite accepts 999 variables in its older versions.
+CHUNK = 900
+MAX_METADATA_DEPTH = 50
+
+
+def pack(sample: Sample, statistics: SampleStatistics) -> dict[str, Any]:
+    """Make the columns that depend on the sample alone. Raises BadSampleError."""
+    measured = dataclasses.asdict(statistics)
+    if not all(math.isfinite(value) for value in measured.values()):
+        raise _bad(sample, f"its statistics {statistics} are not all finite; leave the sample out")
+    for name, text in (("id", sample.key), ("source", sample.source)):
+        if text != clean_text(text):
+            raise _bad(sample, f"its {name} {text!r} holds a NUL or half a surrogate pair; mend it")
+    return {
+        "key": sample.key,
+        "content_hash": sample.content_hash,
+        "position": sample.position,
+        "metadata": clean_metadata(sample),
+        "payload": _compress(sample),
+        **measured,
+    }
+
+
+def unpack(row: Any) -> StoredSample:
+    """Rebuild a sample from its row joined with the names of its source and segment."""
+    messages = tuple(_message(fields) for fields in _decompress(row.id, row.payload))
+    sample = Sample(
+        messages=messages,
+        source=row.source,
+        position=row.position,
+        own_id=None if row.key == row.content_hash else row.key,
+        metadata=row.metadata,
+    )
+    names = (field.name for field in dataclasses.fields(SampleStatistics))
+    statistics = SampleStatistics(**{name: getattr(row, name) for name in names})
+    return StoredSample(row.id, sample, statistics, row.segment)
+
+
+def clean_metadata(sample: Sample) -> dict[str, Any]:
+    """Turn metadata into what every database can hold as JSON and compare.
+
+    NaN and infinity become null, integers beyond 64 bits and unknown types become text, NUL and
+    halves of surrogate pairs become U+FFFD. Raises BadSampleError where it is nested too deeply.
+    """
+    if _depth_exceeds(sample.metadata, MAX_METADATA_DEPTH):
+        raise _bad(sample, f"its metadata is nested deeper than {MAX_METADATA_DEPTH}; flatten it")
+    return {clean_text(str(name)): _clean(value) for name, value in sample.metadata.items()}
+
+
+def clean_text(text: str) -> str:
+    """Replace what no database stores as text, NUL and halves of surrogate pairs, by U+FFFD."""
+    # Through UTF-16, where the two halves of a pair become one character again.
+    whole = text if text.isascii() else _without_half_pairs(text)
+    return whole.replace("\0", "�")
+
+
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """Split into lists that fit into one statement as variables."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _bad(sample: Sample, reason: str) -> BadSampleError:
+    return BadSampleError(f"{sample.source}:{sample.position}: cannot be stored: {reason}")
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    if not isinstance(value, Mapping | list | tuple):
+        return False
+    entries = value.values() if isinstance(value, Mapping) else value
+    return limit == 0 or any(_depth_exceeds(entry, limit - 1) for entry in entries)
+
+
+def _clean(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {clean_text(str(name)): _clean(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(entry) for entry in value]
+    return clean_text(str(value))
+
+
+def _without_half_pairs(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _compress(sample: Sample) -> bytes:
+    messages = [message.as_dict() for message in sample.messages]
+    text = json.dumps(messages, ensure_ascii=False, default=str)
+    return zlib.compress(text.encode("utf-8", "surrogatepass"))
+
+
+def _decompress(id_: int, payload: bytes) -> list[dict[str, Any]]:
+    try:
+        text = zlib.decompress(payload).decode("utf-8", "surrogatepass")
+        messages: list[dict[str, Any]] = json.loads(text)
+    except (zlib.error, ValueError) as error:
+        raise BrokenIndexError(
+            f"The catalog's text of sample {id_} is damaged ({error}). Restore the catalog from a "
+            "backup, or create the index anew"
+        ) from error
+    return messages
+
+
+def _message(fields: dict[str, Any]) -> Message:
+    extra = {name: value for name, value in fields.items() if name not in ("role", "content")}
+    return Message(fields["role"], fields["content"], extra)

@@ -1,0 +1,80 @@
+"""An index in numbers, computed by its catalog's database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from forvalue_index.tables import samples, segments, sources
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """How many live samples came from one source."""
+
+    source: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class CatalogSummary:
+    """What an index holds. `loss` and `label_error_mass` are medians over its live samples."""
+
+    samples: int
+    removed: int
+    segments: int
+    bytes: int
+    sources: tuple[SourceSummary, ...]
+    loss: float | None
+    label_error_mass: float | None
+
+
+def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
+    """Count and measure; run it in one transaction, or the numbers may not fit together."""
+    live = sa.and_(samples.c.index_id == index_id, ~samples.c.removed)
+    total = _count(connection, samples.c.index_id == index_id)
+    n_live = _count(connection, live)
+    n_segments, n_bytes = connection.execute(
+        sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(segments.c.n_bytes), 0)).where(
+            segments.c.index_id == index_id
+        )
+    ).one()
+    return CatalogSummary(
+        samples=n_live,
+        removed=total - n_live,
+        segments=n_segments,
+        bytes=int(n_bytes),
+        sources=_by_source(connection, live),
+        loss=_median(connection, samples.c.loss, live, n_live),
+        label_error_mass=_median(connection, samples.c.label_error_mass, live, n_live),
+    )
+
+
+def _count(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
+    query = sa.select(sa.func.count()).select_from(samples).where(condition)
+    return int(connection.execute(query).scalar_one())
+
+
+def _by_source(
+    connection: sa.Connection, live: sa.ColumnElement[bool]
+) -> tuple[SourceSummary, ...]:
+    query = (
+        sa.select(sources.c.name, sa.func.count())
+        .select_from(samples.join(sources))
+        .where(live)
+        .group_by(sources.c.id, sources.c.name)
+        .order_by(sources.c.id)
+    )
+    return tuple(SourceSummary(name, count) for name, count in connection.execute(query))
+
+
+def _median(
+    connection: sa.Connection, column: sa.Column[Any], live: sa.ColumnElement[bool], count: int
+) -> float | None:
+    if not count:
+        return None
+    query = sa.select(column).where(live).order_by(column)
+    middle = connection.scalars(query.limit(2 - count % 2).offset((count - 1) // 2)).all()
+    return float(sum(middle) / len(middle))

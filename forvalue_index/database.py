@@ -1,0 +1,178 @@
+"""Connections to the catalog's database, and the state of its schema.
+
+SQLite lives inside an index directory, PostgreSQL is for teams. Both are opened here and nowhere
+else, so that what differs between them stays in this module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+
+from forvalue_index.exceptions import (
+    BrokenIndexError,
+    ForValueError,
+    MissingDependencyError,
+    UsageError,
+)
+from forvalue_index.tables import REVISIONS
+
+# FULL, not NORMAL: in WAL mode NORMAL may lose the last commits in a power cut, and a commit says
+# that samples are stored. One commit covers a whole segment, so its fsync costs nothing that shows.
+# LIKE distinguishes case, as it does on PostgreSQL.
+_PRAGMAS = (
+    "busy_timeout = 30000",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "foreign_keys = ON",
+    "case_sensitive_like = ON",
+)
+# SQLite finds a JSON key only where it is written as it is named, without \u escapes.
+_to_json = partial(json.dumps, ensure_ascii=False)
+_DAMAGED = ("not a database", "malformed", "disk image")
+
+
+class CatalogError(ForValueError):
+    """The catalog's database cannot be reached, or refuses a change."""
+
+
+def connect(url: str) -> sa.Engine:
+    """Prepare connections to a database; none is made yet.
+
+    Raises MissingDependencyError where the driver is not installed, UsageError for a bad URL.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite_engine(parsed)
+        return sa.create_engine(parsed, pool_pre_ping=True, json_serializer=_to_json)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"The catalog needs the module {error.name}, which is not installed. "
+            "Run: pip install 'forvalue-index[postgres]'"
+        ) from error
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise UsageError(
+            f"The catalog's address …{url.rpartition('@')[2]} is not understood ({error}). Write "
+            "sqlite:////path/catalog.sqlite or postgresql+psycopg://user@host/database"
+        ) from error
+
+
+def describe(engine: sa.Engine) -> str:
+    """Name the database in messages, without a password."""
+    return engine.url.render_as_string(hide_password=True)
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring the schema to this version's; an empty database gets all of it."""
+    # Imported here because only creating and migrating need it, and it takes a tenth of a second.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
+    with translated_errors(engine), engine.begin() as connection:
+        _refuse_newer(engine, _revision(connection))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def migrations_directory() -> Path:
+    """Find the migrations: within the package where installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def check_schema(engine: sa.Engine) -> None:
+    """Raise BrokenIndexError unless the schema is the one that this version reads and writes."""
+    path = _sqlite_path(engine.url)
+    if path is not None and not path.is_file():
+        raise BrokenIndexError(
+            f"{path} is missing, and it is the catalog of the index. Restore it from a backup, "
+            "or create the index anew"
+        )
+    with translated_errors(engine), engine.connect() as connection:
+        revision = _revision(connection)
+    _refuse_newer(engine, revision)
+    if revision != REVISIONS[-1]:
+        raise BrokenIndexError(
+            f"{describe(engine)} has schema {revision or 'none'}, this version of forvalue-index "
+            f"uses {REVISIONS[-1]}. Run: forvalue migrate"
+        )
+
+
+@contextmanager
+def translated_errors(engine: sa.Engine) -> Iterator[None]:
+    """Turn the database's errors into ours; what the caller understands better passes through."""
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise
+    except sa.exc.DBAPIError as error:
+        name, reason = describe(engine), str(error.orig).strip()
+        if any(sign in reason for sign in _DAMAGED):
+            raise BrokenIndexError(
+                f"{name} is not a catalog or is damaged ({reason}). Restore it from a backup, or "
+                "create the index anew"
+            ) from error
+        raise CatalogError(
+            f"{name} does not do what was asked ({reason}). See that the database can be reached "
+            "and written to and is not locked, then run the same again"
+        ) from error
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return revision
+
+
+def _refuse_newer(engine: sa.Engine, revision: str | None) -> None:
+    if revision is not None and revision not in REVISIONS:
+        raise BrokenIndexError(
+            f"{describe(engine)} has schema {revision}, which is newer than {REVISIONS[-1]}, the "
+            "last one this version knows. Run: pip install --upgrade forvalue-index"
+        )
+
+
+def _sqlite_path(url: URL) -> Path | None:
+    in_memory = url.database in (None, "", ":memory:")
+    if url.get_backend_name() != "sqlite" or in_memory or "uri" in url.query:
+        return None
+    return Path(str(url.database))
+
+
+def _sqlite_engine(url: URL) -> sa.Engine:
+    path = _sqlite_path(url)
+    read_only = path is not None and path.is_file() and not os.access(path.parent, os.W_OK)
+    if path is not None and read_only and not path.with_name(f"{path.name}-wal").exists():
+        # WAL needs a file beside the database. Where none can be made and none is there, nobody
+        # else is writing, so the database can be read as it lies.
+        address = f"{path.absolute().as_uri()}?immutable=1"
+        url = url.set(database=address).update_query_dict({"uri": "true"})
+    engine = sa.create_engine(url, json_serializer=_to_json)
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transaction control leaves SELECT and DDL outside of transactions.
+    connection.isolation_level = None
+    for pragma in _PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")

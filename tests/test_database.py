@@ -1,0 +1,103 @@
+import os
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from forvalue_index.catalog import Catalog
+from forvalue_index.database import CatalogError
+from forvalue_index.exceptions import BrokenIndexError, MissingDependencyError, UsageError
+from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
+from forvalue_index.tables import samples as samples_table
+
+UID = uuid.UUID(int=7).hex
+
+
+def sample(number):
+    return Sample((Message("text", f"document {number}"),), "a.jsonl", number + 1)
+
+
+def commit(catalog, samples):
+    record = SegmentRecord(uuid.uuid4().hex, len(samples), 100, "ab" * 32)
+    return catalog.commit_segment(
+        record, samples, [SampleStatistics(2, 1, False, 0.5, 0.5, 1.0)] * len(samples)
+    )
+
+
+def test_a_missing_catalog_is_not_created_by_opening(tmp_path):
+    path = tmp_path / "catalog.sqlite"
+    with pytest.raises(BrokenIndexError, match="is missing"):
+        Catalog.open(f"sqlite:///{path}", UID)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("act", [Catalog.open, lambda url, uid: Catalog.create(url, uid, "print")])
+def test_a_file_that_is_no_database_is_refused(tmp_path, act):
+    path = tmp_path / "catalog.sqlite"
+    path.write_bytes(b"this is not SQLite " * 1000)
+    with pytest.raises(BrokenIndexError, match="not a catalog or is damaged"):
+        act(f"sqlite:///{path}", UID)
+
+
+def test_a_damaged_database_is_reported(tmp_path):
+    path = tmp_path / "catalog.sqlite"
+    with Catalog.create(f"sqlite:///{path}", UID, "print") as catalog:
+        commit(catalog, [sample(n) for n in range(200)])
+    content = path.read_bytes()
+    path.write_bytes(content[:8192] + b"\xff" * (len(content) - 8192))
+    with pytest.raises(BrokenIndexError, match="damaged"):
+        Catalog.open(f"sqlite:///{path}", UID)
+
+
+def test_addresses_that_lead_nowhere_are_explained(tmp_path):
+    unreachable = "postgresql+psycopg://me:secret@127.0.0.1:1/none?connect_timeout=2"
+    with pytest.raises(CatalogError, match="can be reached") as caught:
+        Catalog.open(unreachable, UID)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(CatalogError, match="unable to open database"):
+        Catalog.create(f"sqlite:///{tmp_path / 'missing' / 'x.sqlite'}", UID, "print")
+    for bad in ("", "no url", "teradata://x", "postgresql+psycopg://h:port/x"):
+        with pytest.raises(UsageError, match="not understood"):
+            Catalog.open(bad, UID)
+
+
+def test_a_missing_driver_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
+    with pytest.raises(MissingDependencyError, match=r"forvalue-index\[postgres\]"):
+        Catalog.open("postgresql+psycopg://h/x", UID)
+
+
+def test_every_sqlite_connection_is_set_up(tmp_path):
+    with Catalog.create(f"sqlite:///{tmp_path / 'c.sqlite'}", UID, "print") as catalog:
+        pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        with catalog._engine.connect() as connection:
+            values = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
+    assert values == ["wal", 2, 1, 30_000]
+
+
+def test_an_index_in_a_directory_that_cannot_be_written_is_readable(tmp_path, monkeypatch):
+    path = tmp_path / "odd % name?#" / "catalog.sqlite"
+    path.parent.mkdir()
+    address = sa.URL.create("sqlite", database=str(path)).render_as_string()
+    with Catalog.create(address, UID, "print") as catalog:
+        commit(catalog, [sample(0)])
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Catalog.open(address, UID) as catalog:
+        assert catalog.sample("0").sample == sample(0)
+        with pytest.raises(CatalogError, match="readonly"):
+            catalog.remove([0])
+    assert [file.name for file in path.parent.iterdir()] == ["catalog.sqlite"]
+
+
+def test_readers_see_one_state_within_a_transaction(tmp_path):
+    """Without an explicit BEGIN the driver lets two SELECTs see two states."""
+    address = f"sqlite:///{tmp_path / 'c.sqlite'}"
+    with Catalog.create(address, UID, "print") as catalog:
+        commit(catalog, [sample(0)])
+        rows = catalog._engine.connect()
+        count = sa.select(sa.func.count()).select_from(samples_table)
+        assert rows.execute(count).scalar() == 1
+        commit(catalog, [sample(1)])
+        assert rows.execute(count).scalar() == 1
+        rows.close()
+        assert catalog.count() == 2

@@ -1,0 +1,244 @@
+"""`--where`, on both databases, against a plain reading of the rules in Python."""
+
+import subprocess
+import sys
+import uuid
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.dialects import postgresql, sqlite
+
+from forvalue_index.catalog import Catalog
+from forvalue_index.filters import compile_filter
+from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
+
+pytest_plugins = ("databases",)
+
+METADATA = [
+    {"x": "de", "é y": 1, "flag": True, "format": "a"},
+    {"x": 3, "é y": 2.5, "flag": False},
+    {"x": 3.0, "flag": "true"},
+    {"x": 2**53 + 1, "é y": "1", "flag": None},
+    {"x": 0.1 + 0.2, "flag": 1},
+    {"x": True, "é y": [1]},
+    {"x": None, "é y": {"a": 1}},
+    {"x": "De", "flag": True},
+    {"x": "50%_é"},
+    {},
+]
+KEYS = ["a", "B", "é", "50%", "a_b", "aXb", "Z", "", "10", "9"]
+
+
+def sample(number):
+    message = Message("text", f"document {number}")
+    source = ("wiki", "books")[number % 2]
+    return Sample((message,), source, number + 1, KEYS[number], METADATA[number])
+
+
+def statistics(number):
+    return SampleStatistics(10 * number, number, number % 3 == 0, number / 4, 0.1 * number, 1e3)
+
+
+def row(number):
+    measured = statistics(number)
+    named = {"id": number, "key": KEYS[number], "source": sample(number).source}
+    return named | {"position": number + 1} | vars(measured) | {"metadata": METADATA[number]}
+
+
+ROWS = [row(number) for number in range(len(METADATA))]
+
+
+@pytest.fixture
+def catalog(database_url):
+    uid = uuid.uuid4().hex
+    with Catalog.create(database_url, uid, "print") as catalog:
+        numbers = range(len(METADATA))
+        record = SegmentRecord(uuid.uuid4().hex, len(METADATA), 0, "")
+        catalog.commit_segment(
+            record, [sample(n) for n in numbers], [statistics(n) for n in numbers]
+        )
+        yield catalog
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("id = 3", [3]),
+        ("source = 'wiki' AND n_label_tokens > 5", [6, 8]),
+        ("n_tokens > 2.5 and n_tokens <= 2e1", [1, 2]),
+        ("n_tokens < 99999999999999999999 AND id > -1 AND id<>0", [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ("id > 9223372036854775807", []),
+        ("loss BETWEEN 0.5 AND .75", [2, 3]),
+        ("id NOT BETWEEN -1 AND 8", [9]),
+        ("truncated", [0, 3, 6, 9]),
+        ("NOT truncated AND id < 3", [1, 2]),
+        ("truncated = false AND id < 3", [1, 2]),
+        ("id IN (1, 2.0, 77)", [1, 2]),
+        ("id NOT IN (1,2,3,4,5,6,7,8)", [0, 9]),
+        ("(id = 1 OR id = 2) AND (NOT (id = 2))", [1]),
+        ("id = 1 OR id = 2 AND id = 3", [1]),
+        ("position = 2", [1]),
+        ("3 = id", [3]),
+        ("n_label_tokens = id AND id < 2", [0, 1]),
+        ("ID = 3 AND METADATA.x IS NOT NULL", [3]),
+        ("key = 'a'", [0]),
+        ("key LIKE 'a_b'", [4, 5]),
+        (r"key LIKE 'a\_b'", [4]),
+        (r"key LIKE '50\%'", [3]),
+        ("key LIKE 'A%'", []),
+        ("key NOT LIKE '%' OR key LIKE '_' AND NOT key LIKE 'a'", [1, 2, 6, 9]),
+        ("key < 'a'", [1, 3, 6, 7, 8, 9]),
+        ("key BETWEEN 'Z' AND 'a'", [0, 6]),
+        ("key > 'z'", [2]),
+        ("key IS NULL", []),
+        ("metadata.x = 'de'", [0]),
+        ("metadata.x <> 'de'", [7, 8]),
+        ("NOT metadata.x = 'de'", [7, 8]),
+        ("metadata.x = 3", [1, 2]),
+        ("metadata.x > 3", [3]),
+        ("metadata.x = 9007199254740993", [3]),
+        ("metadata.x = 0.30000000000000004", [4]),
+        ("metadata.x = true", [5]),
+        ("metadata.x IN ('de', 'De')", [0, 7]),
+        ("metadata.x LIKE 'd%'", [0]),
+        (r"metadata.x LIKE '%\%\_é'", [8]),
+        ("metadata.x < 'a'", [7, 8]),
+        ("metadata.x BETWEEN 0 AND 5", [1, 2, 4]),
+        ("metadata.x IS NULL", [6, 9]),
+        ("metadata.x IS NOT NULL AND id > 4", [5, 7, 8]),
+        ('metadata."é y" >= 1', [0, 1]),
+        ("metadata.\"é y\" = '1'", [3]),
+        ('metadata."é y" IS NOT NULL', [0, 1, 3, 5, 6]),
+        ("metadata.flag = true", [0, 7]),
+        ("metadata.flag <> true", [1]),
+        ("metadata.flag IN (true, false)", [0, 1, 7]),
+        ("metadata.X = 3", []),
+        ("metadata.format = 'a'", [0]),
+        ("metadata.x = n_label_tokens", []),
+        ("metadata.x = key OR metadata.x = 'a''b'", []),
+        ("metadata.absent = 1 OR id = 1", [1]),
+    ],
+)
+def test_conditions_find_what_they_say(catalog, where, expected):
+    assert catalog.live_ids(where).tolist() == expected
+
+
+def test_the_largest_allowed_conditions_run(catalog):
+    alternating = "id=1" + " AND id=1 OR metadata.x = 'no'" * 250
+    assert catalog.count(alternating) == 1
+    assert catalog.count("id = -1" + " OR metadata.x = 3" * 500) == 2
+    assert catalog.count(f"id IN ({','.join(map(str, range(9_000)))})") == len(ROWS)
+    assert catalog.count("(" * 20 + "id = 1" + ")" * 20) == 1
+    assert catalog.count("NOT " * 20 + "truncated") == 4
+    assert catalog.count("key LIKE '" + "a" * 9_999 + "%'") == 0
+
+
+def test_no_text_of_the_user_reaches_the_sql():
+    where = "key = 'evil' AND metadata.evil IN ('evil', 'evil2') AND metadata.\"evil'\" LIKE 'evil'"
+    for dialect in (sqlite.dialect(), postgresql.dialect()):
+        assert "evil" not in str(compile_filter(where).compile(dialect=dialect))
+
+
+def test_compiling_needs_no_heavy_library():
+    heavy = ("torch", "transformers", "faiss", "pyarrow")
+    code = f"import sys, forvalue_index.catalog, forvalue_index.filters; \
+assert not set({heavy}) & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_catalog_imports_sqlglot_and_alembic_only_when_needed():
+    code = "import sys, forvalue_index.catalog; \
+assert not {'sqlglot', 'alembic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NUMBERS = st.sampled_from([0, 1, 3, -1, 2.5, 0.1 + 0.2, 2**53 + 1])
+STRINGS = st.sampled_from(["de", "De", "a", "é", "50%", "", "1", "true"])
+BOOLEANS = st.booleans()
+NAMES = {
+    "number": ["id", "n_tokens", "loss", "norm"],
+    "string": ["key", "source"],
+    "boolean": ["truncated"],
+}
+METADATA_NAMES = ["metadata.x", 'metadata."é y"', "metadata.flag", "metadata.absent"]
+VALUES = {"number": NUMBERS, "string": STRINGS, "boolean": BOOLEANS}
+OPERATORS = ["=", "<>", "<", "<=", ">", ">="]
+
+
+def literal(value):
+    return str(value) if isinstance(value, bool | int | float) else f"'{value}'"
+
+
+@st.composite
+def comparisons(draw):
+    kind = draw(st.sampled_from(list(VALUES)))
+    name = draw(st.sampled_from(NAMES[kind] + METADATA_NAMES))
+    operator = draw(st.sampled_from(OPERATORS[:2] if kind == "boolean" else OPERATORS))
+    value = draw(VALUES[kind])
+    choices = draw(st.lists(VALUES[kind], min_size=1, max_size=3))
+    form = draw(st.sampled_from(["compare", "in", "null"]))
+    if form == "null":
+        return f"{name} IS NULL", lambda row: read(row, name) is None
+    if form == "in":
+        written = ", ".join(map(literal, choices))
+        return f"{name} IN ({written})", lambda row: typed(row, name, kind, lambda v: v in choices)
+    tests = {
+        "=": lambda v: v == value, "<>": lambda v: v != value, "<": lambda v: v < value,
+        "<=": lambda v: v <= value, ">": lambda v: v > value, ">=": lambda v: v >= value,
+    }  # fmt: skip
+    return (
+        f"{name} {operator} {literal(value)}",
+        lambda row: typed(row, name, kind, tests[operator]),
+    )
+
+
+def read(row, name):
+    prefix, _, key = name.partition(".")
+    return row["metadata"].get(key.strip('"')) if prefix == "metadata" and key else row[name]
+
+
+def typed(row, name, kind, test):
+    """True, False, or None for unknown: the key is missing or has a value of another type."""
+    types = {"number": (int, float), "string": str, "boolean": bool}[kind]
+    value = read(row, name)
+    is_kind = isinstance(value, types) and (kind == "boolean" or not isinstance(value, bool))
+    return test(value) if is_kind else None
+
+
+def negation(inner):
+    text, test = inner
+    return f"NOT ({text})", lambda row: None if test(row) is None else not test(row)
+
+
+def combination(parts):
+    left, word, right = parts
+    decisive = word == "OR"
+
+    def test(row):
+        results = {left[1](row), right[1](row)}
+        if decisive in results:
+            return decisive
+        return None if None in results else not decisive
+
+    return f"({left[0]} {word} {right[0]})", test
+
+
+CONDITIONS = st.recursive(
+    comparisons(),
+    lambda inner: st.one_of(
+        inner.map(negation),
+        st.tuples(inner, st.sampled_from(["AND", "OR"]), inner).map(combination),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(condition=CONDITIONS)
+def test_results_are_those_of_three_valued_logic_in_python(catalog, condition):
+    where, test = condition
+    expected = [row["id"] for row in ROWS if test(row) is True]
+    assert catalog.live_ids(where).tolist() == expected, where
