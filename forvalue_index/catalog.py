@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
+from sqlalchemy.engine import URL
 
 from forvalue_index.catalog_rows import chunks, clean_text, pack, unpack
-from forvalue_index.catalog_summary import CatalogSummary, summarise
+from forvalue_index.catalog_summary import summarise
 from forvalue_index.database import (
     CatalogError,
     check_schema,
@@ -27,6 +28,7 @@ from forvalue_index.database import (
 )
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.records import (
+    CatalogSummary,
     Sample,
     SampleStatistics,
     SegmentRecord,
@@ -62,7 +64,7 @@ class Catalog:
         self.fingerprint: str = row.fingerprint
 
     @classmethod
-    def create(cls, url: str, uid: str, fingerprint: str) -> Catalog:
+    def create(cls, url: str | URL, uid: str, fingerprint: str) -> Catalog:
         """Migrate the database and enter a new index. Raises CatalogError if it is there."""
         engine = connect(url)
         try:
@@ -82,7 +84,7 @@ class Catalog:
             raise
 
     @classmethod
-    def open(cls, url: str, uid: str) -> Catalog:
+    def open(cls, url: str | URL, uid: str) -> Catalog:
         """Open an index. Raises BrokenIndexError unless it is there and its schema is current."""
         engine = connect(url)
         try:

@@ -45,7 +45,12 @@ class CatalogError(ForValueError):
     """The catalog's database cannot be reached, or refuses a change."""
 
 
-def connect(url: str) -> sa.Engine:
+def sqlite_url(path: Path) -> URL:
+    """Address a file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(path))
+
+
+def connect(url: str | URL) -> sa.Engine:
     """Prepare connections to a database; none is made yet.
 
     Raises MissingDependencyError where the driver is not installed, UsageError for a bad URL.
@@ -61,8 +66,9 @@ def connect(url: str) -> sa.Engine:
             "Run: pip install 'forvalue-index[postgres]'"
         ) from error
     except (sa.exc.ArgumentError, ValueError) as error:
+        shown = str(url).rpartition("@")[2]
         raise UsageError(
-            f"The catalog's address …{url.rpartition('@')[2]} is not understood ({error}). Write "
+            f"The catalog's address …{shown} is not understood ({error}). Write "
             "sqlite:////path/catalog.sqlite or postgresql+psycopg://user@host/database"
         ) from error
 
