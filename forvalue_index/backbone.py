@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,6 +28,7 @@ from forvalue_index.prediction_error import Head
 from forvalue_index.records import Batch
 from forvalue_index.settings import ModelIdentity, Settings
 
+HUB_TIMEOUT_S = 10
 # Relative to the largest logit; half precision rounds the two ways of computing it differently.
 HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 5e-2
@@ -47,8 +50,16 @@ def default_device() -> torch.device:
 class Backbone:
     """A causal language model, ready to give hidden states. Immutable once made."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str = "the model") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str = "the model", revision: str | None = None
+    ) -> None:
         self.name = name
+        self.revision = revision
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"{name}: its tokenizer does not say which characters a token stands for, so "
+                "responses cannot be told from prompts; use a model with a tokenizer.json"
+            )
         self.tokenizer = tokenizer
         self._model = model.eval().requires_grad_(False)
         self._trunk = model.base_model
@@ -66,13 +77,14 @@ class Backbone:
                 package can take apart.
         """
         dtype = getattr(torch, resolve_dtype(settings.dtype, device))
+        where = _where(settings)
         with _quiet(), _model_errors(settings.model):
-            where = _where(settings)
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
         if settings.adapter is not None:
             model = _merge_adapter(model, settings.adapter)
-        return cls(model.to(device), tokenizer, name=settings.model)
+        revision = where.get("revision")
+        return cls(model.to(device), tokenizer, name=settings.model, revision=revision)
 
     @property
     def context(self) -> int | None:
@@ -146,7 +158,35 @@ def _where(settings: Settings) -> dict[str, Any]:
             f"{settings.model}: there is no such model directory; check the path, or name a model "
             "on the hub as OWNER/NAME"
         )
-    return {"pretrained_model_name_or_path": settings.model, "revision": settings.revision}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} has no config.json, so it is no model; check the path")
+        return {"pretrained_model_name_or_path": settings.model}
+    return {"pretrained_model_name_or_path": settings.model} | _hub_revision(settings)
+
+
+def _hub_revision(settings: Settings) -> dict[str, Any]:
+    """The commit of a model on the hub as it is now; the cached one where no hub answers.
+
+    Asking once, without the retries of a download, tells a wrong name from a missing network.
+    """
+    name, revision = settings.model, settings.revision
+    try:
+        found = huggingface_hub.model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+    except (HfHubHTTPError, ValueError) as error:
+        raise ModelError(
+            f"{name} (revision {revision or 'main'}) is neither a directory here nor a model on "
+            f"the hub that can be read: {_first_line(error)}"
+        ) from error
+    except Exception as error:  # Which error a missing network is depends on the hub's client.
+        cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            raise ModelError(
+                f"{name} is neither a directory here nor in the hub's cache, and the hub cannot "
+                f"be reached ({_first_line(error)}); check the name and the network"
+            ) from error
+        return {"revision": revision, "local_files_only": True}
+    return {"revision": revision or found.sha}
 
 
 @contextlib.contextmanager

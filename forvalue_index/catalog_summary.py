@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from forvalue_index.records import CatalogSummary, SourceSummary
 from forvalue_index.tables import samples, segments, sources
-
-
-@dataclass(frozen=True)
-class SourceSummary:
-    """How many live samples came from one source."""
-
-    source: str
-    samples: int
-
-
-@dataclass(frozen=True)
-class CatalogSummary:
-    """What an index holds. `loss` and `label_error_mass` are medians over its live samples."""
-
-    samples: int
-    removed: int
-    segments: int
-    bytes: int
-    sources: tuple[SourceSummary, ...]
-    loss: float | None
-    label_error_mass: float | None
 
 
 def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ def ignore_progress(progress: Progress) -> None:
     """Report nothing."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Rows of one data set, in order. `rereadable` says whether `samples` may be called twice."""
 
@@ -31,6 +32,7 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
 class SearchIndex(Protocol):
     """Rows of float32 under int64 ids. Scores are signed inner products: larger helps more."""
 
@@ -51,6 +53,7 @@ class SearchIndex(Protocol):
     def __len__(self) -> int: ...
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """The part of a fast Hugging Face tokenizer that prompts are made with."""
 
@@ -68,6 +71,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class Trunk(Protocol):
     """A language model up to, and without, its head."""
 

@@ -12,15 +12,14 @@ import pyarrow.parquet
 
 from forvalue_index.exceptions import UsageError
 
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.int64()),
-        pa.field("key", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("stderr", pa.float32()),
-    ]
-)
+COLUMNS: list[pa.Field[Any]] = [
+    pa.field("id", pa.int64()),
+    pa.field("key", pa.string()),
+    pa.field("source", pa.string()),
+    pa.field("score", pa.float32()),
+    pa.field("stderr", pa.float32()),
+]
+SCHEMA = pa.schema(COLUMNS)
 
 Writer = Callable[[Path, Iterator[pa.RecordBatch]], None]
 

@@ -55,10 +55,10 @@ class Embedder:
     """Turns samples into rows with one model and one sketch."""
 
     def __init__(self, trunk: Trunk, head: Head, *, encoder: PromptEncoder, sketch: Sketch) -> None:
-        self._trunk = trunk
+        self.trunk = trunk
         self._encoder = encoder
         self._sketch = sketch
-        self._head = head.reordered(sketch.vocab_order)
+        self.head = head.reordered(sketch.vocab_order)
         # Where each vocabulary entry went, so that labels follow the reordered head.
         self._place = torch.argsort(sketch.vocab_order)
         self._chunk_tokens = CHUNK_TOKENS[head.weight.device.type]
@@ -93,7 +93,7 @@ class Embedder:
         Raises:
             ModelError: the model gave infinite or undefined numbers for a sample, which is named.
         """
-        hidden = self._trunk.hidden_states(batch)
+        hidden = self.trunk.hidden_states(batch)
         sums = self._sum_over_tokens(
             hidden,
             self._place[torch.from_numpy(batch.labels).to(hidden.device)],
@@ -126,7 +126,7 @@ class Embedder:
         )
         for start in range(0, len(hidden), self._chunk_tokens):
             chunk = slice(start, start + self._chunk_tokens)
-            found = prediction_error(self._head, hidden[chunk], labels[chunk])
+            found = prediction_error(self.head, hidden[chunk], labels[chunk])
             self._sketch.accumulate(sums.sketch, found.error, hidden[chunk].to(wide), owner[chunk])
             sums.loss.index_add_(0, owner[chunk], found.loss)
             sums.error_mass.index_add_(0, owner[chunk], 1 - found.probability)

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 from forvalue_index import ingest, valuation
 from forvalue_index.backbone import Backbone, default_device, resolve_dtype
-from forvalue_index.catalog_summary import CatalogSummary
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
@@ -23,7 +22,14 @@ from forvalue_index.manifest import (
     refuse_other_settings,
 )
 from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import AddReport, Progress, QueryResult, StoredSample, Values
+from forvalue_index.records import (
+    AddReport,
+    CatalogSummary,
+    Progress,
+    QueryResult,
+    StoredSample,
+    Values,
+)
 from forvalue_index.settings import DEFAULT_CATALOG, DEFAULT_CONTEXT, ON_BAD, Manifest, Settings
 from forvalue_index.sketch import make_sketch
 from forvalue_index.sources import open_sources
@@ -153,7 +159,7 @@ class ValuationIndex:
         _refuse_on_bad(on_bad)
         sources = open_sources(data, columns)
         started = time.perf_counter()
-        embedder = self._loaded_embedder()
+        embedder = self.embedder
         load_s = time.perf_counter() - started
         report = ingest.add(
             self._storage, embedder, sources=sources, on_bad=on_bad, on_progress=self._on_progress
@@ -255,7 +261,7 @@ class ValuationIndex:
         _refuse_on_bad(on_bad)
         sources = open_sources(data, columns)
         started = time.perf_counter()
-        embedder = self._loaded_embedder()
+        embedder = self.embedder
         loaded = time.perf_counter()
         validation = valuation.embed_validation(
             embedder, sources=sources, on_bad=on_bad, on_progress=self._on_progress
@@ -271,7 +277,9 @@ class ValuationIndex:
             self._on_progress(Progress("opening", 1, 1))
         return self._valuer[1]
 
-    def _loaded_embedder(self) -> Embedder:
+    @property
+    def embedder(self) -> Embedder:
+        """What turns samples into rows. Loads the model when it is first asked for."""
         if self._embedder is None:
             settings = self.manifest.settings
             if self._model is not None:
@@ -321,6 +329,7 @@ def _resolve(wanted: Settings, backbone: Backbone) -> Settings:
         )
     return replace(
         wanted,
+        revision=backbone.revision,
         template=template,
         max_length=wanted.max_length or context,
         dtype=resolve_dtype(wanted.dtype, backbone.device),

@@ -236,6 +236,27 @@ class AddReport:
 
 
 @dataclass(frozen=True)
+class SourceSummary:
+    """How many live samples came from one source."""
+
+    source: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class CatalogSummary:
+    """What an index holds. `loss` and `label_error_mass` are medians over its live samples."""
+
+    samples: int
+    removed: int
+    segments: int
+    bytes: int
+    sources: tuple[SourceSummary, ...]
+    loss: float | None
+    label_error_mass: float | None
+
+
+@dataclass(frozen=True)
 class Progress:
     """One step of a long task; `total` is None where it cannot be known beforehand."""
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from forvalue_index.catalog_summary import CatalogSummary
-from forvalue_index.records import AddReport, QueryResult, ScoredSample, StoredSample
+from forvalue_index.records import (
+    AddReport,
+    CatalogSummary,
+    QueryResult,
+    ScoredSample,
+    StoredSample,
+)
 from forvalue_index.settings import Manifest
 
 SEARCH = "flat"

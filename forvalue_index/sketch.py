@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 HashTables = Mapping[str, NDArray[np.int64]]
 
 
+@runtime_checkable
 class Sketch(Protocol):
     """Linear, seeded, and a function of one sample alone."""
 

@@ -7,11 +7,9 @@ import io
 import json
 import subprocess
 import sys
-import uuid
 from contextlib import suppress
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,13 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forvalue_index.exceptions import (
-    BadSampleError,
     MissingDependencyError,
     SourceError,
-    UsageError,
 )
-from forvalue_index.records import TEXT_ROLE, BadRow, Message, Sample
-from forvalue_index.sources import open_sources, parse_columns, to_sample
+from forvalue_index.records import BadRow, Message, Sample
+from forvalue_index.sources import open_sources
 
 ROWS = [
     {"id": "a", "prompt": "Grüße?", "response": "Ja, 你好 🙂", "topic": "x"},
@@ -42,12 +38,6 @@ def bad(data, columns=None):
     """Everything that is bad, as it is shown to a user, with the name of the folder left out."""
     rows = [row for row in read(data, columns) if isinstance(row, BadRow)]
     return [str(row).rpartition("/")[2] for row in rows]
-
-
-def reason(row, columns=None):
-    with pytest.raises(BadSampleError) as error:
-        to_sample(row, columns)
-    return str(error.value)
 
 
 def jsonl(rows):
@@ -124,220 +114,6 @@ def test_every_format_gives_the_same_samples(write, name, content, positions):
     else:
         assert read(path) == golden(str(path), positions)
         assert read(str(path)) == golden(str(path), positions)
-
-
-@pytest.mark.parametrize(
-    ("row", "messages"),
-    [
-        ({"prompt": "Q", "response": "A"}, PAIR),
-        ({"Prompt": "Q", "COMPLETION": "A"}, PAIR),
-        ({"question": "Q", "Answer": "A"}, PAIR),
-        ({"instruction": "Q", "output": "A"}, PAIR),
-        ({"instruction": "Q", "input": "", "output": "A"}, PAIR),
-        ({"instruction": "Q", "input": None, "output": "A"}, PAIR),
-        ({"instruction": "Q", "input": "I", "output": "A"}, (Message("user", "Q\n\nI"), PAIR[1])),
-        ({"text": "T"}, (Message(TEXT_ROLE, "T"),)),
-        ({"messages": [m.as_dict() for m in PAIR]}, PAIR),
-        ({"messages": tuple(m.as_dict() for m in PAIR)}, PAIR),
-        ({"conversations": [m.as_dict() for m in PAIR]}, PAIR),
-        (
-            {
-                "conversations": [
-                    {"from": "system", "value": "S"},
-                    {"from": "human", "value": "Q"},
-                    {"from": "gpt", "value": "A", "weight": 1},
-                ]
-            },
-            (Message("system", "S"), PAIR[0], Message("assistant", "A", {"weight": 1})),
-        ),
-        (
-            {
-                "prompt": [{"role": "user", "content": "Q"}],
-                "completion": [{"role": "assistant", "content": "A"}],
-            },
-            PAIR,
-        ),
-        ({"prompt": [{"role": "user", "content": "Q"}], "completion": "A"}, PAIR),
-        ({"prompt": "Q", "response": [{"role": "assistant", "content": "A"}]}, PAIR),
-    ],
-)
-def test_every_convention_of_columns(row, messages):
-    assert to_sample(row) == Sample(messages)
-    assert to_sample({**row, "x": 1, "ID": 7}, source="s", position=3) == Sample(
-        messages, "s", 3, own_id="7", metadata={"x": 1}
-    )
-
-
-def test_conventions_have_an_order_and_the_rest_is_metadata():
-    row = {"text": "T", "answer": "A2", "question": "Q2", "completion": "A1", "prompt": "Q1"}
-    sample = to_sample(row)
-    assert sample.messages == (Message("user", "Q1"), Message("assistant", "A1"))
-    assert sample.metadata == {"text": "T", "answer": "A2", "question": "Q2"}
-    assert to_sample({"Text": "upper", "text": "exact"}).response == "exact"
-
-
-def test_tool_calls_may_stand_for_content():
-    calls = [{"function": {"name": "f", "arguments": {"x": float("nan")}}}]
-    turns = [
-        {"role": "user", "content": "Q", "name": None},
-        {"role": "assistant", "tool_calls": calls},
-        {"role": "tool", "content": "1", "name": "f"},
-        {"role": "assistant", "content": None, "tool_calls": calls},
-    ]
-    stored = {"tool_calls": [{"function": {"name": "f", "arguments": {"x": None}}}]}
-    assert to_sample({"messages": turns}).messages == (
-        Message("user", "Q"),
-        Message("assistant", "", stored),
-        Message("tool", "1", {"name": "f"}),
-        Message("assistant", "", stored),
-    )
-
-
-@pytest.mark.parametrize(
-    ("row_id", "own_id"),
-    [("x", "x"), (0, "0"), (-3, "-3"), (np.int64(5), "5"), (None, None), ("", None)],
-)
-def test_own_id(row_id, own_id):
-    assert to_sample({"text": "T", "id": row_id}).own_id == own_id
-
-
-@pytest.mark.parametrize(
-    ("value", "stored"),
-    [
-        (None, None),
-        (True, True),
-        (2**70, 2**70),
-        (1.5, 1.5),
-        (float("nan"), None),
-        (float("-inf"), None),
-        (decimal.Decimal("1.25"), 1.25),
-        (decimal.Decimal("NaN"), None),
-        (b"caf\xc3\xa9", "café"),
-        (b"\xff\xd8\xff", "<3 bytes>"),
-        (datetime.datetime(2024, 2, 29, 1, 2, 3), "2024-02-29T01:02:03"),
-        (datetime.date(2024, 2, 29), "2024-02-29"),
-        (np.float32("inf"), None),
-        (np.float64(0.5), 0.5),
-        (np.bool_(True), True),
-        (np.array([1, 2]), [1, 2]),
-        ({1: (None, {"a": [np.int8(3)]})}, {"1": [None, {"a": [3]}]}),
-        ("a\x00b\ud800", "a\ufffdb\ufffd"),
-        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
-    ],
-)
-def test_metadata_becomes_json(value, stored):
-    metadata = to_sample({"text": "T", "m": value}).metadata
-    assert metadata == {"m": stored}
-    assert type(metadata["m"]) is type(stored) or isinstance(metadata["m"], type(stored))
-    json.dumps(metadata, allow_nan=False).encode()
-
-
-@pytest.mark.parametrize(
-    ("row", "columns", "messages"),
-    [
-        ({"Q": "Q", "R": "A"}, "prompt=Q,response=R", PAIR),
-        ({"prompt": "Q", "R": "A", "text": "T"}, "response=R", PAIR),
-        ({"body": "T", "prompt": "Q", "response": "A"}, "text=body", (Message(TEXT_ROLE, "T"),)),
-        ({"chat": [m.as_dict() for m in PAIR], "text": "T"}, "messages=chat", PAIR),
-        ({"prompt": "Q", "response": "A"}, "prompt=prompt", PAIR),
-    ],
-)
-def test_columns_map_fields(row, columns, messages):
-    assert to_sample(row, parse_columns(columns)).messages == messages
-
-
-def test_the_id_can_be_mapped_alone():
-    sample = to_sample({"prompt": "Q", "response": "A", "uid": 9, "id": "i"}, {"id": "uid"})
-    assert (sample.messages, sample.own_id, sample.metadata) == (PAIR, "9", {"id": "i"})
-
-
-def test_parse_columns():
-    assert parse_columns("prompt=Q, response = A b") == {"prompt": "Q", "response": "A b"}
-    assert parse_columns("text=a=b") == {"text": "a=b"}
-    for text in ("", "prompt", "prompt=", "=Q", "prompt=Q,", "prompt=Q,prompt=R"):
-        with pytest.raises(UsageError, match="prompt, response, messages, text, id"):
-            parse_columns(text)
-    with pytest.raises(UsageError, match="unknown fields: input; use prompt, response"):
-        parse_columns("input=Q")
-    with pytest.raises(UsageError, match="unknown fields: answer"):
-        open_sources([], {"answer": "A"})
-
-
-def turns(*pairs):
-    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
-
-
-ENDING = "wanted turns that end with the assistant's"
-BLANK = "is empty or blank at its end; nothing there to score"
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"prompt": "Q", "response": 3}, "'response' is int, wanted text"),
-        ({"prompt": "Q", "response": None}, "'response' is null, wanted text"),
-        ({"prompt": {"a": 1}, "Answer": "", "response": "A"}, "'prompt' is object, wanted text"),
-        ({"prompt": "Q", "response": " \n"}, f"'response' {BLANK}"),
-        ({"text": "\t"}, f"'text' {BLANK}"),
-        ({"text": True}, "'text' is bool, wanted text"),
-        ({"text": "a\x00"}, "'text' holds a NUL or something that is not UTF-8; clean it"),
-        ({"text": "\udc80"}, "'text' holds a NUL or something that is not UTF-8; clean it"),
-        ({"instruction": [], "input": "I", "output": "A"}, "'instruction' is list, wanted text"),
-        ({"instruction": "Q", "input": 2, "output": "A"}, "'input' is int, wanted text"),
-        ({"text": "T", "id": 1.0}, "the id is float, wanted text or int"),
-        ({"text": "T", "id": True}, "the id is bool, wanted text or int"),
-        ({"text": "T", "id": ["a"]}, "the id is list, wanted text or int"),
-        ({"messages": "hello"}, "'messages' is text, wanted a list"),
-        ({"messages": None}, "'messages' is null, wanted a list"),
-        ({"messages": []}, f"'messages' is empty; {ENDING}"),
-        (
-            {"messages": ["hi"]},
-            "turn 1 of 'messages' is text, wanted an object with role and content",
-        ),
-        ({"messages": [{"content": "x"}]}, "turn 1 of 'messages' has no role"),
-        ({"messages": [{"role": "user"}]}, "turn 1 of 'messages' has no content"),
-        ({"messages": [{}]}, "turn 1 of 'messages' has no role and no content"),
-        ({"conversations": [{"from": "gpt"}]}, "turn 1 of 'conversations' has no value"),
-        (
-            turns(("user", "Q"), ("assistant", None)),
-            "the content of turn 2 of 'messages' is null, wanted text",
-        ),
-        (
-            turns(("user", [{"type": "text"}])),
-            "the content of turn 1 of 'messages' is list, wanted text",
-        ),
-        (turns((None, "Q")), "the role of turn 1 of 'messages' is null, wanted text"),
-        (
-            turns(("text", "Q")),
-            "the role of turn 1 of 'messages' is 'text', wanted user, assistant, ...",
-        ),
-        (turns(("", "Q")), "the role of turn 1 of 'messages' is '', wanted user, assistant, ..."),
-        (turns(("user", "Q")), f"'messages': no assistant turn; {ENDING}"),
-        (
-            turns(("assistant", "A"), ("user", "Q")),
-            f"'messages': the last turn is 'user'; {ENDING}",
-        ),
-        (turns(("user", "Q"), ("assistant", " ")), f"'messages' {BLANK}"),
-        (
-            {"Prompt": "Q", "reply": "A"},
-            "no messages, no prompt with response, and no text among the columns: Prompt, reply; "
-            "map them with --columns, as in prompt=QUESTION,response=REPLY",
-        ),
-        (
-            {},
-            "no messages, no prompt with response, and no text among the columns: (none); "
-            "map them with --columns, as in prompt=QUESTION,response=REPLY",
-        ),
-    ],
-)
-def test_every_reason_for_a_bad_row(row, expected):
-    assert reason(row) == expected
-
-
-def test_a_mapped_column_must_be_there():
-    row = {"a": "Q", "b": "A"}
-    assert reason(row, {"prompt": "Q"}) == "no column 'Q' for prompt; the row has: a, b"
-    assert reason(row, {"response": "b"}).startswith("no messages, no prompt with response")
 
 
 def test_bad_lines_of_jsonl_are_named_and_the_rest_is_read(write):
@@ -426,7 +202,7 @@ def test_an_absent_extra_of_a_message_has_one_hash_in_every_format(write):
 
 
 def test_a_single_json_object_is_a_row(write):
-    row = turns(("user", "Q"), ("assistant", "A"))
+    row = {"messages": [message.as_dict() for message in PAIR]}
     assert read(write("d.json", json.dumps(row, indent=2)))[0].messages == PAIR
 
 

@@ -39,7 +39,7 @@ def data_options(command: Command) -> Command:
 
 def columns_of(text: str | None) -> dict[str, str] | None:
     """The mapping that --columns gives."""
-    from forvalue_index.sources import parse_columns
+    from forvalue_index.columns import parse_columns
 
     return None if text is None else parse_columns(text)
 

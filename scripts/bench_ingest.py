@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Ingestion against the bare forward pass, on the same model, data and batches.
+
+The reference runs the trunk on all tokens of a batch, and the head and log-softmax on its label
+tokens, and keeps nothing. Ours is `add` whole: reading, checking, tokenising, the same forward
+pass, prediction errors, sketch, segment files and SQL. The two are interleaved; `ratio` is the
+median over rounds of ours divided by the reference of the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from forvalue_index import ValuationIndex
+from forvalue_index.demo_data import math_problems, sentence_transformations
+from forvalue_index.features import CHUNK_TOKENS, Embedder, Prepared
+from forvalue_index.sources import open_sources
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse_options()
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_data(Path(folder) / "data.jsonl", options.samples)
+        forward_s, ingest_s, tokens = measure(Path(folder), data, options)
+    ratios = [ours / bare for ours, bare in zip(ingest_s, forward_s, strict=True)]
+    result = {
+        "forward_s": round(statistics.median(forward_s), 3),
+        "ingest_s": round(statistics.median(ingest_s), 3),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+        "tokens_per_s": round(tokens["all"] / statistics.median(ingest_s), 1),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "samples": options.samples,
+        "tokens": tokens["all"],
+        "label_tokens": tokens["labels"],
+        "labels": options.labels,
+        "dim": options.dim,
+        "threads": torch.get_num_threads(),
+    }
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        for name, value in result.items():
+            print(f"{name:>14}  {value}")
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="directory, GGUF file or hub id")
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dim", type=int, default=4096)
+    parser.add_argument("--labels", choices=("response", "all"), default="response")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def write_data(path: Path, n_samples: int) -> Path:
+    """Sentence transformations and arithmetic with reasons, in turn, as one JSONL file."""
+    sentences, _ = sentence_transformations(seed=0)
+    problems, _ = math_problems(seed=0, reasons=True)
+    rows = [row for pair in zip(sentences, problems, strict=True) for row in pair]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:n_samples]))
+    return path
+
+
+def measure(
+    folder: Path, data: Path, options: argparse.Namespace
+) -> tuple[list[float], list[float], dict[str, int]]:
+    """Seconds of each round, of the bare forward pass and of `add`, after a round to warm up."""
+    forward_s, ingest_s = [], []
+    settings = {"dim": options.dim, "labels": options.labels}
+    tokens = {"all": 0, "labels": 0}
+    for round_ in range(-1, options.rounds):
+        with ValuationIndex.create(folder / f"{round_}", options.model, **settings) as index:
+            prepared = prepare(index, data)
+            bare = timed(lambda: bare_forward(index, prepared))  # noqa: B023
+            ours = timed(lambda: index.add(data))
+        if round_ < 0:
+            tokens["all"] = sum(len(p.encoded) for p in prepared)
+            tokens["labels"] = sum(p.encoded.n_label_tokens for p in prepared)
+            continue
+        forward_s.append(bare)
+        ingest_s.append(ours)
+    return forward_s, ingest_s, tokens
+
+
+def prepare(index: ValuationIndex, data: Path) -> list[Prepared]:
+    """The samples, tokenised as the index does it."""
+    rows = [row for source in open_sources(data) for row in source.samples()]
+    return [index.embedder.prepare(row) for row in rows]
+
+
+@torch.inference_mode()
+def bare_forward(index: ValuationIndex, prepared: list[Prepared]) -> None:
+    """The trunk on all tokens, head and log-softmax on label tokens, in the index's batches."""
+    embedder: Embedder = index.embedder
+    chunk = CHUNK_TOKENS[embedder.head.weight.device.type]
+    for batch in embedder.batches(prepared):
+        for hidden in embedder.trunk.hidden_states(batch).split(chunk):
+            torch.log_softmax(embedder.head.logits(hidden), dim=-1)
+
+
+def timed(task) -> float:  # noqa: ANN001
+    """Wall-clock seconds of a task."""
+    started = time.perf_counter()
+    task()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
