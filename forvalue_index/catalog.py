@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.engine import URL
 
 from forvalue_index.catalog_rows import chunks, clean_text, pack, unpack
 from forvalue_index.catalog_summary import summarise
@@ -64,9 +64,9 @@ class Catalog:
         self.fingerprint: str = row.fingerprint
 
     @classmethod
-    def create(cls, url: str | URL, uid: str, fingerprint: str) -> Catalog:
+    def create(cls, address: str | Path, uid: str, fingerprint: str) -> Catalog:
         """Migrate the database and enter a new index. Raises CatalogError if it is there."""
-        engine = connect(url)
+        engine = connect(address)
         try:
             migrate(engine)
             row = sa.insert(indexes).values(uid=uid, fingerprint=fingerprint)
@@ -84,9 +84,9 @@ class Catalog:
             raise
 
     @classmethod
-    def open(cls, url: str | URL, uid: str) -> Catalog:
+    def open(cls, address: str | Path, uid: str) -> Catalog:
         """Open an index. Raises BrokenIndexError unless it is there and its schema is current."""
-        engine = connect(url)
+        engine = connect(address)
         try:
             check_schema(engine)
             return cls(engine, uid)

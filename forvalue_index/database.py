@@ -45,18 +45,16 @@ class CatalogError(ForValueError):
     """The catalog's database cannot be reached, or refuses a change."""
 
 
-def sqlite_url(path: Path) -> URL:
-    """Address a file, whatever characters its path has."""
-    return URL.create("sqlite", database=str(path))
-
-
-def connect(url: str | URL) -> sa.Engine:
-    """Prepare connections to a database; none is made yet.
+def connect(address: str | Path) -> sa.Engine:
+    """Prepare connections to an SQLite file or to the database of a URL; none is made yet.
 
     Raises MissingDependencyError where the driver is not installed, UsageError for a bad URL.
     """
     try:
-        parsed = make_url(url)
+        if isinstance(address, Path):
+            # A URL would give some characters of a path another meaning.
+            return _sqlite_engine(URL.create("sqlite", database=str(address)))
+        parsed = make_url(address)
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed)
         return sa.create_engine(parsed, pool_pre_ping=True, json_serializer=_to_json)
@@ -66,7 +64,7 @@ def connect(url: str | URL) -> sa.Engine:
             "Run: pip install 'forvalue-index[postgres]'"
         ) from error
     except (sa.exc.ArgumentError, ValueError) as error:
-        shown = str(url).rpartition("@")[2]
+        shown = str(address).rpartition("@")[2]
         raise UsageError(
             f"The catalog's address …{shown} is not understood ({error}). Write "
             "sqlite:////path/catalog.sqlite or postgresql+psycopg://user@host/database"

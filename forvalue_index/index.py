@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from forvalue_index import ingest, valuation
 from forvalue_index.backbone import Backbone, default_device, resolve_dtype
@@ -68,7 +68,7 @@ class ValuationIndex:
         catalog: str = DEFAULT_CATALOG,
         on_progress: OnProgress = ignore_progress,
         **settings: Any,
-    ) -> Self:
+    ) -> ValuationIndex:
         """Make an empty index, or open the one that is there if it has these settings.
 
         Args:
@@ -113,7 +113,7 @@ class ValuationIndex:
         *,
         model: str | None = None,
         on_progress: OnProgress = ignore_progress,
-    ) -> Self:
+    ) -> ValuationIndex:
         """Open an index. `model` says where the model lies now, if it has moved.
 
         Raises:
@@ -126,7 +126,7 @@ class ValuationIndex:
         self._embedder = self._valuer = None
         self._storage.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ValuationIndex:
         return self
 
     def __exit__(self, *_: object) -> None:

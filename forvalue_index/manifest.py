@@ -38,7 +38,7 @@ def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
         SettingsMismatchError: manifest and catalog are not from the same index.
     """
     manifest = read_manifest(path)
-    catalog = Catalog.open(catalog_url(path, manifest.catalog), manifest.uid)
+    catalog = Catalog.open(catalog_address(path, manifest.catalog), manifest.uid)
     if catalog.fingerprint != manifest.fingerprint:
         catalog.close()
         raise SettingsMismatchError(
@@ -105,9 +105,9 @@ def refuse_other_model(path: Path, stored: ModelIdentity, given: ModelIdentity) 
         )
 
 
-def catalog_url(path: Path, catalog: str) -> str:
+def catalog_address(path: Path, catalog: str) -> str | Path:
     """The default catalog lies in the index, so that the directory can be moved."""
-    return f"sqlite:///{path.resolve() / CATALOG}" if catalog == DEFAULT_CATALOG else catalog
+    return path.resolve() / CATALOG if catalog == DEFAULT_CATALOG else catalog
 
 
 def _is_part(name: str) -> bool:

@@ -25,7 +25,7 @@ from forvalue_index.manifest import (
     MANIFEST,
     SEGMENTS,
     TABLES,
-    catalog_url,
+    catalog_address,
     open_catalog,
     refuse_occupied,
 )
@@ -68,7 +68,7 @@ class Storage:
         )
         write_durably(path / TABLES, save({name: np.asarray(t) for name, t in tables.items()}))
         manifest = Manifest(uuid.uuid4().hex, catalog, settings, model, tables_digest(tables))
-        opened = Catalog.create(catalog_url(path, catalog), manifest.uid, manifest.fingerprint)
+        opened = Catalog.create(catalog_address(path, catalog), manifest.uid, manifest.fingerprint)
         write_durably(path / MANIFEST, manifest.to_json().encode())
         return cls(path, manifest, opened)
 

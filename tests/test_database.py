@@ -5,7 +5,7 @@ import pytest
 import sqlalchemy as sa
 
 from forvalue_index.catalog import Catalog
-from forvalue_index.database import CatalogError, sqlite_url
+from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError, MissingDependencyError, UsageError
 from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
 from forvalue_index.tables import samples as samples_table
@@ -76,9 +76,9 @@ def test_every_sqlite_connection_is_set_up(tmp_path):
 
 
 def test_an_index_in_a_directory_that_cannot_be_written_is_readable(tmp_path, monkeypatch):
-    path = tmp_path / "odd %20 name?#" / "catalog.sqlite"
-    path.parent.mkdir()
-    address = sqlite_url(path)
+    address = tmp_path / "odd %20 name?#" / "catalog.sqlite"
+    address.parent.mkdir()
+
     with Catalog.create(address, UID, "print") as catalog:
         commit(catalog, [sample(0)])
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -86,7 +86,7 @@ def test_an_index_in_a_directory_that_cannot_be_written_is_readable(tmp_path, mo
         assert catalog.sample("0").sample == sample(0)
         with pytest.raises(CatalogError, match="readonly"):
             catalog.remove([0])
-    assert [file.name for file in path.parent.iterdir()] == ["catalog.sqlite"]
+    assert [file.name for file in address.parent.iterdir()] == ["catalog.sqlite"]
 
 
 def test_readers_see_one_state_within_a_transaction(tmp_path):
