@@ -15,9 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Below this a float32 probability has lost digits, and its logarithm with them.
-SMALLEST_PRECISE_PROBABILITY = 1e-30
-
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -58,27 +55,21 @@ class PredictionError(NamedTuple):
 def prediction_error(
     head: Head, hidden: Float[Tensor, "token hidden"], labels: Int[Tensor, " token"]
 ) -> PredictionError:
-    """onehot(label) - softmax(logits), with the head's chain rule applied."""
+    """onehot(label) - softmax(logits), with the head's chain rule applied.
+
+    Works in place on the logits, the one large tensor of a chunk. The loss comes from the shifted
+    logits, so it is exact where the probability underflows.
+    """
     logits = head.logits(hidden)
+    chain = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
+    shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     at_label = labels[:, None]
-    error = torch.softmax(logits, dim=-1)
-    probability = error.gather(1, at_label).squeeze(1)
-    loss = _loss(logits, at_label, probability)
-    error.neg_().scatter_add_(1, at_label, torch.ones_like(error[:, :1]))
-    if head.softcap is not None:
-        error.mul_(1 - (logits / head.softcap) ** 2)
+    label_logit = shifted.gather(1, at_label)
+    total = shifted.exp_().sum(dim=-1, keepdim=True)
+    loss = total.log() - label_logit
+    error = shifted.div_(-total).scatter_add_(1, at_label, torch.ones_like(total))
+    if chain is not None:
+        error.mul_(chain)
     if head.scale != 1.0:
         error.mul_(head.scale)
-    return PredictionError(error, loss, probability)
-
-
-def _loss(
-    logits: Float[Tensor, "token vocab"],
-    at_label: Int[Tensor, "token 1"],
-    probability: Float[Tensor, " token"],
-) -> Float[Tensor, " token"]:
-    """-log p(label): from the probability, and from the logits only where that is too small."""
-    loss = -probability.log()
-    for token in (probability < SMALLEST_PRECISE_PROBABILITY).nonzero().flatten().tolist():
-        loss[token] = logits[token].logsumexp(0) - logits[token, at_label[token, 0]]
-    return loss
+    return PredictionError(error, loss.squeeze(1), loss.neg().exp().squeeze(1))
