@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forvalue_index.batching import PAD, batches, collate
+from forvalue_index.records import Encoded
+
+
+def encoded(token_ids, labels_at):
+    mask = np.zeros(len(token_ids), dtype=bool)
+    mask[list(labels_at)] = True
+    return Encoded(np.array(token_ids, dtype=np.int64), mask)
+
+
+@st.composite
+def samples(draw):
+    length = draw(st.integers(2, 40))
+    at = draw(st.sets(st.integers(1, length - 1), min_size=1, max_size=6))
+    return encoded(draw(st.lists(st.integers(1, 99), min_size=length, max_size=length)), at)
+
+
+def inputs(sample):
+    """Tokens that a prediction of the sample depends on: all before the last label."""
+    return int(np.flatnonzero(sample.label_mask)[-1])
+
+
+def test_a_batch_by_hand():
+    long = encoded([5, 6, 7, 8, 9], [2, 3])  # token 8 is the last label, 9 follows it
+    short = encoded([1, 2], [1])
+    batch = collate([long, short], [4, 2])
+    assert batch.token_ids.tolist() == [[5, 6, 7], [1, PAD, PAD]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.labels.tolist() == [7, 8, 2]
+    assert batch.label_rows.tolist() == [0, 0, 1]
+    assert batch.label_columns.tolist() == [1, 2, 0]
+    assert batch.indices == (4, 2)
+
+
+@given(st.lists(samples(), max_size=12), st.integers(1, 120))
+def test_batches_hold_every_sample_once_within_the_budget_longest_first(given_samples, budget):
+    made = list(batches(given_samples, token_budget=budget))
+    indices = [i for batch in made for i in batch.indices]
+    assert sorted(indices) == list(range(len(given_samples)))
+    lengths = [inputs(given_samples[i]) for i in indices]
+    assert lengths == sorted(lengths, reverse=True)
+    for batch in made:
+        assert batch.token_ids.size <= budget or len(batch.indices) == 1
+        assert batch.token_ids.shape == batch.attention_mask.shape
+        assert batch.token_ids.shape[1] == max(inputs(given_samples[i]) for i in batch.indices)
+
+
+@given(st.lists(samples(), min_size=1, max_size=8), st.integers(1, 120))
+def test_a_batch_says_what_its_samples_say(given_samples, budget):
+    for batch in batches(given_samples, token_budget=budget):
+        for row, i in enumerate(batch.indices):
+            sample = given_samples[i]
+            read = batch.token_ids[row][batch.attention_mask[row] == 1]
+            assert read.tolist() == sample.token_ids[: inputs(sample)].tolist()
+            at = batch.label_rows == row
+            assert batch.labels[at].tolist() == sample.token_ids[sample.label_mask].tolist()
+            columns = np.flatnonzero(sample.label_mask) - 1
+            assert batch.label_columns[at].tolist() == columns.tolist()
+            assert batch.attention_mask[row, batch.label_columns[at]].all()
+        assert (np.diff(batch.label_rows) >= 0).all()
+
+
+def test_batches_are_as_large_as_the_budget_allows():
+    equal = [encoded([1] * 11, [10]) for _ in range(7)]  # 10 input tokens each
+    assert [len(b.indices) for b in batches(equal, token_budget=30)] == [3, 3, 1]
+    assert [len(b.indices) for b in batches(equal, token_budget=39)] == [3, 3, 1]
+    assert [len(b.indices) for b in batches(equal, token_budget=9)] == [1] * 7
+
+
+def test_equal_lengths_keep_their_order():
+    equal = [encoded([i, i, i], [1, 2]) for i in range(1, 6)]
+    (batch,) = batches(equal, token_budget=100)
+    assert batch.indices == (0, 1, 2, 3, 4)
+
+
+def test_no_sample_makes_no_batch():
+    assert list(batches([], token_budget=10)) == []
+
+
+@pytest.mark.parametrize("budget", [1, 50])
+def test_one_label_after_one_token_is_the_shortest_sample(budget):
+    (batch,) = batches([encoded([3, 4], [1])], token_budget=budget)
+    assert batch.token_ids.tolist() == [[3]]
+    assert batch.labels.tolist() == [4]
