@@ -47,10 +47,11 @@ class Storage:
     """One opened index, without a model."""
 
     def __init__(self, path: Path, manifest: Manifest, catalog: Catalog) -> None:
-        self.path = path
+        # Absolute, so that the program may change its working directory.
+        self.path = path.absolute()
         self.manifest = manifest
         self.catalog = catalog
-        self._segments = SegmentStore(path / SEGMENTS)
+        self._segments = SegmentStore(self.path / SEGMENTS)
 
     @classmethod
     def create(
