@@ -1,0 +1,188 @@
+import dataclasses
+import json
+
+import pytest
+
+from forvalue_index.exceptions import BrokenIndexError, UsageError
+from forvalue_index.settings import (
+    FORMAT_VERSION,
+    Manifest,
+    ModelIdentity,
+    Settings,
+    first_difference,
+)
+
+SETTINGS = Settings(
+    model="owner/name", revision="abc", template="chat", max_length=512, dtype="float32"
+)
+IDENTITY = ModelIdentity("w" * 32, "t" * 32, vocab_size=288, hidden_size=32)
+MANIFEST = Manifest("u" * 32, "sqlite", SETTINGS, IDENTITY, "s" * 32)
+
+
+def document(**changes):
+    return json.loads(MANIFEST.to_json()) | changes
+
+
+def with_settings(**changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return dataclasses.replace(MANIFEST, settings=settings)
+
+
+def with_model(**changes):
+    return dataclasses.replace(MANIFEST, model=dataclasses.replace(IDENTITY, **changes))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model", "", "--model cannot be ''; name a hub id, a directory or a file"),
+        ("labels", "some", "--labels cannot be 'some'; use one of response, all"),
+        ("template", "xml", "--template cannot be 'xml'; use one of auto, chat, plain"),
+        ("row_dtype", "int8", "--row-dtype cannot be 'int8'; use one of bfloat16, float32"),
+        ("dtype", "int8", "--dtype cannot be 'int8'; use one of auto, float32, bfloat16, float16"),
+        ("dim", 15, "--dim cannot be 15; use 16 to 1,048,576"),
+        ("dim", 2**20 + 1, "--dim cannot be 1048577; use 16 to 1,048,576"),
+        ("seed", -1, "--seed cannot be -1; use 0 or more"),
+        ("seed", 2**63, "--seed cannot be 9223372036854775808; use 0 or more"),
+        ("max_length", 1, "--max-length cannot be 1; use at least 2 tokens"),
+    ],
+)
+def test_a_value_that_can_never_work_is_refused(field, value, said):
+    with pytest.raises(UsageError) as caught:
+        Settings(**{"model": "m", field: value})
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"dim": 16}, {"dim": 2**20}, {"seed": 0}, {"seed": 2**63 - 1}, {"max_length": 2}],
+)
+def test_the_limits_themselves_are_allowed(settings):
+    assert Settings(model="m", **settings)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SETTINGS.dim = 1
+
+
+def test_the_fingerprint_of_an_index_never_changes():
+    """A change here makes every index that exists unreadable."""
+    assert MANIFEST.fingerprint == "21e85d9f2ab599ce0c7eb5bb6b8b9596"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        with_settings(dim=256),
+        with_settings(seed=1),
+        with_settings(labels="all"),
+        with_settings(template="plain"),
+        with_settings(max_length=511),
+        with_settings(row_dtype="float32"),
+        with_settings(dtype="bfloat16"),
+        with_model(weights_digest="x"),
+        with_model(tokenizer_digest="x"),
+        with_model(vocab_size=289),
+        with_model(hidden_size=33),
+        dataclasses.replace(MANIFEST, sketch_digest="x"),
+    ],
+    ids=[
+        *("dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
+        *("weights", "tokenizer", "vocab", "hidden", "sketch"),
+    ],
+)
+def test_whatever_rows_depend_on_changes_the_fingerprint(other):
+    assert other.fingerprint != MANIFEST.fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        with_settings(model="elsewhere"),
+        with_settings(revision=None),
+        with_settings(adapter="an/adapter"),
+        dataclasses.replace(MANIFEST, uid="other"),
+        dataclasses.replace(MANIFEST, catalog="postgresql://h/d"),
+    ],
+    ids=["model", "revision", "adapter", "uid", "catalog"],
+)
+def test_where_things_lie_does_not_change_the_fingerprint(other):
+    """The digest of the weights, adapter merged, says what the model is."""
+    assert other.fingerprint == MANIFEST.fingerprint
+
+
+def test_every_setting_is_either_a_row_fact_or_a_place():
+    """A new field must be put on one side, and into one of the two tests above."""
+    assert {f.name for f in dataclasses.fields(Settings)} == {
+        *("model", "adapter", "revision"),
+        *("dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
+    }
+
+
+def test_rows_are_exact_where_the_gradient_fits():
+    assert with_settings(dim=288 * 32).exact_rows
+    assert with_settings(dim=2**20).row_width == 288 * 32
+    assert not with_settings(dim=288 * 32 - 1).exact_rows
+    assert with_settings(dim=256).row_width == 256
+
+
+def test_json_gives_back_what_it_was_made_of():
+    assert Manifest.from_json(MANIFEST.to_json(), where="ix") == MANIFEST
+    assert document()["fingerprint"] == MANIFEST.fingerprint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"text"',
+        json.dumps({"format_version": FORMAT_VERSION}),
+        json.dumps(document(settings={"model": "m", "colour": "red"})),
+        json.dumps(document(settings={"model": "m", "dim": 3})),
+        json.dumps(document(settings=None)),
+        json.dumps(document(model={"weights_digest": "x"})),
+        json.dumps(document(format_version="one")),
+        json.dumps(document(format_version=None)),
+    ],
+)
+def test_a_damaged_file_is_refused(text):
+    with pytest.raises(BrokenIndexError, match=r"^ix: index\.json is damaged .* restore it from"):
+        Manifest.from_json(text, where="ix")
+
+
+@pytest.mark.parametrize("dim", ["256", None, [256]])
+def test_a_setting_of_another_type_is_damage(dim):
+    changed = document()
+    changed["settings"]["dim"] = dim
+    with pytest.raises(BrokenIndexError, match="damaged"):
+        Manifest.from_json(json.dumps(changed), where="ix")
+
+
+def test_an_index_of_a_newer_version_is_refused():
+    """A newer file may hold anything else: its version is looked at first."""
+    newer = json.dumps({"format_version": FORMAT_VERSION + 1, "all": "different"})
+    with pytest.raises(BrokenIndexError, match=r"^ix: .* version 2, .* install a newer"):
+        Manifest.from_json(newer, where="ix")
+
+
+def test_an_edited_file_is_refused():
+    changed = document()
+    changed["settings"]["seed"] = 1
+    with pytest.raises(BrokenIndexError, match=r"^ix: index\.json was edited: its fingerprint is"):
+        Manifest.from_json(json.dumps(changed), where="ix")
+
+
+def test_the_place_of_the_model_may_be_edited():
+    changed = document()
+    changed["settings"]["model"] = "elsewhere"
+    assert Manifest.from_json(json.dumps(changed), where="ix").settings.model == "elsewhere"
+
+
+def test_the_first_difference_is_in_order_of_fields():
+    assert first_difference(SETTINGS, SETTINGS) is None
+    other = dataclasses.replace(SETTINGS, seed=3, dim=64)
+    assert first_difference(SETTINGS, other) == ("dim", 4096, 64)

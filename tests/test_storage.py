@@ -1,0 +1,255 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+import torch
+
+from forvalue_index.database import CatalogError
+from forvalue_index.exceptions import BrokenIndexError, UsageError
+from forvalue_index.manifest import CATALOG, MANIFEST, SEGMENTS, TABLES
+from forvalue_index.records import Message, Sample, SampleStatistics
+from forvalue_index.settings import ModelIdentity, Settings
+from forvalue_index.storage import Storage
+
+pytest_plugins = ("databases",)
+
+IDENTITY = ModelIdentity("w" * 32, "t" * 32, vocab_size=50, hidden_size=8)
+DIM = 16
+
+
+def create(path, catalog="sqlite", **settings):
+    chosen = {"dim": DIM, "row_dtype": "float32", "template": "chat", "max_length": 64}
+    resolved = Settings(model="m", dtype="float32", **(chosen | settings))
+    return Storage.create(path, resolved, model=IDENTITY, catalog=catalog)
+
+
+def samples(count, prefix="r"):
+    return [
+        Sample((Message("user", "q"), Message("assistant", f"{prefix}{i}")), "a", i + 1, None)
+        for i in range(count)
+    ]
+
+
+def statistics(count):
+    return [SampleStatistics(10, 5, False, 1.0, 0.5, 1.0)] * count
+
+
+def random_rows(count, seed=0):
+    return torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def fill(storage, count=5, prefix="r", seed=0):
+    rows = random_rows(count, seed)
+    storage.append(rows, samples(count, prefix), statistics(count))
+    return rows
+
+
+def all_rows(storage):
+    blocks = list(storage.blocks())
+    ids = np.concatenate([block.ids for block in blocks])
+    return ids, torch.cat([block.rows for block in blocks])
+
+
+@pytest.fixture
+def storage(tmp_path):
+    with_rows = create(tmp_path / "ix")
+    yield with_rows
+    with_rows.close()
+
+
+def test_an_empty_index(storage):
+    assert list(storage.blocks()) == []
+    index = storage.search_index()
+    assert len(index) == 0
+    ids, scores = index.search(np.zeros((1, DIM), np.float32), 3)[0]
+    assert len(ids) == len(scores) == 0
+
+
+def test_rows_come_back_in_order_of_id(storage):
+    first, second = fill(storage), fill(storage, 3, prefix="s", seed=1)
+    ids, rows = all_rows(storage)
+    assert ids.tolist() == list(range(8))
+    assert ids.dtype == np.int64
+    assert rows.equal(torch.cat([first, second]))
+
+
+def test_bfloat16_rows_are_the_nearest_ones(tmp_path):
+    storage = create(tmp_path / "ix", row_dtype="bfloat16")
+    rows = fill(storage)
+    assert all_rows(storage)[1].equal(rows.bfloat16().float())
+    storage.close()
+
+
+def test_what_is_opened_is_what_was_created(storage, tmp_path):
+    fill(storage)
+    opened = Storage.open(tmp_path / "ix")
+    assert opened.manifest == storage.manifest
+    assert all_rows(opened)[1].equal(all_rows(storage)[1])
+    tables = opened.tables()
+    assert set(tables) == {"vocab_order", "vocab_sign", "hidden_bucket", "hidden_sign"}
+    opened.close()
+
+
+def test_blocks_are_bounded(storage, monkeypatch):
+    monkeypatch.setattr("forvalue_index.segments.BLOCK_ROWS", 2)
+    rows = fill(storage)
+    storage.catalog.remove([1])
+    blocks = list(storage.blocks())
+    assert [block.ids.tolist() for block in blocks] == [[0], [2, 3], [4]]
+    assert torch.cat([block.rows for block in blocks]).equal(rows[[0, 2, 3, 4]])
+
+
+def test_removed_samples_are_left_out(storage):
+    rows = fill(storage)
+    fill(storage, 3, prefix="s", seed=1)
+    storage.catalog.remove([0, 3, 6])
+    ids, _ = all_rows(storage)
+    assert ids.tolist() == [1, 2, 4, 5, 7]
+    index = storage.search_index()
+    assert len(index) == 5
+    found, _ = index.search(rows[:1].numpy(), 8)[0]
+    assert sorted(found.tolist()) == [1, 2, 4, 5, 7]
+
+
+def test_the_search_index_gives_inner_products_under_ids(storage):
+    rows = fill(storage, 20)
+    query = random_rows(1, seed=9)
+    ids, scores = storage.search_index().search(query.numpy(), 20)[0]
+    expected = (rows @ query[0]).numpy()
+    assert ids.tolist() == np.argsort(-expected).tolist()
+    np.testing.assert_allclose(scores, expected[ids], rtol=1e-5, atol=1e-5)
+
+
+def test_a_failed_commit_leaves_no_sample(storage):
+    """The file of rows is written first: without its record it is as if it were not there."""
+    fill(storage)
+    twice = samples(1, prefix="x") * 2
+    with pytest.raises(CatalogError, match="was not recorded"):
+        storage.append(random_rows(2), twice, statistics(2))
+    assert len(list((storage.path / SEGMENTS).iterdir())) == 2
+    assert all_rows(storage)[0].tolist() == list(range(5))
+    fill(storage, 2, prefix="s")
+    assert all_rows(storage)[0].tolist() == list(range(7))
+
+
+def test_creation_that_was_interrupted_is_done_again(tmp_path):
+    storage = create(tmp_path / "ix")
+    storage.close()
+    (tmp_path / "ix" / MANIFEST).rename(tmp_path / "ix" / f"{MANIFEST}.partial")
+    with pytest.raises(BrokenIndexError, match="is not an index"):
+        Storage.open(tmp_path / "ix")
+    again = create(tmp_path / "ix", seed=1)
+    fill(again)
+    again.close()
+    opened = Storage.open(tmp_path / "ix")
+    assert opened.manifest.uid == again.manifest.uid != storage.manifest.uid
+    assert len(opened.search_index()) == 5
+    opened.close()
+
+
+def test_a_foreign_directory_is_left_alone(tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(BrokenIndexError, match=r"holds other files \(photo\.jpg"):
+        create(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_an_index_is_not_created_over_another(storage):
+    with pytest.raises(BrokenIndexError, match="holds other files"):
+        create(storage.path)
+
+
+def test_the_hash_tables_of_another_index_are_refused(storage, tmp_path):
+    other = create(tmp_path / "other", seed=1)
+    other.close()
+    shutil.copy(other.path / TABLES, storage.path / TABLES)
+    with pytest.raises(BrokenIndexError, match="is not the file that this index was created with"):
+        storage.tables()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 9])
+def test_hash_tables_that_cannot_be_read(storage, content):
+    (storage.path / TABLES).unlink()
+    if content is not None:
+        (storage.path / TABLES).write_bytes(content)
+    with pytest.raises(BrokenIndexError, match=r"sketch\.safetensors cannot be read .* restore"):
+        storage.tables()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 9])
+def test_rows_that_cannot_be_read(storage, content):
+    fill(storage)
+    segment = next((storage.path / SEGMENTS).iterdir())
+    segment.unlink()
+    if content is not None:
+        segment.write_bytes(content)
+    with pytest.raises(BrokenIndexError, match=r"\.safetensors cannot be read .* restore"):
+        list(storage.blocks())
+
+
+def test_a_segment_of_another_length_is_refused(storage):
+    fill(storage)
+    fill(storage, 3, prefix="s")
+    files = sorted((storage.path / SEGMENTS).iterdir())
+    shutil.copy(files[0], files[1])
+    with pytest.raises(BrokenIndexError, match="rows, the catalog says"):
+        list(storage.blocks())
+
+
+def test_a_moved_index_opens(storage, tmp_path):
+    rows = fill(storage)
+    storage.close()
+    moved = shutil.move(storage.path, tmp_path / "moved to # 100% ?")
+    opened = Storage.open(moved)
+    assert all_rows(opened)[1].equal(rows)
+    fill(opened, 2, prefix="s")
+    assert not storage.path.exists()
+    opened.close()
+
+
+def test_an_opened_index_does_not_depend_on_the_working_directory(storage, tmp_path, monkeypatch):
+    """The catalog was found under its absolute path, and the segments were not."""
+    rows = fill(storage)
+    monkeypatch.chdir(tmp_path)
+    opened = Storage.open(storage.path.relative_to(tmp_path))
+    monkeypatch.chdir("/")
+    assert len(opened.search_index()) == len(rows)
+    opened.close()
+
+
+def test_two_indexes_share_a_database(database_url, tmp_path):
+    one, two = (create(tmp_path / name, catalog=database_url) for name in ("one", "two"))
+    assert not (one.path / CATALOG).exists()
+    rows = {storage.path.name: fill(storage, seed=n) for n, storage in enumerate((one, two))}
+    fill(two, 2, prefix="s")
+    two.catalog.remove([0])
+    for storage in (one, two):
+        storage.close()
+    one, two = (Storage.open(tmp_path / name) for name in ("one", "two"))
+    assert json.loads((one.path / MANIFEST).read_text())["catalog"] == database_url
+    ids, found = all_rows(one)
+    assert ids.tolist() == list(range(5))
+    assert found.equal(rows["one"])
+    ids, found = all_rows(two)
+    assert ids.tolist() == list(range(1, 7))
+    assert found[:4].equal(rows["two"][1:])
+    for storage in (one, two):
+        storage.close()
+
+
+def test_a_database_that_lost_the_index(database_url, tmp_path):
+    create(tmp_path / "ix", catalog=database_url).close()
+    engine = sa.create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM indexes"))
+    engine.dispose()
+    with pytest.raises(BrokenIndexError, match="holds no index"):
+        Storage.open(tmp_path / "ix")
+
+
+def test_a_catalog_that_is_no_address(tmp_path):
+    with pytest.raises(UsageError, match="is not understood"):
+        create(tmp_path / "ix", catalog="my catalog")
+    create(tmp_path / "ix").close()
