@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from forvalue_index.exceptions import UsageError
+from forvalue_index.exceptions import ForValueError, UsageError
 
 COLUMNS: list[pa.Field[Any]] = [
     pa.field("id", pa.int64()),
@@ -24,6 +25,10 @@ SCHEMA = pa.schema(COLUMNS)
 Writer = Callable[[Path, Iterator[pa.RecordBatch]], None]
 
 
+class ExportError(ForValueError):
+    """A file of results cannot be written."""
+
+
 def write_values(path: Path, tables: Iterable[dict[str, Any]]) -> None:
     """Write columns `id, key, source, score, stderr`, a chunk of rows at a time.
 
@@ -31,22 +36,35 @@ def write_values(path: Path, tables: Iterable[dict[str, Any]]) -> None:
 
     Raises:
         UsageError: the suffix is unknown, or the directory does not exist.
+        ExportError: the file cannot be written.
     """
     writer = writer_for(path)
     partial = path.with_name(path.name + ".partial")
-    writer(partial, (pa.RecordBatch.from_pydict(t, schema=SCHEMA) for t in tables))
-    partial.replace(path)
+    try:
+        writer(partial, (pa.RecordBatch.from_pydict(t, schema=SCHEMA) for t in tables))
+        partial.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from error
+    finally:
+        if partial.is_file():
+            partial.unlink()
 
 
 def writer_for(path: Path) -> Writer:
-    """The writer that belongs to a suffix. Raises UsageError as `write_values` does."""
+    """The writer that belongs to a suffix. Raises what `write_values` does, as far as it shows."""
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         known = ", ".join(WRITERS)
         raise UsageError(f"{path} ends in {path.suffix or 'no suffix'}; use one of {known}")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a directory; create it, or write elsewhere")
+    if not os.access(path.parent, os.W_OK):
+        raise _unwritable(path, "the directory is read-only")
     return writer
+
+
+def _unwritable(path: Path, reason: str) -> ExportError:
+    return ExportError(f"{path} cannot be written ({reason}); write elsewhere, or mend that")
 
 
 def _write_parquet(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
