@@ -11,6 +11,9 @@ from forvalue_index.search.library import faiss_library
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
+# What the rounding of a float32 score can reach, relative to the product of the two norms.
+ROUNDING = 1e-6
+
 
 class FlatIndex:
     """Rows in memory, in the precision they are stored in: float32, or bfloat16 at half of it.
@@ -30,6 +33,7 @@ class FlatIndex:
         self._dim = dim
         self._ids: Ids = np.empty(0, dtype=np.int64)
         self._known: set[int] = set()
+        self._longest = 0.0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -41,9 +45,12 @@ class FlatIndex:
             raise UsageError(f"{len(ids)} ids for {len(rows)} rows; give one id a row")
         new = set(ids.tolist())
         repeated = sorted(new & self._known)
-        if repeated or len(new) < len(ids):
-            raise UsageError(f"id {repeated[:1] or 'twice in one call'} is in the index already")
+        if repeated:
+            raise UsageError(f"id {repeated[0]} is in the index already; remove it first")
+        if len(new) < len(ids):
+            raise UsageError(f"{len(ids) - len(new)} of {len(ids)} ids repeat; give one id a row")
         self._index.add(rows)
+        self._longest = max(self._longest, _largest_norm(rows))
         self._ids = np.concatenate([self._ids, ids])
         self._known |= new
 
@@ -61,10 +68,17 @@ class FlatIndex:
     def _ranked(
         self, query: Scores, k: int, scores: Scores, places: NDArray[np.int64]
     ) -> tuple[Ids, Scores]:
-        """FAISS orders equal scores at random, so all rows that tie for place k are fetched."""
-        while len(places) < len(self) and scores[-1] == scores[k - 1]:
+        """FAISS orders equal scores at random, so all rows that tie for place k are fetched.
+
+        It scores many queries with BLAS, which rounds the scores of equal rows apart. So what ties
+        but for rounding is fetched too, and scored again in a way that depends on the row alone.
+        """
+        rounding = ROUNDING * self._longest * float(np.linalg.norm(query))
+        while len(places) < len(self) and scores[-1] >= scores[k - 1] - rounding:
             found = self._index.search(query[None], min(2 * len(places), len(self)))
             scores, places = found[0][0], found[1][0]
+        rows = self._index.reconstruct_batch(places)
+        scores = (rows * query).sum(axis=1, dtype=np.float64).astype(np.float32)
         ids = self._ids[places]
         order = np.lexsort((ids, -scores))[:k]
         return ids[order], scores[order]
@@ -75,3 +89,7 @@ class FlatIndex:
         if not np.isfinite(rows).all():
             raise UsageError("a row holds NaN or infinity; find the sample and leave it out")
         return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def _largest_norm(rows: Scores) -> float:
+    return float(np.linalg.norm(rows, axis=1).max(initial=0.0))
