@@ -25,6 +25,7 @@ Span = tuple[int, int]
 
 # Some chat templates print the date of today; a row must not depend on it.
 TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
+DATE_DIRECTIVES = ("-d", "-m", "-H", "-I", "-M", *"aAbBcdFHIjmMpSTUwWxXyYZ")
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -38,6 +39,7 @@ class PromptEncoder:
         self._chat = template == "chat"
         self._all_labels = labels == "all"
         self._max_length = max_length
+        self._fixed_date = _fixed_date(tokenizer.chat_template)
         self._marks_turns = self._chat and bool(
             GENERATION_BLOCK.search(str(tokenizer.chat_template))
         )
@@ -151,8 +153,7 @@ class PromptEncoder:
         try:
             return self._tokenizer.apply_chat_template(
                 conversation,
-                **({"tokenize": False} | options),
-                strftime_now=TEMPLATE_DATE.strftime,
+                **({"tokenize": False} | self._fixed_date | options),
             )
         except TemplateError as error:
             roles = ", ".join(m["role"] for m in conversation)
@@ -167,6 +168,23 @@ class PromptEncoder:
         )
         offsets = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         return np.array(tokens["input_ids"], dtype=np.int64), offsets
+
+
+def _fixed_date(chat_template: Any) -> dict[str, str]:
+    """The template, where it asks for the date, with a `strftime_now` that says TEMPLATE_DATE.
+
+    The function is written in Jinja, as transformers hands no function of ours to a template.
+    The empty expression after it keeps a line break with which the template may start.
+    """
+    if not isinstance(chat_template, str) or "strftime_now" not in chat_template:
+        return {}
+    replaced = "".join(
+        f"|replace('%{d}', '{TEMPLATE_DATE.strftime(f'%{d}')}')" for d in DATE_DIRECTIVES
+    )
+    macro = (
+        f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}"
+    )
+    return {"chat_template": macro + chat_template}
 
 
 def _no_label(label_mask: NDArray[np.bool_], max_length: int) -> str:
