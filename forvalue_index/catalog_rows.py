@@ -25,17 +25,26 @@ def pack(sample: Sample, statistics: SampleStatistics) -> dict[str, Any]:
     measured = dataclasses.asdict(statistics)
     if not all(math.isfinite(value) for value in measured.values()):
         raise _bad(sample, f"its statistics {statistics} are not all finite; leave the sample out")
-    for name, text in (("id", sample.key), ("source", sample.source)):
-        if text != clean_text(text):
-            raise _bad(sample, f"its {name} {text!r} holds a NUL or half a surrogate pair; mend it")
+    if reason := unstorable(sample):
+        raise _bad(sample, reason)
     return {
         "key": sample.key,
         "content_hash": sample.content_hash,
         "position": sample.position,
-        "metadata": clean_metadata(sample),
+        "metadata": clean_metadata(sample.metadata),
         "payload": _compress(sample),
         **measured,
     }
+
+
+def unstorable(sample: Sample) -> str | None:
+    """Why no catalog can hold a sample, or None; asked before a forward pass is spent on it."""
+    for name, text in (("id", sample.key), ("source", sample.source)):
+        if text != clean_text(text):
+            return f"its {name} {text!r} holds a NUL or half a surrogate pair; mend it"
+    if _depth_exceeds(sample.metadata, MAX_METADATA_DEPTH):
+        return f"its metadata is nested deeper than {MAX_METADATA_DEPTH}; flatten it"
+    return None
 
 
 def unpack(row: Any) -> StoredSample:
@@ -53,15 +62,13 @@ def unpack(row: Any) -> StoredSample:
     return StoredSample(row.id, sample, statistics, row.segment)
 
 
-def clean_metadata(sample: Sample) -> dict[str, Any]:
+def clean_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Turn metadata into what every database can hold as JSON and compare.
 
     NaN and infinity become null, integers beyond 64 bits and unknown types become text, NUL and
-    halves of surrogate pairs become U+FFFD. Raises BadSampleError where it is nested too deeply.
+    halves of surrogate pairs become U+FFFD.
     """
-    if _depth_exceeds(sample.metadata, MAX_METADATA_DEPTH):
-        raise _bad(sample, f"its metadata is nested deeper than {MAX_METADATA_DEPTH}; flatten it")
-    return {clean_text(str(name)): _clean(value) for name, value in sample.metadata.items()}
+    return {clean_text(str(name)): _clean(value) for name, value in metadata.items()}
 
 
 def clean_text(text: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from forvalue_index.catalog_rows import unstorable
 from forvalue_index.contracts import OnProgress, Source, ignore_progress
 from forvalue_index.exceptions import BadSampleError, SourceError
 from forvalue_index.features import Embedder, Prepared
@@ -158,10 +159,11 @@ class _Ingestion:
                 reason = (
                     f"its id {row.key!r} is taken by a sample of other content; give it another"
                 )
-                self._reject(BadRow(row.source, row.position, reason, _raw(row)))
+                self._reject(_bad(row, reason))
 
     def _prepare(self, sample: Sample) -> Prepared | None:
-        prepared = self._embedder.prepare(sample)
+        reason = unstorable(sample)
+        prepared = _bad(sample, reason) if reason else self._embedder.prepare(sample)
         if isinstance(prepared, Prepared):
             return prepared
         self._reject(prepared)
@@ -216,8 +218,9 @@ def _chunks(rows: Iterable[Sample | BadRow]) -> Iterator[list[Sample | BadRow]]:
         yield chunk
 
 
-def _raw(sample: Sample) -> list[dict[str, object]]:
-    return [message.as_dict() for message in sample.messages]
+def _bad(sample: Sample, reason: str) -> BadRow:
+    raw = [message.as_dict() for message in sample.messages]
+    return BadRow(sample.source, sample.position, reason, raw)
 
 
 def _write_rejected(directory: Path, rejected: Sequence[BadRow]) -> str | None:
