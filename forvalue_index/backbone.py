@@ -116,12 +116,15 @@ class Backbone:
         return states[rows, columns]
 
     def _states(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden states after the final norm, [batch, token, hidden]."""
+        """Last hidden states after the final norm, [batch, token, hidden], as the head reads them.
+
+        Mamba in half precision keeps them in float32, and rounds them for its head.
+        """
         options: dict[str, Any] = {"use_cache": False}
         if self._takes_positions:
             options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         output = self._trunk(input_ids=token_ids, attention_mask=attention_mask, **options)
-        states: Tensor = output[0]
+        states: Tensor = output[0].to(self.head.weight.dtype)
         return states
 
     @torch.inference_mode()
