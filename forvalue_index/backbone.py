@@ -11,6 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import json
+import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -32,6 +36,8 @@ HUB_TIMEOUT_S = 10
 # Relative to the largest logit; half precision rounds the two ways of computing it differently.
 HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 5e-2
+# The last two are what damaged weights raise: safetensors and GGUF files.
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> str:
@@ -201,7 +207,7 @@ def _model_errors(name: str) -> Iterator[None]:
         raise MissingDependencyError(
             f"{name}: {_first_line(error)}; pip install 'forvalue-index[models]'"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(
             f"{name} cannot be loaded as a causal language model: {_first_line(error)} Give a hub "
             "id as OWNER/NAME, a directory with config.json, weights and tokenizer, or a GGUF file"
@@ -215,13 +221,18 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and advice of transformers; the caller draws its own."""
+    """Without the progress bars and advice of transformers; the caller draws its own.
+
+    Nor with what one of these libraries announces to another one, and no user can act on.
+    """
     bars = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
@@ -275,8 +286,12 @@ def _integers_as_wide_as(tensor: Tensor) -> torch.dtype:
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of the tokenizer's rules, its special tokens and its chat template."""
-    rules = tokenizer.backend_tokenizer.to_str()
+    """Digest of the tokenizer's rules, its special tokens and its chat template.
+
+    Among its rules a tokenizer keeps how it padded and truncated last, which is no rule of it.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = json.dumps(rules | {"padding": None, "truncation": None}, sort_keys=True)
     template = str(tokenizer.chat_template)
     special = repr(sorted(tokenizer.special_tokens_map.items()))
     return hashlib.blake2b(f"{rules}\n{template}\n{special}".encode(), digest_size=16).hexdigest()
