@@ -242,13 +242,28 @@ def _quiet() -> Iterator[None]:
 def _merge_adapter(model: Any, adapter: str) -> Any:
     """The model with a PEFT adapter merged into its weights."""
     try:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise MissingDependencyError(
             f"--adapter {adapter} needs PEFT; pip install 'forvalue-index[models]'"
         ) from error
     with _quiet(), _model_errors(adapter):
+        config = PeftConfig.from_pretrained(adapter)
+        if not getattr(config, "ensure_weight_tying", False):
+            _untie(model)
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _untie(model: Any) -> None:
+    """Give the head a weight of its own where it is the embedding's.
+
+    An adapter of the head alone, merged into a weight that both share, would change what the
+    model reads as well.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.get_text_config().tie_word_embeddings = False
 
 
 def _find_head(model: Any, name: str) -> Head:
