@@ -4,6 +4,8 @@ Weights are random, seeded and wide enough that logits vary by several nats, so 
 a head's chain rule cannot hide behind a flat softmax.
 """
 
+import warnings
+
 import peft
 import torch
 import transformers
@@ -155,12 +157,14 @@ def save_adapter(directory, kind, *, targets=("q_proj", "v_proj")):
     config = peft.LoraConfig(
         r=4, lora_alpha=16, target_modules=list(targets), task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT reads what transformers is about to rename, and comments on adapters of a head.
+        warnings.simplefilter("ignore")
         torch.manual_seed(1)
         model = peft.get_peft_model(tiny_model(kind), config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:  # zero at first, and the adapter without effect
                     parameter.normal_(0, 0.1)
-    model.save_pretrained(directory)
+        model.save_pretrained(directory)
     return model.eval()
