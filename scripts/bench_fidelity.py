@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Sketched scores against exact ones, on a real model and the demo's data.
+
+Exact scores come from the streaming form over the full vocabulary; sketched ones are inner
+products of rows. Reported for each number of floats: rank correlation for the mean of the
+validation set and for its single samples, how much of the exact top 10 (and bottom 10) is kept,
+and the error in units of the norms beside the promised 1 / sqrt(D).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from forvalue_index.backbone import Backbone, default_device
+from forvalue_index.demo_data import write_demo_data
+from forvalue_index.exact import gradient, streaming_terms
+from forvalue_index.features import Embedder, Prepared
+from forvalue_index.prediction_error import prediction_error
+from forvalue_index.prompts import PromptEncoder
+from forvalue_index.settings import Settings
+from forvalue_index.sketch import draw_tables, make_sketch
+from forvalue_index.sources import open_sources
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="directory, GGUF file or hub id")
+    parser.add_argument("--dims", default="1024,4096,8192", help="floats a row, several")
+    parser.add_argument("--training", type=int, default=300, help="training samples")
+    parser.add_argument("--validation", type=int, default=10, help="validation samples")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    backbone = Backbone.load(Settings(options.model), device=default_device())
+    embedders = {int(dim): embedder_of(backbone, int(dim)) for dim in options.dims.split(",")}
+    first = next(iter(embedders.values()))
+    with TemporaryDirectory() as folder:
+        write_demo_data(Path(folder))
+        training = prepare(first, Path(folder) / "start.jsonl")[: options.training]
+        validation = prepare(first, Path(folder) / "validation.jsonl")[: options.validation]
+
+    exact, norms = exact_scores(backbone, first, validation, training)
+    results = [
+        {"dim": dim, **compare(exact, norms, sketched_scores(embedder, validation, training), dim)}
+        for dim, embedder in embedders.items()
+    ]
+    if options.json:
+        print(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            print("  ".join(f"{name} {value:.4g}" for name, value in result.items()))
+
+
+def embedder_of(backbone: Backbone, dim: int) -> Embedder:
+    """An embedder as an index of this model would have it."""
+    vocab_size, hidden_size = backbone.head.weight.shape
+    tables = draw_tables(vocab_size, hidden_size, dim=dim, seed=0)
+    template = "chat" if backbone.tokenizer.chat_template else "plain"
+    encoder = PromptEncoder(
+        backbone.tokenizer, template=template, labels="response", max_length=2048
+    )
+    sketch = make_sketch(tables, dim=dim, device=backbone.device)
+    return Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
+
+
+def prepare(embedder: Embedder, path: Path) -> list[Prepared]:
+    """The samples of a file, tokenised."""
+    return [embedder.prepare(row) for source in open_sources(path) for row in source.samples()]
+
+
+@torch.inference_mode()
+def exact_scores(
+    backbone: Backbone,
+    embedder: Embedder,
+    validation: list[Prepared],
+    training: list[Prepared],
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Scores [validation, training], and the norms of the gradients of both."""
+    gradients = [
+        gradient(error, hidden) for _, error, hidden in tokens_of(backbone, embedder, validation)
+    ]
+    scores = np.zeros((len(validation), len(training)))
+    squared = np.zeros(len(training))
+    for i, error, hidden in tokens_of(backbone, embedder, training):
+        terms = [streaming_terms(g, error, hidden).sum() for g in gradients]
+        scores[:, i] = [float(term) for term in terms]
+        squared[i] = float(((error @ error.T) * (hidden @ hidden.T)).sum())
+    norms = np.array([float(torch.linalg.vector_norm(g)) for g in gradients])
+    return scores, (norms, np.sqrt(squared))
+
+
+def tokens_of(backbone: Backbone, embedder: Embedder, prepared: list[Prepared]):  # noqa: ANN201
+    """For each sample, one after the other: its place, prediction errors and hidden states."""
+    for i, sample in enumerate(prepared):
+        (batch,) = embedder.batches([sample])
+        hidden = backbone.hidden_states(batch)
+        labels = torch.from_numpy(batch.labels).to(hidden.device)
+        error = prediction_error(backbone.head, hidden, labels).error
+        yield i, error, hidden.to(error.dtype)
+
+
+def sketched_scores(
+    embedder: Embedder, validation: list[Prepared], training: list[Prepared]
+) -> np.ndarray:
+    """Inner products of rows, the training side stored in bfloat16 as an index does."""
+    stored = embedder.embed(training).rows.bfloat16().double()
+    return (embedder.embed(validation).rows.double() @ stored.T).numpy()
+
+
+def compare(
+    exact: np.ndarray, norms: tuple[np.ndarray, np.ndarray], sketched: np.ndarray, dim: int
+) -> dict[str, float]:
+    """What a sketch of `dim` floats keeps of the exact scores [validation, training]."""
+    errors = (sketched - exact) / np.outer(*norms)
+    kept = [overlap(e, s) for e, s in zip(exact, sketched, strict=True)]
+    kept_bottom = [overlap(-e, -s) for e, s in zip(exact, sketched, strict=True)]
+    single = [rank_correlation(e, s) for e, s in zip(exact, sketched, strict=True)]
+    return {
+        "mean_query_rank_correlation": rank_correlation(exact.mean(axis=0), sketched.mean(axis=0)),
+        "single_query_rank_correlation": float(np.mean(single)),
+        "mean_query_top10_kept": overlap(exact.mean(axis=0), sketched.mean(axis=0)),
+        "mean_query_bottom10_kept": overlap(-exact.mean(axis=0), -sketched.mean(axis=0)),
+        "top10_kept": float(np.mean(kept)),
+        "bottom10_kept": float(np.mean(kept_bottom)),
+        "error_std": float(errors.std()),
+        "error_std_over_promised": float(errors.std() * math.sqrt(dim)),
+    }
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, for scores without ties."""
+    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
+
+
+def overlap(exact: np.ndarray, sketched: np.ndarray, k: int = 10) -> float:
+    """The share of the exact top k that is among the sketched top k."""
+    return len(set(exact.argsort()[-k:]) & set(sketched.argsort()[-k:])) / k
+
+
+if __name__ == "__main__":
+    main()
