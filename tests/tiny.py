@@ -3,10 +3,22 @@
 import shutil
 
 import pytest
+import torch
 from models import save_tiny
 from rows import rows
 
 from forvalue_index import ValuationIndex
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """More threads only wait for each other on matrices of this size; processes inherit it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
