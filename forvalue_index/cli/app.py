@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -26,6 +27,11 @@ class ErrorReportingGroup(click.Group):
         except ForValueError as error:
             click.echo(f"Error: {_one_line(error)}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly where nobody reads on
+            click.echo(f"Error: {_system_error(error)}", err=True)
+            ctx.exit(ForValueError.exit_code)
         except KeyboardInterrupt:
             click.echo(
                 "Stopped. What was finished is stored; the same command goes on from there.",
@@ -34,8 +40,14 @@ class ErrorReportingGroup(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-def _one_line(error: ForValueError) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _system_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or _one_line(error)
+    return f"{where}{reason}; check the path, the rights to it and the room on the disk"
 
 
 @click.group(
