@@ -38,6 +38,8 @@ from forvalue_index.records import (
 from forvalue_index.tables import indexes, samples, segments, sources
 
 STREAMED_ROWS = 10_000
+# The largest number that a database counts to.
+MAX_COUNT = 2**63 - 1
 
 _NAMED = samples.join(sources)
 _STORED = sa.select(
@@ -197,7 +199,7 @@ class Catalog:
         query = _STORED.where(self._own(samples))
         with self._reading() as connection:
             row = connection.execute(query.where(samples.c.key == clean_text(name))).one_or_none()
-            if row is None and name.isascii() and name.isdecimal() and int(name) < 2**63:
+            if row is None and name.isascii() and name.isdecimal() and int(name) <= MAX_COUNT:
                 row = connection.execute(query.where(samples.c.id == int(name))).one_or_none()
         if row is None:
             raise CatalogError(
@@ -211,8 +213,9 @@ class Catalog:
     ) -> list[StoredSample]:
         """Read live samples in order of id, all or those that meet a condition."""
         query = _STORED.where(self._live(where)).order_by(samples.c.id)
+        page = query.limit(min(limit, MAX_COUNT)).offset(min(offset, MAX_COUNT))
         with self._reading() as connection:
-            return [unpack(row) for row in connection.execute(query.limit(limit).offset(offset))]
+            return [unpack(row) for row in connection.execute(page)]
 
     def count(self, where: str | None = None) -> int:
         """Count live samples, all or those that meet a condition."""
