@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from forvalue_index import ingest, valuation
-from forvalue_index.backbone import Backbone, default_device, resolve_dtype
+from forvalue_index.backbone import Backbone, default_device
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
 from forvalue_index.features import Embedder
+from forvalue_index.loading import make_embedder, resolve, wanted_settings
 from forvalue_index.manifest import (
     is_index,
     refuse_occupied,
     refuse_other_model,
     refuse_other_settings,
 )
-from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import (
     AddReport,
     CatalogSummary,
@@ -30,8 +30,7 @@ from forvalue_index.records import (
     StoredSample,
     Values,
 )
-from forvalue_index.settings import DEFAULT_CATALOG, DEFAULT_CONTEXT, ON_BAD, Manifest, Settings
-from forvalue_index.sketch import make_sketch
+from forvalue_index.settings import DEFAULT_CATALOG, ON_BAD, Manifest, Settings
 from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
 
@@ -86,7 +85,7 @@ class ValuationIndex:
             BrokenIndexError: the directory holds something else.
         """
         where = Path(path)
-        wanted = Settings(model=_located(model), **_with_located_adapter(settings))
+        wanted = wanted_settings(model, settings)
         if is_index(where):
             opened = cls.open(where, on_progress=on_progress)
             try:
@@ -100,7 +99,7 @@ class ValuationIndex:
         backbone = Backbone.load(wanted, device=default_device())
         on_progress(Progress("loading", 1, 1))
         storage = Storage.create(
-            where, _resolve(wanted, backbone), model=backbone.identity(), catalog=catalog
+            where, resolve(wanted, backbone), model=backbone.identity(), catalog=catalog
         )
         index = cls(storage, on_progress=on_progress)
         index._embedder = index._make_embedder(backbone)
@@ -292,15 +291,7 @@ class ValuationIndex:
         return self._embedder
 
     def _make_embedder(self, backbone: Backbone) -> Embedder:
-        settings = self.manifest.settings
-        encoder = PromptEncoder(
-            backbone.tokenizer,
-            template=settings.template,
-            labels=settings.labels,
-            max_length=settings.max_length or DEFAULT_CONTEXT,
-        )
-        sketch = make_sketch(self._storage.tables(), dim=settings.dim, device=backbone.device)
-        return Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
+        return make_embedder(backbone, self.manifest.settings, self._storage.tables())
 
     def _refuse_other(self, wanted: Settings, catalog: str) -> None:
         refuse_other_settings(self._storage.path, self.manifest.settings, wanted)
@@ -308,43 +299,6 @@ class ValuationIndex:
             raise UsageError(
                 f"{self._storage.path} has its catalog at {self.manifest.catalog}, not at {catalog}"
             )
-
-
-def _resolve(wanted: Settings, backbone: Backbone) -> Settings:
-    """Settings without `auto`: template, dtype and maximum length as the model has them."""
-    context = backbone.context or wanted.max_length or DEFAULT_CONTEXT
-    has_template = bool(backbone.tokenizer.chat_template)
-    template = wanted.template
-    if template == "auto":
-        template = "chat" if has_template else "plain"
-    if template == "chat" and not has_template:
-        raise UsageError(
-            f"--template chat: the tokenizer of {wanted.model} has no chat template; use auto or "
-            "plain, or a model with one"
-        )
-    if wanted.max_length is not None and wanted.max_length > context:
-        raise UsageError(
-            f"--max-length {wanted.max_length:,}: {wanted.model} reads {context:,} tokens "
-            "at most; use that or less"
-        )
-    return replace(
-        wanted,
-        revision=backbone.revision,
-        template=template,
-        max_length=wanted.max_length or context,
-        dtype=resolve_dtype(wanted.dtype, backbone.device),
-    )
-
-
-def _located(name: str) -> str:
-    """A local path made absolute, so that the index can be used from any directory."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
-
-
-def _with_located_adapter(settings: Mapping[str, Any]) -> dict[str, Any]:
-    adapter = settings.get("adapter")
-    return {**settings, "adapter": None if adapter is None else _located(adapter)}
 
 
 def _refuse_on_bad(on_bad: str) -> None:

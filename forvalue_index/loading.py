@@ -1,0 +1,68 @@
+"""From what a user asks for to a model at work: places, resolved settings, the embedder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from forvalue_index.backbone import Backbone, resolve_dtype
+from forvalue_index.exceptions import UsageError
+from forvalue_index.features import Embedder
+from forvalue_index.prompts import PromptEncoder
+from forvalue_index.settings import DEFAULT_CONTEXT, Settings
+from forvalue_index.sketch import HashTables, make_sketch
+
+
+def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
+    """Settings with local paths made absolute, so that an index can be used from anywhere."""
+    adapter = chosen.get("adapter")
+    located = None if adapter is None else _located(adapter)
+    return Settings(**{**chosen, "model": _located(model), "adapter": located})
+
+
+def resolve(wanted: Settings, backbone: Backbone) -> Settings:
+    """Settings without `auto`: template, dtype and maximum length as the model has them.
+
+    Raises UsageError where the model has no chat template, or reads fewer tokens, than wanted.
+    """
+    context = backbone.context or wanted.max_length or DEFAULT_CONTEXT
+    has_template = bool(backbone.tokenizer.chat_template)
+    template = wanted.template
+    if template == "auto":
+        template = "chat" if has_template else "plain"
+    if template == "chat" and not has_template:
+        raise UsageError(
+            f"--template chat: the tokenizer of {wanted.model} has no chat template; use auto or "
+            "plain, or a model with one"
+        )
+    if wanted.max_length is not None and wanted.max_length > context:
+        raise UsageError(
+            f"--max-length {wanted.max_length:,}: {wanted.model} reads {context:,} tokens "
+            "at most; use that or less"
+        )
+    return replace(
+        wanted,
+        revision=backbone.revision,
+        template=template,
+        max_length=wanted.max_length or context,
+        dtype=resolve_dtype(wanted.dtype, backbone.device),
+    )
+
+
+def make_embedder(backbone: Backbone, settings: Settings, tables: HashTables) -> Embedder:
+    """What turns samples into the rows of an index with these resolved settings and tables."""
+    encoder = PromptEncoder(
+        backbone.tokenizer,
+        template=settings.template,
+        labels=settings.labels,
+        max_length=settings.max_length or DEFAULT_CONTEXT,
+    )
+    sketch = make_sketch(tables, dim=settings.dim, device=backbone.device)
+    return Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
+
+
+def _located(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
