@@ -8,8 +8,11 @@ the same command then goes on where it stopped.
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -196,7 +199,8 @@ class _Ingestion:
                 )
         finally:
             if done:
-                self._store([(window[i].sample, *done[i]) for i in sorted(done)])
+                with _interrupts_held():
+                    self._store([(window[i].sample, *done[i]) for i in sorted(done)])
 
     def _store(self, finished: Sequence[tuple[Sample, torch.Tensor, SampleStatistics]]) -> None:
         samples, rows, statistics = zip(*finished, strict=True)
@@ -205,6 +209,23 @@ class _Ingestion:
         self.tally.segments += 1
         self.tally.truncated += sum(s.truncated for s in statistics)
         self.tally.label_tokens += sum(s.n_label_tokens for s in statistics)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let a Ctrl-C wait until a window is stored: half stored, its forward passes would be lost."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _rows(sources: Sequence[Source]) -> Iterator[Sample | BadRow]:

@@ -1,4 +1,6 @@
 import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,7 @@ import torch
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
+from forvalue_index.catalog import Catalog
 from forvalue_index.exceptions import BadSampleError, SourceError
 from forvalue_index.features import Embedder
 from forvalue_index.storage import Storage
@@ -309,6 +312,29 @@ def prepared(index, data):
     from forvalue_index.columns import to_sample
 
     return [index.embedder.prepare(to_sample(row)) for row in data]
+
+
+def test_an_interrupt_waits_until_a_window_is_stored(index, monkeypatch):
+    """Ctrl-C between the segment file and its record lost all forward passes of a window."""
+    monkeypatch.setattr("forvalue_index.ingest.WINDOW_SAMPLES", 4)
+    commit = Catalog.commit_segment
+
+    def interrupted(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return commit(self, *arguments)
+
+    monkeypatch.setattr(Catalog, "commit_segment", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(rows(10))
+    assert len(index) == 4
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_data_is_added_from_other_threads_too(index):
+    """Only the main thread may deal with signals."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(index.add, rows(3)).result().added == 3
 
 
 def test_nothing_finished_stores_nothing(index, monkeypatch):
