@@ -29,10 +29,8 @@ from forvalue_index.exceptions import MissingDependencyError, ModelError
 from forvalue_index.prediction_error import Head
 from forvalue_index.records import Batch
 from forvalue_index.settings import ModelIdentity, Settings
-from forvalue_index.sketch import ModelProfile
 
 HUB_TIMEOUT_S = 10
-PROFILE_SHAPE = (16, 64)
 # Relative to the largest logit; half precision rounds the two ways of computing it differently.
 HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 5e-2
@@ -106,25 +104,6 @@ class Backbone:
             tokenizer_digest=_tokenizer_digest(self.tokenizer),
             vocab_size=vocab_size,
             hidden_size=hidden_size,
-        )
-
-    @torch.inference_mode()
-    def profile(self) -> ModelProfile:
-        """What the model predicts, and where its hidden states point, on seeded random tokens."""
-        vocab_size = self.head.weight.shape[0]
-        generator = torch.Generator().manual_seed(0)
-        token_ids = torch.randint(vocab_size, PROFILE_SHAPE, generator=generator).to(self.device)
-        hidden = self._states(token_ids, torch.ones_like(token_ids)).flatten(0, 1)
-        predicted = torch.zeros(vocab_size, dtype=torch.float64)
-        for chunk in hidden.split(PROFILE_SHAPE[1]):
-            predicted += self.head.logits(chunk).softmax(-1).sum(0).cpu()
-        states = hidden.double().cpu()
-        direction = torch.nn.functional.normalize(states.mean(0), dim=0)
-        share = (states @ direction).square().sum() / states.square().sum()
-        return ModelProfile(
-            token_ranking=predicted.argsort(descending=True, stable=True).numpy(),
-            direction=direction.numpy(),
-            share=float(share),
         )
 
     @torch.inference_mode()
