@@ -118,7 +118,7 @@ def test_equal_rows_tie_however_many_queries_are_asked(kind, n_queries):
     queries = random_rows(n_queries, dim, seed=2) + rows[1] / 2
     index = make(kind, dim)
     index.add(ids, rows)
-    for k in (1, 50, 150, 250):
+    for k in (50, 250):
         check(index, ids, rows, queries, k, tolerance=1e-3)
 
 
