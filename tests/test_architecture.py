@@ -46,7 +46,7 @@ HOMES = {
     "rich": {"cli", "cli."},
     "pyarrow": {"sources", "exports"},
     "datasets": {"sources"},
-    "safetensors": {"segments", "storage", "backbone"},
+    "safetensors": {"segments", "storage"},
 }
 WITHOUT_TORCH = {
     *("exceptions", "records", "settings", "contracts", "manifest", "reports"),
