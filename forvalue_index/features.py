@@ -20,7 +20,7 @@ from forvalue_index.exceptions import BadSampleError, ModelError
 from forvalue_index.prediction_error import Head, prediction_error
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import BadRow, Batch, Encoded, Sample, SampleStatistics
-from forvalue_index.sketch import Sketch
+from forvalue_index.sketch import Sketch, Sums
 
 # Measured on SmolLM2-135M: the trunk is at full speed from 1,024 tokens on; a chunk's logits
 # should stay in the processor's cache (128 x 49,152 floats).
@@ -46,7 +46,7 @@ class Embedded(NamedTuple):
 class _Sums(NamedTuple):
     """Sums over the label tokens of each sample of a batch."""
 
-    sketch: Tensor
+    sketch: Sums
     loss: Tensor
     error_mass: Tensor
 

@@ -22,6 +22,7 @@ from forvalue_index.manifest import (
     refuse_other_model,
     refuse_other_settings,
 )
+from forvalue_index.model_profile import profile_model
 from forvalue_index.records import (
     AddReport,
     CatalogSummary,
@@ -99,7 +100,11 @@ class ValuationIndex:
         backbone = Backbone.load(wanted, device=default_device())
         on_progress(Progress("loading", 1, 1))
         storage = Storage.create(
-            where, resolve(wanted, backbone), model=backbone.identity(), catalog=catalog
+            where,
+            resolve(wanted, backbone),
+            model=backbone.identity(),
+            catalog=catalog,
+            profile=profile_model(backbone, backbone.head, context=backbone.context),
         )
         index = cls(storage, on_progress=on_progress)
         index._embedder = index._make_embedder(backbone)
@@ -196,9 +201,10 @@ class ValuationIndex:
         bottom = top if bottom is None else bottom
         valuation.refuse_counts(top=top, bottom=bottom)
         validation, seconds = self._validation(data, columns, on_bad)
-        result = self._current_valuer().query(
-            validation, top=top, bottom=bottom, per_sample=per_sample
-        )
+        started = time.perf_counter()
+        valuer = self._current_valuer()
+        seconds["open"] = time.perf_counter() - started
+        result = valuer.query(validation, top=top, bottom=bottom, per_sample=per_sample)
         return replace(result, seconds={**seconds, **result.seconds})
 
     def values(

@@ -33,7 +33,7 @@ from forvalue_index.records import Sample, SampleStatistics
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.segments import SegmentStore, write_durably
 from forvalue_index.settings import Manifest, ModelIdentity, Settings
-from forvalue_index.sketch import HashTables, draw_tables, tables_digest
+from forvalue_index.sketch import HashTables, ModelProfile, draw_tables, tables_digest
 
 
 class Block(NamedTuple):
@@ -55,9 +55,15 @@ class Storage:
 
     @classmethod
     def create(
-        cls, path: Path, settings: Settings, *, model: ModelIdentity, catalog: str
+        cls,
+        path: Path,
+        settings: Settings,
+        *,
+        model: ModelIdentity,
+        catalog: str,
+        profile: ModelProfile | None = None,
     ) -> Storage:
-        """Make an empty index for resolved settings.
+        """Make an empty index for resolved settings; `profile` makes its sketch more accurate.
 
         Raises:
             BrokenIndexError: the directory holds something else.
@@ -65,7 +71,11 @@ class Storage:
         refuse_occupied(path)
         (path / SEGMENTS).mkdir(parents=True, exist_ok=True)
         tables = draw_tables(
-            model.vocab_size, model.hidden_size, dim=settings.dim, seed=settings.seed
+            model.vocab_size,
+            model.hidden_size,
+            dim=settings.dim,
+            seed=settings.seed,
+            profile=profile,
         )
         write_durably(path / TABLES, save({name: np.asarray(t) for name, t in tables.items()}))
         manifest = Manifest(uuid.uuid4().hex, catalog, settings, model, tables_digest(tables))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,11 +23,15 @@ from forvalue_index.backbone import Backbone, default_device
 from forvalue_index.demo_data import write_demo_data
 from forvalue_index.exact import gradient, streaming_terms
 from forvalue_index.features import Embedder, Prepared
+from forvalue_index.model_profile import profile_model
 from forvalue_index.prediction_error import prediction_error
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.settings import Settings
-from forvalue_index.sketch import draw_tables, make_sketch
+from forvalue_index.sketch import ModelProfile, draw_tables, make_sketch
 from forvalue_index.sources import open_sources
+
+TRAINING = ("start.jsonl", "more.jsonl")
+VALIDATION = ("sentences_validation.jsonl", "math_validation.jsonl")
 
 
 def main() -> None:
@@ -34,18 +39,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="directory, GGUF file or hub id")
     parser.add_argument("--dims", default="1024,4096,8192", help="floats a row, several")
-    parser.add_argument("--training", type=int, default=300, help="training samples")
-    parser.add_argument("--validation", type=int, default=10, help="validation samples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sketch")
+    parser.add_argument("--training", type=int, default=400, help="training samples")
+    parser.add_argument("--validation", type=int, default=100, help="validation samples")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
     backbone = Backbone.load(Settings(options.model), device=default_device())
-    embedders = {int(dim): embedder_of(backbone, int(dim)) for dim in options.dims.split(",")}
+    profile = profile_model(backbone, backbone.head, context=backbone.context)
+    dims = [int(dim) for dim in options.dims.split(",")]
+    embedders = {dim: embedder_of(backbone, profile, dim, options.seed) for dim in dims}
     first = next(iter(embedders.values()))
     with TemporaryDirectory() as folder:
         write_demo_data(Path(folder))
-        training = prepare(first, Path(folder) / "start.jsonl")[: options.training]
-        validation = prepare(first, Path(folder) / "validation.jsonl")[: options.validation]
+        training = prepare(first, Path(folder), TRAINING)[: options.training]
+        validation = prepare(first, Path(folder), VALIDATION)[: options.validation]
 
     exact, norms = exact_scores(backbone, first, validation, training)
     results = [
@@ -59,10 +67,10 @@ def main() -> None:
             print("  ".join(f"{name} {value:.4g}" for name, value in result.items()))
 
 
-def embedder_of(backbone: Backbone, dim: int) -> Embedder:
+def embedder_of(backbone: Backbone, profile: ModelProfile, dim: int, seed: int) -> Embedder:
     """An embedder as an index of this model would have it."""
     vocab_size, hidden_size = backbone.head.weight.shape
-    tables = draw_tables(vocab_size, hidden_size, dim=dim, seed=0)
+    tables = draw_tables(vocab_size, hidden_size, dim=dim, seed=seed, profile=profile)
     template = "chat" if backbone.tokenizer.chat_template else "plain"
     encoder = PromptEncoder(
         backbone.tokenizer, template=template, labels="response", max_length=2048
@@ -71,9 +79,11 @@ def embedder_of(backbone: Backbone, dim: int) -> Embedder:
     return Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
 
 
-def prepare(embedder: Embedder, path: Path) -> list[Prepared]:
-    """The samples of a file, tokenised."""
-    return [embedder.prepare(row) for source in open_sources(path) for row in source.samples()]
+def prepare(embedder: Embedder, folder: Path, names: tuple[str, ...]) -> list[Prepared]:
+    """The samples of files, in turn, tokenised."""
+    sources = open_sources([folder / name for name in names])
+    rows = zip_longest(*(source.samples() for source in sources))
+    return [embedder.prepare(row) for group in rows for row in group if row is not None]
 
 
 @torch.inference_mode()

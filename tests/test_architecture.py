@@ -17,7 +17,7 @@ LAYERS = [
     {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
     {"search", "search.library"},
-    {"search.flat", "catalog", "features"},  # joins
+    {"search.flat", "catalog", "features", "model_profile"},  # joins
     {"manifest"},
     {"storage"},
     {"ingest", "valuation", "loading"},  # use-cases

@@ -1,0 +1,41 @@
+"""What a model does on average, seen on random tokens, so that no data is needed for it.
+
+Two facts make the sketch of an index more accurate (see `sketch`): which tokens the model gives
+most probability, and the direction along which its hidden states have most of their energy. Both
+hold across inputs: on SmolLM2 the direction found on random tokens has 0.57 of the energy on chats.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from forvalue_index.batching import collate
+from forvalue_index.contracts import Trunk
+from forvalue_index.prediction_error import Head
+from forvalue_index.records import Encoded
+from forvalue_index.sketch import ModelProfile
+
+SAMPLES, TOKENS = 16, 64
+
+
+@torch.inference_mode()
+def profile_model(trunk: Trunk, head: Head, *, context: int | None) -> ModelProfile:
+    """Run the model on 16 seeded samples of 64 random tokens, or of its context if less."""
+    vocab_size = head.weight.shape[0]
+    shape = (SAMPLES, min(TOKENS, context or TOKENS))
+    token_ids = np.random.default_rng(0).integers(vocab_size, size=shape)
+    is_label = np.arange(shape[1]) > 0
+    batch = collate([Encoded(ids, is_label) for ids in token_ids], range(SAMPLES))
+    hidden = trunk.hidden_states(batch)
+    predicted = torch.zeros(vocab_size, dtype=torch.float64)
+    for start in range(0, len(hidden), TOKENS):
+        predicted += head.logits(hidden[start : start + TOKENS]).softmax(-1).sum(0).cpu()
+    states = hidden.double().cpu()
+    direction = torch.nn.functional.normalize(states.mean(0), dim=0)
+    share = (states @ direction).square().sum() / states.square().sum()
+    return ModelProfile(
+        token_ranking=predicted.argsort(descending=True, stable=True).numpy(),
+        direction=direction.numpy(),
+        share=float(share),
+    )

@@ -1,0 +1,136 @@
+"""The sketch with a direction split off, which indexes of most language models use."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_model, tiny_tokenizer
+from test_sketch import CPU, SHAPES, sketched, slow_oracle, tokens
+
+from forvalue_index.backbone import Backbone
+from forvalue_index.model_profile import profile_model
+from forvalue_index.sketch import (
+    ModelProfile,
+    OuterProduct,
+    Sketch,
+    SplitSketch,
+    TensorSketch,
+    draw_tables,
+    make_sketch,
+)
+
+
+def profile(vocab, hidden, *, share=0.6):
+    random = np.random.default_rng(9)
+    direction = random.standard_normal(hidden)
+    return ModelProfile(random.permutation(vocab), direction / np.linalg.norm(direction), share)
+
+
+def split_tables(vocab, hidden, dim, *, seed=0):
+    return draw_tables(vocab, hidden, dim=dim, seed=seed, profile=profile(vocab, hidden))
+
+
+def split_sketch(vocab, hidden, dim, *, seed=0):
+    sketch = make_sketch(split_tables(vocab, hidden, dim, seed=seed), dim=dim, device=CPU)
+    assert isinstance(sketch, SplitSketch)
+    return sketch
+
+
+@pytest.mark.parametrize(("vocab", "hidden", "dim"), SHAPES)
+def test_a_row_is_a_rotated_count_sketch_and_a_tensor_sketch_of_the_rest(vocab, hidden, dim):
+    tables = split_tables(vocab, hidden, dim)
+    error, states = tokens(3, vocab, hidden)
+    direction, split_dim = torch.from_numpy(tables["direction"]), int(tables["split_dim"][0])
+    along = states @ direction
+    buckets = np.zeros(split_dim)
+    for place, v in enumerate(tables["vocab_order"]):
+        shift = tables["split_shift"][place // split_dim]
+        signed = tables["split_sign"][place] * float((error[:, v] * along).sum())
+        buckets[(place + shift) % split_dim] += signed
+    rest = slow_oracle(tables, error, states - along[:, None] * direction, dim - split_dim)
+
+    row = sketched(make_sketch(tables, dim=dim, device=CPU), error, states)[0]
+    np.testing.assert_allclose(row, np.concatenate([buckets, rest]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("vocab", "hidden", "dim"), SHAPES)
+def test_rows_are_linear_and_a_function_of_one_sample(vocab, hidden, dim):
+    sketch = split_sketch(vocab, hidden, dim)
+    assert isinstance(sketch, Sketch)
+    error, states = tokens(8, vocab, hidden)
+    owner = torch.arange(8) % 2
+    rows = sketched(sketch, error, states, owner)
+    assert rows.shape == (2, dim)
+    for i in range(2):
+        alone = sketched(sketch, -3 * error[i::2], states[i::2])
+        torch.testing.assert_close(alone[0], -3 * rows[i], rtol=0, atol=1e-11)
+    exact = sketched(sketch, error, states)
+    single = sketched(sketch, error.float(), states.float())
+    assert (single - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("like_a_model", [False, True])
+def test_inner_products_are_unbiased_and_nearer_for_what_models_give(like_a_model):
+    """Over 400 seeds; the errors of models are on few tokens, their states along one direction.
+
+    Where neither holds, the sketch is still unbiased, and its error at most sqrt(2) of the promise.
+    """
+    vocab, hidden, dim = 210, 24, 64
+    known = profile(vocab, hidden)
+    pairs = [tokens(8, vocab, hidden, seed=seed) for seed in (1, 2)]
+    if like_a_model:
+        weight = torch.empty(vocab, dtype=torch.float64)
+        weight[known.token_ranking] = 1 / (1 + torch.arange(vocab, dtype=torch.float64))
+        direction = 6 * torch.from_numpy(known.direction)
+        pairs = [(error * weight, states + direction) for error, states in pairs]
+    owner = torch.arange(8)
+    full = OuterProduct({"vocab_order": torch.arange(vocab), "hidden_bucket": torch.arange(hidden)})
+    left, right = (sketched(full, *pair, owner) for pair in pairs)
+    exact = left @ right.T
+    norms = torch.outer(left.norm(dim=1), right.norm(dim=1))
+
+    def errors(make):
+        found = []
+        for seed in range(400):
+            sketch = make(seed)
+            left_rows, right_rows = (sketched(sketch, *pair, owner) for pair in pairs)
+            found.append((left_rows @ right_rows.T - exact) / norms)
+        return torch.stack(found)
+
+    split = errors(lambda seed: split_sketch(vocab, hidden, dim, seed=seed))
+    standard_error = split.std(dim=0) / math.sqrt(400)
+    assert (split.mean(dim=0).abs() < 5 * standard_error).all()
+
+    promised = 1 / math.sqrt(dim)
+    assert split.std() < (0.7 if like_a_model else 1.45) * promised
+
+
+def test_the_tokens_predicted_most_share_no_bucket():
+    vocab, hidden, dim = 5000, 8, 2048
+    known = profile(vocab, hidden)
+    tables = draw_tables(vocab, hidden, dim=dim, seed=3, profile=known)
+    assert sorted(tables["vocab_order"]) == list(range(vocab))
+    first = tables["vocab_order"][: dim // 4]
+    assert set(first) == set(known.token_ranking[: dim // 4])
+    assert not np.array_equal(first, known.token_ranking[: dim // 4])
+
+
+def test_nothing_is_split_off_where_no_direction_leads():
+    tables = draw_tables(70, 12, dim=32, seed=0, profile=profile(70, 12, share=0.2))
+    assert isinstance(make_sketch(tables, dim=32, device=CPU), TensorSketch)
+
+
+def test_the_profile_is_what_the_model_does_on_random_tokens():
+    backbone = Backbone(tiny_model("llama"), tiny_tokenizer())
+    found = profile_model(backbone, backbone.head, context=backbone.context)
+    vocab, hidden = backbone.head.weight.shape
+    assert sorted(found.token_ranking) == list(range(vocab))
+    assert found.direction.shape == (hidden,)
+    assert np.linalg.norm(found.direction) == pytest.approx(1)
+    assert 0 <= found.share <= 1
+    again = profile_model(backbone, backbone.head, context=backbone.context)
+    assert np.array_equal(found.direction, again.direction)
+    assert np.array_equal(found.token_ranking, again.token_ranking)
+    short = profile_model(backbone, backbone.head, context=8)
+    assert not np.array_equal(found.direction, short.direction)
