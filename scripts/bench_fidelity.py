@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Sketched scores against exact ones, on a real model and the demo's data.
 
-Exact scores come from the streaming form over the full vocabulary; sketched ones are inner
+Exact scores come from the kernel form over the full vocabulary; sketched ones are inner
 products of rows. Reported for each number of floats: rank correlation for the mean of the
 validation set and for its single samples, how much of the exact top 10 (and bottom 10) is kept,
 and the error in units of the norms beside the promised 1 / sqrt(D).
@@ -21,7 +21,7 @@ import torch
 
 from forvalue_index.backbone import Backbone, default_device
 from forvalue_index.demo_data import write_demo_data
-from forvalue_index.exact import gradient, streaming_terms
+from forvalue_index.exact import kernel_score
 from forvalue_index.features import Embedder, Prepared
 from forvalue_index.model_profile import profile_model
 from forvalue_index.prediction_error import prediction_error
@@ -93,18 +93,19 @@ def exact_scores(
     validation: list[Prepared],
     training: list[Prepared],
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Scores [validation, training], and the norms of the gradients of both."""
-    gradients = [
-        gradient(error, hidden) for _, error, hidden in tokens_of(backbone, embedder, validation)
-    ]
+    """Scores [validation, training] in kernel form, and the norms of the gradients of both."""
+    found = list(tokens_of(backbone, embedder, validation))
+    errors = torch.cat([error for _, error, _ in found])
+    states = torch.cat([hidden for _, _, hidden in found])
+    owner = torch.cat([torch.full((len(hidden),), i) for i, _, hidden in found]).to(errors.device)
     scores = np.zeros((len(validation), len(training)))
     squared = np.zeros(len(training))
     for i, error, hidden in tokens_of(backbone, embedder, training):
-        terms = [streaming_terms(g, error, hidden).sum() for g in gradients]
-        scores[:, i] = [float(term) for term in terms]
-        squared[i] = float(((error @ error.T) * (hidden @ hidden.T)).sum())
-    norms = np.array([float(torch.linalg.vector_norm(g)) for g in gradients])
-    return scores, (norms, np.sqrt(squared))
+        terms = ((errors @ error.T) * (states @ hidden.T)).sum(dim=1)
+        scores[:, i] = terms.new_zeros(len(validation)).index_add_(0, owner, terms).cpu()
+        squared[i] = float(kernel_score((error, hidden), (error, hidden)))
+    own = [float(kernel_score((error, hidden), (error, hidden))) for _, error, hidden in found]
+    return scores, (np.sqrt(own), np.sqrt(squared))
 
 
 def tokens_of(backbone: Backbone, embedder: Embedder, prepared: list[Prepared]):  # noqa: ANN201
