@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def packaged_smollm2() -> Path:
 
 def convert(gguf: Path, directory: Path) -> None:
     """Write float32 weights, configuration and tokenizer; the directory appears when whole."""
+    disable_progress_bar()
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # The loaded model is marked as quantised and refuses to be saved; its weights no longer are.

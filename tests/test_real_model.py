@@ -60,7 +60,7 @@ def demo(model, tmp_path_factory):
 
 def test_the_demo_runs_the_session_of_the_readme():
     script = (ROOT / "scripts/demo").read_text()
-    assert re.findall(r"^run (forvalue .*)", script, re.MULTILINE) == session()
+    assert re.findall(r"^run '(forvalue .*)'$", script, re.MULTILINE) == session()
 
 
 def test_the_session_prints_what_the_readme_shows(demo):

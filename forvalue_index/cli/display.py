@@ -13,6 +13,8 @@ from rich.table import Table
 from forvalue_index.records import AddReport, QueryResult, ScoredSample, StoredSample
 
 PIPED_WIDTH = 140
+# A content hash, which is the key of a sample without an id, takes two lines.
+KEY_WIDTH = 24
 
 
 def print_created(index: Path, document: Mapping[str, Any]) -> None:
@@ -82,12 +84,13 @@ def print_sample(stored: StoredSample) -> None:
 
 def print_list(found: Sequence[StoredSample], matching: int) -> None:
     """A table of samples, and how many there are in all."""
-    table = Table(box=None)
-    for column, justify in (("number", "right"), ("key", "left"), ("source", "left")):
-        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table = Table(box=None, expand=True)
+    table.add_column("number", justify="right")
+    for column in ("key", "source"):
+        table.add_column(column, overflow="fold", max_width=KEY_WIDTH)
     for column in ("tokens", "labels", "loss"):
         table.add_column(column, justify="right")
-    table.add_column("preview", overflow="ellipsis", no_wrap=True)
+    table.add_column("preview", overflow="ellipsis", no_wrap=True, min_width=30, ratio=1)
     for stored in found:
         statistics = stored.statistics
         table.add_row(
@@ -133,23 +136,32 @@ def _print_both(
 
 
 def _hits_table(title: str, style: str, hits: Sequence[ScoredSample]) -> Table:
-    table = Table(title=title, title_style=f"bold {style}", title_justify="left", box=None)
+    table = Table(
+        title=title, title_style=f"bold {style}", title_justify="left", box=None, expand=True
+    )
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right", style=style)
     table.add_column("± stderr", justify="right", style="dim")
-    table.add_column("id", overflow="fold")
-    table.add_column("source", overflow="fold")
-    table.add_column("preview", overflow="ellipsis", no_wrap=True, min_width=30)
+    table.add_column("id", overflow="fold", max_width=KEY_WIDTH)
+    table.add_column("source", overflow="fold", max_width=KEY_WIDTH)
+    table.add_column("preview", overflow="ellipsis", no_wrap=True, min_width=30, ratio=1)
     for hit in hits:
         table.add_row(
             str(hit.rank),
-            f"{hit.score:+.4g}",
-            "exact" if hit.exact else f"{hit.stderr:.2g}",
+            _number(hit.score, sign="+"),
+            "exact" if hit.exact else _number(hit.stderr),
             escape(hit.sample.key),
             escape(hit.sample.source),
             escape(hit.sample.preview),
         )
     return table
+
+
+def _number(value: float, *, sign: str = "-") -> str:
+    """About four digits, and no exponent where a person can do without."""
+    if abs(value) >= 100:
+        return f"{value:{sign},.0f}"
+    return f"{value:{sign}.1f}" if abs(value) >= 1 else f"{value:{sign}.3g}"
 
 
 def _console() -> Console:
