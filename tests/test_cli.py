@@ -14,6 +14,7 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex, __version__
 from forvalue_index.cli import main
+from forvalue_index.cli.display import readable_number
 from forvalue_index.manifest import open_catalog
 
 pytest_plugins = ("tiny",)
@@ -207,7 +208,7 @@ def test_people_read_tables(built_index, validation, tmp_path, model_dir, train)
     shown = run("query", built_index, validation, "--top", 3, "--per-sample").stdout
     for hit in found["helpful"] + found["harmful"]:
         assert hit["key"] in shown
-        assert f"{hit['score']:+.4g}" in shown
+        assert readable_number(hit["score"], sign="+") in shown
     assert "Most helpful to the validation set" in shown
     assert "Most harmful to validation sample 2" in shown
     assert "r2" in run("show", built_index, "r2").stdout
@@ -220,6 +221,22 @@ def test_people_read_tables(built_index, validation, tmp_path, model_dir, train)
     assert "none yet" not in run("info", tmp_path / "index").stdout
     done = run("values", built_index, validation, "-o", tmp_path / "v.csv")
     assert done.stdout == f"30 values written to {tmp_path / 'v.csv'}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (12345.6, "+12,346"),
+        (-100.4, "-100"),
+        (99.96, "+100.0"),
+        (-1.25, "-1.2"),
+        (0.123456, "+0.123"),
+        (-2e-7, "-2e-07"),
+        (0.0, "+0"),
+    ],
+)
+def test_numbers_are_readable(value, shown):
+    assert readable_number(value, sign="+") == shown
 
 
 def test_markup_in_data_is_shown_as_it_is(tmp_path, model_dir):

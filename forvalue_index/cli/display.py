@@ -148,8 +148,8 @@ def _hits_table(title: str, style: str, hits: Sequence[ScoredSample]) -> Table:
     for hit in hits:
         table.add_row(
             str(hit.rank),
-            _number(hit.score, sign="+"),
-            "exact" if hit.exact else _number(hit.stderr),
+            readable_number(hit.score, sign="+"),
+            "exact" if hit.exact else readable_number(hit.stderr),
             escape(hit.sample.key),
             escape(hit.sample.source),
             escape(hit.sample.preview),
@@ -157,7 +157,7 @@ def _hits_table(title: str, style: str, hits: Sequence[ScoredSample]) -> Table:
     return table
 
 
-def _number(value: float, *, sign: str = "-") -> str:
+def readable_number(value: float, *, sign: str = "-") -> str:
     """About four digits, and no exponent where a person can do without."""
     if abs(value) >= 100:
         return f"{value:{sign},.0f}"
