@@ -15,7 +15,7 @@ from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
 from forvalue_index.features import Embedder
-from forvalue_index.loading import make_embedder, resolve, wanted_settings
+from forvalue_index.loading import located_catalog, make_embedder, resolve, wanted_settings
 from forvalue_index.manifest import (
     is_index,
     refuse_occupied,
@@ -86,7 +86,7 @@ class ValuationIndex:
             BrokenIndexError: the directory holds something else.
         """
         where = Path(path)
-        wanted = wanted_settings(model, settings)
+        wanted, catalog = wanted_settings(model, settings), located_catalog(catalog)
         if is_index(where):
             opened = cls.open(where, on_progress=on_progress)
             try:

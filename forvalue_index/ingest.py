@@ -115,6 +115,7 @@ class _Ingestion:
                     self._prepare(sample)
             read, new = read + len(rows), new + len(samples)
             self._on_progress(Progress("checking", read))
+        self._on_progress(Progress("checking", read, read))
         self.tally = _Tally()
         return new
 

@@ -14,12 +14,20 @@ from forvalue_index.prompts import PromptEncoder
 from forvalue_index.settings import DEFAULT_CONTEXT, Settings
 from forvalue_index.sketch import HashTables, make_sketch
 
+SQLITE_SCHEME = "sqlite:///"
+
 
 def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
     """Settings with local paths made absolute, so that an index can be used from anywhere."""
     adapter = chosen.get("adapter")
     located = None if adapter is None else _located(adapter)
     return Settings(**{**chosen, "model": _located(model), "adapter": located})
+
+
+def located_catalog(catalog: str) -> str:
+    """The address of a catalog, with the path of an SQLite file made absolute."""
+    scheme, path = SQLITE_SCHEME, catalog.removeprefix(SQLITE_SCHEME)
+    return scheme + str(Path(path).resolve()) if catalog.startswith(scheme) and path else catalog
 
 
 def resolve(wanted: Settings, backbone: Backbone) -> Settings:

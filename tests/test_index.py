@@ -218,3 +218,16 @@ def test_there_is_nothing_else_in_the_package():
 
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         getattr(forvalue_index, "Nothing")  # noqa: B009
+
+
+def test_a_catalog_at_a_relative_path_is_found_from_anywhere(model_dir, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    address = "sqlite:///shared.sqlite"
+    ValuationIndex.create("a", str(model_dir), catalog=address).close()
+    ValuationIndex.create("a", str(model_dir), catalog=address).close()
+    monkeypatch.chdir(tmp_path / "other")
+    with ValuationIndex.open("../one/a") as index:
+        assert len(index) == 0
+    assert not list((tmp_path / "other").iterdir())

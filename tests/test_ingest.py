@@ -402,7 +402,7 @@ def test_progress_of_a_file_has_totals(index, tmp_path):
     index._on_progress = steps.append
     report = index.add(path)
     checking = [step for step in steps if step.stage == "checking"]
-    assert [step.done for step in checking] == [30]
+    assert [(step.done, step.total) for step in checking] == [(30, None), (30, 30)]
     embedding = [step for step in steps if step.stage == "embedding"]
     assert {step.total for step in embedding} == {30}
     assert [step.done for step in embedding] == sorted({step.done for step in embedding})
