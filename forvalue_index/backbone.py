@@ -19,13 +19,13 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from forvalue_index.exceptions import MissingDependencyError, ModelError
+from forvalue_index.exceptions import MissingDependencyError, ModelError, UsageError
 from forvalue_index.prediction_error import Head
 from forvalue_index.records import Batch
 from forvalue_index.settings import ModelIdentity, Settings
@@ -153,6 +153,10 @@ class Backbone:
 def _where(settings: Settings) -> dict[str, Any]:
     """What `from_pretrained` needs to find a model, without asking a hub for a local path."""
     path = Path(settings.model)
+    if settings.revision is not None and path.exists():
+        raise UsageError(
+            f"--revision {settings.revision}: {path} is local and has no revisions; leave it out"
+        )
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"{path}: there is no such GGUF file; check the path")
@@ -178,7 +182,7 @@ def _hub_revision(settings: Settings) -> dict[str, Any]:
     name, revision = settings.model, settings.revision
     try:
         found = huggingface_hub.model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-    except (HfHubHTTPError, ValueError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, ValueError) as error:
         raise ModelError(
             f"{name} (revision {revision or 'main'}) is neither a directory here nor a model on "
             f"the hub that can be read: {_first_line(error)}"
@@ -279,15 +283,18 @@ def _find_head(model: Any, name: str) -> Head:
 
 
 def _weights_digest(model: Any) -> str:
-    """Digest of every tensor's name, shape, type and sum of bit patterns.
+    """Digest of every tensor's name, shape, type, and sums of bit patterns along both sides.
 
-    The sum runs at the speed of memory, on the device, and any single changed weight changes it.
+    The sums run at the speed of memory, on the device. Any single changed weight changes them, and
+    so does any other order of rows or columns.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         bits = tensor.detach().contiguous().view(_integers_as_wide_as(tensor))
-        total = int(bits.sum(dtype=torch.int64))
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total};".encode())
+        matrix = bits.reshape(len(bits), -1) if bits.dim() else bits.reshape(1, 1)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        for side in (0, 1):
+            digest.update(matrix.sum(dim=side, dtype=torch.int64).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -50,6 +50,10 @@ class SearchIndex(Protocol):
         """
         ...
 
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The rows of known ids, in their order, [n, dim]."""
+        ...
+
     def __len__(self) -> int: ...
 
 

@@ -111,7 +111,7 @@ def check_schema(engine: sa.Engine) -> None:
     if revision != REVISIONS[-1]:
         raise BrokenIndexError(
             f"{describe(engine)} has schema {revision or 'none'}, this version of forvalue-index "
-            f"uses {REVISIONS[-1]}. Run: forvalue migrate"
+            f"uses {REVISIONS[-1]}. Give the database that the index was created with"
         )
 
 

@@ -19,7 +19,7 @@ from forvalue_index.contracts import Trunk
 from forvalue_index.exceptions import BadSampleError, ModelError
 from forvalue_index.prediction_error import Head, prediction_error
 from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import BadRow, Batch, Encoded, Sample, SampleStatistics
+from forvalue_index.records import BadRow, Batch, Encoded, Sample, SampleStatistics, bad_row
 from forvalue_index.sketch import Sketch, Sums
 
 # Measured on SmolLM2-135M: the trunk is at full speed from 1,024 tokens on; a chunk's logits
@@ -67,10 +67,17 @@ class Embedder:
     def prepare(self, sample: Sample) -> Prepared | BadRow:
         """Tokenise a sample, or say why it cannot be valued."""
         try:
-            return Prepared(sample, self._encoder.encode(sample))
+            encoded = self._encoder.encode(sample)
         except BadSampleError as error:
-            raw = [m.as_dict() for m in sample.messages]
-            return BadRow(sample.source, sample.position, str(error), raw)
+            return bad_row(sample, str(error))
+        largest, vocab_size = int(encoded.token_ids.max()), len(self._place)
+        if largest >= vocab_size:
+            reason = (
+                f"it has token {largest:,}, and the model knows {vocab_size:,} tokens; the "
+                "tokenizer is of another model, or was extended alone"
+            )
+            return bad_row(sample, reason)
+        return Prepared(sample, encoded)
 
     def batches(self, prepared: Sequence[Prepared]) -> Iterable[Batch]:
         """The batches that `embed_batch` should be given for these samples."""

@@ -278,7 +278,8 @@ class ValuationIndex:
         version = self.version
         if self._valuer is None or self._valuer[0] != version:
             self._on_progress(Progress("opening", 0, 1))
-            self._valuer = version, valuation.Valuer(self._storage, self._storage.search_index())
+            search = self._storage.search_index()
+            self._valuer = version, valuation.Valuer(self._storage, search, version=version)
             self._on_progress(Progress("opening", 1, 1))
         return self._valuer[1]
 
@@ -303,7 +304,8 @@ class ValuationIndex:
         refuse_other_settings(self._storage.path, self.manifest.settings, wanted)
         if catalog not in (DEFAULT_CATALOG, self.manifest.catalog):
             raise UsageError(
-                f"{self._storage.path} has its catalog at {self.manifest.catalog}, not at {catalog}"
+                f"{self._storage.path} has its catalog at {self.manifest.shown_catalog}, and this "
+                "asks for another; leave --catalog out"
             )
 
 

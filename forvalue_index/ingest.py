@@ -25,12 +25,20 @@ from forvalue_index.contracts import OnProgress, Source, ignore_progress
 from forvalue_index.exceptions import BadSampleError, SourceError
 from forvalue_index.features import Embedder, Prepared
 from forvalue_index.manifest import REJECTED
-from forvalue_index.records import AddReport, BadRow, Progress, Sample, SampleStatistics
+from forvalue_index.records import (
+    AddReport,
+    BadRow,
+    Progress,
+    Sample,
+    SampleStatistics,
+    bad_row,
+)
 from forvalue_index.storage import Storage
 
 READ_ROWS = 1024
 WINDOW_BATCHES = 16
 WINDOW_SAMPLES = 8192
+WINDOW_FLOATS = 2**25
 
 
 @dataclass
@@ -109,11 +117,7 @@ class _Ingestion:
         """Read everything once: how many samples are new. Strict: fail on the first bad row."""
         read = new = 0
         for rows in _chunks(_rows(sources)):
-            samples = list(self._new(rows, pending={}))
-            if self._strict:
-                for sample in samples:
-                    self._prepare(sample)
-            read, new = read + len(rows), new + len(samples)
+            read, new = read + len(rows), new + sum(1 for _ in self._new(rows, pending={}))
             self._on_progress(Progress("checking", read))
         self._on_progress(Progress("checking", read, read))
         self.tally = _Tally()
@@ -126,13 +130,10 @@ class _Ingestion:
         n_tokens = 0
         for rows in _chunks(_rows(sources)):
             self.tally.read += len(rows)
-            for sample in self._new(rows, pending=window):
-                prepared = self._prepare(sample)
-                if prepared is None:
-                    continue
-                window[sample.key] = prepared
+            for prepared in self._new(rows, pending=window):
+                window[prepared.sample.key] = prepared
                 n_tokens += len(prepared.encoded)
-                if len(window) == WINDOW_SAMPLES or n_tokens >= self._window_tokens:
+                if len(window) >= self._window_samples or n_tokens >= self._window_tokens:
                     self._embed(list(window.values()))
                     window.clear()
                     n_tokens = 0
@@ -142,9 +143,13 @@ class _Ingestion:
     def _window_tokens(self) -> int:
         return WINDOW_BATCHES * self._embedder.token_budget
 
+    @property
+    def _window_samples(self) -> int:
+        return min(WINDOW_SAMPLES, max(1, WINDOW_FLOATS // self._storage.manifest.row_width))
+
     def _new(
         self, rows: Sequence[Sample | BadRow], pending: Mapping[str, Prepared]
-    ) -> Iterator[Sample]:
+    ) -> Iterator[Prepared]:
         """The usable samples among rows that are neither stored nor pending."""
         samples = [row for row in rows if isinstance(row, Sample)]
         held = self._storage.catalog.known(samples)
@@ -153,21 +158,23 @@ class _Ingestion:
             if isinstance(row, BadRow):
                 self._reject(row)
                 continue
-            content_hash = held.setdefault(row.key, "")
-            held[row.key] = content_hash or row.content_hash
-            if not content_hash:
-                yield row
+            content_hash = held.get(row.key)
+            if content_hash is None:
+                prepared = self._prepare(row)
+                if prepared is not None:
+                    held[row.key] = row.content_hash
+                    yield prepared
             elif content_hash == row.content_hash:
                 self.tally.known += 1
             else:
                 reason = (
                     f"its id {row.key!r} is taken by a sample of other content; give it another"
                 )
-                self._reject(_bad(row, reason))
+                self._reject(bad_row(row, reason))
 
     def _prepare(self, sample: Sample) -> Prepared | None:
         reason = unstorable(sample)
-        prepared = _bad(sample, reason) if reason else self._embedder.prepare(sample)
+        prepared = bad_row(sample, reason) if reason else self._embedder.prepare(sample)
         if isinstance(prepared, Prepared):
             return prepared
         self._reject(prepared)
@@ -238,11 +245,6 @@ def _chunks(rows: Iterable[Sample | BadRow]) -> Iterator[list[Sample | BadRow]]:
     rows = iter(rows)
     while chunk := list(islice(rows, READ_ROWS)):
         yield chunk
-
-
-def _bad(sample: Sample, reason: str) -> BadRow:
-    raw = [message.as_dict() for message in sample.messages]
-    return BadRow(sample.source, sample.position, reason, raw)
 
 
 def _write_rejected(directory: Path, rejected: Sequence[BadRow]) -> str | None:

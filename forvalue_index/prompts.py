@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
 from forvalue_index.contracts import Tokenizer
@@ -26,6 +25,7 @@ Span = tuple[int, int]
 # Some chat templates print the date of today; a row must not depend on it.
 TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
 DATE_DIRECTIVES = ("-d", "-m", "-H", "-I", "-M", *"aAbBcdFHIjmMpSTUwWxXyYZ")
+SENTINEL = "\N{OBJECT REPLACEMENT CHARACTER}content"
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -113,7 +113,7 @@ class PromptEncoder:
         for turn, message in enumerate(conversation):
             if message["role"] != "assistant":
                 continue
-            before = self._template(conversation[:turn], add_generation_prompt=True) if turn else ""
+            before = self._before(conversation, turn)
             if not text.startswith(before):
                 raise BadSampleError(
                     f"the chat template renders what precedes turn {turn + 1} otherwise once the "
@@ -123,6 +123,15 @@ class PromptEncoder:
             said = self._rendered_turn(conversation[: turn + 1], text, len(before))
             spans.append((len(before), len(before) + len(self._without_trailing_space(said))))
         return spans
+
+    def _before(self, conversation: list[dict[str, Any]], turn: int) -> str:
+        """What is rendered before the assistant says `turn`, its header included."""
+        if turn:
+            before: str = self._template(conversation[:turn], add_generation_prompt=True)
+            return before
+        # Templates cannot render no turn at all, so the header is what precedes a known content.
+        marked: str = self._template([{**conversation[0], "content": SENTINEL}])
+        return marked.partition(SENTINEL)[0]
 
     def _rendered_turn(self, upto: list[dict[str, Any]], text: str, start: int) -> str:
         """The rendered last turn of `upto`, which stands in `text` at `start`.
@@ -155,7 +164,7 @@ class PromptEncoder:
                 conversation,
                 **({"tokenize": False} | self._fixed_date | options),
             )
-        except TemplateError as error:
+        except Exception as error:  # A template is a program, and fails as programs do.
             roles = ", ".join(m["role"] for m in conversation)
             raise BadSampleError(f"the chat template refuses the roles {roles}: {error}") from error
 

@@ -94,6 +94,14 @@ class BadRow:
         return f"{self.source}:{self.position}: {self.reason}"
 
 
+def bad_row(sample: Sample, reason: str) -> BadRow:
+    """Why a row that was read as a sample cannot be used, with all that it held."""
+    own_id = {} if sample.own_id is None else {"id": sample.own_id}
+    messages = [message.as_dict() for message in sample.messages]
+    raw = {**own_id, **sample.metadata, "messages": messages}
+    return BadRow(sample.source, sample.position, reason, raw)
+
+
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """A tokenised sample. `label_mask[t]` says whether token t is a label; never true at t = 0."""

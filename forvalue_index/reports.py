@@ -83,7 +83,7 @@ def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) 
         "seed": settings.seed,
         "fingerprint": manifest.fingerprint,
         "index_version": version,
-        "catalog": manifest.catalog,
+        "catalog": manifest.shown_catalog,
         "search": SEARCH,
         "sources": [{"source": s.source, "samples": s.samples} for s in summary.sources],
         "loss": summary.loss,

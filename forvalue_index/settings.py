@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -82,6 +83,11 @@ class Manifest:
         """Digest of all that rows depend on: where the model lies is not part of it."""
         canonical = json.dumps(self._row_facts(), sort_keys=True)
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+    @property
+    def shown_catalog(self) -> str:
+        """Where the catalog lies, without a password."""
+        return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", self.catalog)
 
     @property
     def exact_rows(self) -> bool:

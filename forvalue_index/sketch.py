@@ -126,6 +126,32 @@ def tables_digest(tables: HashTables) -> str:
     return digest.hexdigest()
 
 
+def part_widths(tables: HashTables, dim: int) -> tuple[int, ...]:
+    """Floats of each independently sketched part of a row, in order; none where rows are exact."""
+    if len(tables["vocab_order"]) * len(tables["hidden_bucket"]) <= dim:
+        return ()
+    split_dim = int(tables["split_dim"][0]) if "split_dim" in tables else 0
+    return (split_dim, dim - split_dim) if split_dim else (dim,)
+
+
+def standard_errors(
+    query: NDArray[np.float32], rows: NDArray[np.float32], widths: Sequence[int]
+) -> NDArray[np.float32]:
+    """Standard errors of the inner products of query [dim] with rows [row, dim].
+
+    A part of D floats has |q| |row| / sqrt(D) of its own norms (Pham and Pagh), and the parts are
+    independent, so squares add up. Exact rows, which have no parts, have 0.
+    """
+    variances = np.zeros(len(rows))
+    start = 0
+    for width in widths:
+        part = slice(start, start + width)
+        squares = np.einsum("rd,rd->r", rows[:, part], rows[:, part], dtype=np.float64)
+        variances += squares * float(query[part] @ query[part]) / width
+        start += width
+    return np.sqrt(variances).astype(np.float32)
+
+
 def make_sketch(tables: HashTables, *, dim: int, device: torch.device) -> Sketch:
     """The exact outer product where it fits into `dim` floats, else the sketch of the tables."""
     on_device = {name: torch.from_numpy(np.array(t)).to(device) for name, t in tables.items()}

@@ -33,7 +33,7 @@ from forvalue_index.records import Sample, SampleStatistics
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.segments import SegmentStore, write_durably
 from forvalue_index.settings import Manifest, ModelIdentity, Settings
-from forvalue_index.sketch import HashTables, ModelProfile, draw_tables, tables_digest
+from forvalue_index.sketch import HashTables, ModelProfile, draw_tables, part_widths, tables_digest
 
 
 class Block(NamedTuple):
@@ -108,6 +108,10 @@ class Storage:
                 "backup, or build the index anew"
             )
         return tables
+
+    def part_widths(self) -> tuple[int, ...]:
+        """Floats of each part of a row that is sketched on its own, see `standard_errors`."""
+        return part_widths(self.tables(), self.manifest.settings.dim)
 
     def append(
         self,

@@ -27,6 +27,7 @@ from forvalue_index.records import (
     Values,
 )
 from forvalue_index.segments import GEOMETRY
+from forvalue_index.sketch import standard_errors
 from forvalue_index.storage import Storage
 
 EXPORTED_ROWS = 10_000
@@ -107,11 +108,11 @@ def _warnings(prepared: Sequence[Prepared], rejected: Sequence[BadRow]) -> Itera
 class Valuer:
     """Scores one state of an index. Sketched scores carry their standard error."""
 
-    def __init__(self, storage: Storage, search: SearchIndex) -> None:
+    def __init__(self, storage: Storage, search: SearchIndex, *, version: int) -> None:
         self._storage = storage
         self._search = search
-        self._exact = storage.manifest.exact_rows
-        self._dim = storage.manifest.row_width
+        self._version = version
+        self._widths = storage.part_widths()
 
     def query(
         self, validation: ValidationSet, *, top: int, bottom: int, per_sample: bool = False
@@ -137,7 +138,7 @@ class Valuer:
         return QueryResult(
             index=str(self._storage.path),
             fingerprint=manifest.fingerprint,
-            index_version=self._storage.catalog.version(),
+            index_version=self._version,
             geometry=GEOMETRY,
             validation_samples=len(validation.rows),
             validation_label_tokens=validation.label_tokens,
@@ -146,8 +147,14 @@ class Valuer:
             harmful=answers[0][1],
             per_sample=tuple(ValidationResult(i, *both) for i, both in enumerate(answers[1:])),
             seconds={"search": time.perf_counter() - started},
-            warnings=validation.warnings,
+            warnings=(*validation.warnings, *self._remarks(answers[0][1])),
         )
+
+    def _remarks(self, harmful: Sequence[ScoredSample]) -> Iterator[str]:
+        if not len(self._search):
+            yield "the index holds no samples yet; add some with: forvalue add INDEX DATA"
+        elif harmful[0].score >= 0:
+            yield "no sample has a negative score: the most harmful ones are the least helpful"
 
     def _stored(self, rankings: Sequence[Ranking]) -> Mapping[int, StoredSample]:
         ids = np.unique(np.concatenate([ids for ids, _ in rankings]))
@@ -156,24 +163,21 @@ class Valuer:
     def _hits(
         self, query: Rows, ranking: Ranking, stored: Mapping[int, StoredSample]
     ) -> tuple[ScoredSample, ...]:
-        norm = float(np.linalg.norm(query))
+        ids, scores = ranking
+        stderrs = standard_errors(query, self._search.rows(ids), self._widths)
         return tuple(
             ScoredSample(
                 rank=rank,
                 id=id_,
                 score=float(score),
-                stderr=self._stderr(norm * stored[id_].statistics.norm),
-                exact=self._exact,
+                stderr=float(stderr),
+                exact=not self._widths,
                 sample=stored[id_].sample,
             )
-            for rank, (id_, score) in enumerate(
-                zip(ranking[0].tolist(), ranking[1], strict=True), 1
+            for rank, (id_, score, stderr) in enumerate(
+                zip(ids.tolist(), scores, stderrs, strict=True), 1
             )
         )
-
-    def _stderr(self, norms: float) -> float:
-        """|q| |row| / sqrt(D), the standard error of a TensorSketch; 0 for exact rows."""
-        return 0.0 if self._exact else float(norms / np.sqrt(self._dim))
 
 
 def values(
@@ -181,21 +185,20 @@ def values(
 ) -> Values:
     """A score for every live sample, in order of id: blocked products over the segments."""
     query = validation.mean
-    width = np.inf if storage.manifest.exact_rows else storage.manifest.row_width
-    scale = float(np.linalg.norm(query) / np.sqrt(width))
+    widths = storage.part_widths()
     ids, scores, stderrs = [], [], []
     total, done = storage.catalog.count(None), 0
     for block in storage.blocks():
         rows = block.rows.numpy()
         ids.append(block.ids)
         scores.append(rows @ query)
-        stderrs.append(scale * np.linalg.norm(rows, axis=1))
+        stderrs.append(standard_errors(query, rows, widths))
         done += len(rows)
         on_progress(Progress("scoring", done, total))
     return Values(
         ids=np.concatenate([*ids, np.empty(0, np.int64)]),
         scores=np.concatenate([*scores, np.empty(0, np.float32)]),
-        stderrs=np.concatenate([*stderrs, np.empty(0, np.float32)]).astype(np.float32),
+        stderrs=np.concatenate([*stderrs, np.empty(0, np.float32)]),
     )
 
 

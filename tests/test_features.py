@@ -200,7 +200,20 @@ def test_a_sample_that_cannot_be_valued_is_a_bad_row():
     assert str(row) == (
         "train.jsonl:7: has 1 token(s) and none to predict, as the first one never is"
     )
-    assert row.raw == [{"role": "text", "content": "x"}]
+    assert row.raw == {"messages": [{"role": "text", "content": "x"}]}
+
+
+def test_a_token_that_the_model_does_not_have_makes_a_bad_row():
+    """It was an IndexError from inside the model."""
+    model = tiny_model("llama")
+    backbone = Backbone(model, tiny_tokenizer())
+    backbone.tokenizer.add_tokens(["<extra>"] * 1 + [f"<{i}>" for i in range(VOCAB)])
+    encoder = PromptEncoder(backbone.tokenizer, template="plain", labels="response", max_length=512)
+    sketch = make_sketch(tables(), dim=DIM, device=torch.device("cpu"))
+    maker = Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
+    row = maker.prepare(pair("a", f"<{VOCAB - 1}>"))
+    assert isinstance(row, BadRow)
+    assert f"and the model knows {VOCAB}" in row.reason
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

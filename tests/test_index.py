@@ -70,7 +70,7 @@ def test_other_settings_are_refused(index, model_dir, settings, said):
 
 def test_another_place_for_the_catalog_is_refused(index, model_dir, tmp_path):
     url = f"sqlite:///{tmp_path / 'other.sqlite'}"
-    with pytest.raises(UsageError, match="has its catalog at sqlite, not at sqlite:///"):
+    with pytest.raises(UsageError, match="has its catalog at sqlite, and this asks for another"):
         ValuationIndex.create(index._storage.path, str(model_dir), dim=256, catalog=url)
 
 
@@ -231,3 +231,9 @@ def test_a_catalog_at_a_relative_path_is_found_from_anywhere(model_dir, tmp_path
     with ValuationIndex.open("../one/a") as index:
         assert len(index) == 0
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_local_model_has_no_revisions(model_dir, tmp_path):
+    """It was ignored, and the same command then failed the second time."""
+    with pytest.raises(UsageError, match=r"--revision abc: .* is local and has no revisions"):
+        ValuationIndex.create(tmp_path / "a", str(model_dir), revision="abc")

@@ -195,7 +195,19 @@ def test_an_id_that_is_taken_by_other_content_is_a_bad_row(index, when):
     assert report.rejected == 1
     assert len(index) == 7
     assert index.sample("r2").sample.response == rows(5)[2]["response"]
-    assert json.loads(open_rejected(report)[0])["row"][-1]["content"] == "another answer"
+    assert (
+        json.loads(open_rejected(report)[0])["row"]["messages"][-1]["content"] == "another answer"
+    )
+
+
+def test_an_id_is_not_taken_by_a_row_that_was_rejected(index):
+    """A good row was rejected because a bad one before it, of the same id, had been seen."""
+    long = {"id": "a", "prompt": "a " * 600, "response": "b", "topic": "long"}
+    report = index.add([long, {"id": "a", "prompt": "a", "response": "b"}], on_bad="skip")
+    assert (report.added, report.rejected) == (1, 1)
+    row = json.loads(open_rejected(report)[0])["row"]
+    assert (row["id"], row["topic"]) == ("a", "long")
+    assert row["messages"][1]["content"] == "b"
 
 
 def open_rejected(report):

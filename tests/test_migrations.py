@@ -87,7 +87,7 @@ def test_a_schema_from_the_future_is_refused(engine, act):
 def test_an_old_schema_is_named_together_with_the_current_one(engine, monkeypatch):
     migrate(engine)
     monkeypatch.setattr("forvalue_index.database.REVISIONS", ("0001", "0002"))
-    with pytest.raises(BrokenIndexError, match=r"schema 0001.*uses 0002.*forvalue migrate"):
+    with pytest.raises(BrokenIndexError, match=r"schema 0001.*uses 0002.*Give the database"):
         check_schema(engine)
 
 

@@ -120,12 +120,19 @@ def test_answers_that_repeat_are_told_apart():
         assert all(b.endswith("<|im_start|>assistant\n") for b in before)
 
 
-def test_an_assistant_that_speaks_first_is_labelled_with_its_header():
+def test_an_assistant_that_speaks_first_is_labelled_without_what_is_before():
+    """Its header, and a system prompt that the template puts before it, used to be labels."""
     sample = Sample((Message("assistant", "hi"), *PAIR.messages))
     assert labelled(encode(sample)) == [
-        "assistant\nhi<|im_end|>",
+        "hi<|im_end|>",
         "in a cab<|im_end|>",
     ]
+
+
+def test_a_template_that_fails_is_a_bad_sample():
+    """Any error but the template's own went through as a traceback."""
+    with pytest.raises(BadSampleError, match="the chat template refuses the roles user, assistant"):
+        encode(PAIR, "{% for m in messages %}{{ m.content + 1 }}{% endfor %}")
 
 
 def test_a_row_does_not_depend_on_the_date_of_today():

@@ -186,3 +186,16 @@ def test_the_first_difference_is_in_order_of_fields():
     assert first_difference(SETTINGS, SETTINGS) is None
     other = dataclasses.replace(SETTINGS, seed=3, dim=64)
     assert first_difference(SETTINGS, other) == ("dim", 4096, 64)
+
+
+@pytest.mark.parametrize(
+    ("catalog", "shown"),
+    [
+        ("postgresql+psycopg://me:secret@host/db", "postgresql+psycopg://me:***@host/db"),
+        ("postgresql+psycopg://me@host/db", "postgresql+psycopg://me@host/db"),
+        ("sqlite:////data/c.sqlite", "sqlite:////data/c.sqlite"),
+        ("sqlite", "sqlite"),
+    ],
+)
+def test_a_password_is_not_shown(catalog, shown):
+    assert dataclasses.replace(MANIFEST, catalog=catalog).shown_catalog == shown

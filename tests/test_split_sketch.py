@@ -18,6 +18,8 @@ from forvalue_index.sketch import (
     TensorSketch,
     draw_tables,
     make_sketch,
+    part_widths,
+    standard_errors,
 )
 
 
@@ -134,3 +136,43 @@ def test_the_profile_is_what_the_model_does_on_random_tokens():
     assert np.array_equal(found.token_ranking, again.token_ranking)
     short = profile_model(backbone, backbone.head, context=8)
     assert not np.array_equal(found.direction, short.direction)
+
+
+def test_standard_errors_are_those_of_the_parts():
+    """A part of D floats has |q| |r| / sqrt(D) of its own; 0 where rows are exact."""
+    random = np.random.default_rng(0)
+    query, rows = random.random(10, np.float32), random.random((3, 10), np.float32)
+
+    def alone(part):
+        norms = np.linalg.norm(query[part]) * np.linalg.norm(rows[:, part], axis=1)
+        return norms / math.sqrt(part.stop - part.start)
+
+    both = np.hypot(alone(slice(0, 4)), alone(slice(4, 10)))
+    np.testing.assert_allclose(standard_errors(query, rows, (4, 6)), both, rtol=1e-6)
+    np.testing.assert_allclose(standard_errors(query, rows, (10,)), alone(slice(0, 10)), rtol=1e-6)
+    assert standard_errors(query, rows, ()).tolist() == [0, 0, 0]
+    assert part_widths(split_tables(70, 12, 32), 32) == (16, 16)
+    assert part_widths(draw_tables(70, 12, dim=32, seed=0), 32) == (32,)
+    assert part_widths(split_tables(70, 12, 1000), 1000) == ()
+
+
+@pytest.mark.parametrize("along", [0.5, 1, 10])
+def test_the_promised_error_holds_however_strong_the_direction_is(along):
+    """With half of the floats for each part, |A| |B| / sqrt(D) of whole rows promised too little."""
+    vocab, hidden, dim = 210, 24, 64
+    direction = along * hidden**0.5 * torch.from_numpy(profile(vocab, hidden).direction)
+    pairs = [tokens(8, vocab, hidden, seed=seed) for seed in (1, 2)]
+    pairs = [(error, states + direction) for error, states in pairs]
+    owner = torch.arange(8)
+    full = OuterProduct({"vocab_order": torch.arange(vocab), "hidden_bucket": torch.arange(hidden)})
+    left, right = (sketched(full, *pair, owner) for pair in pairs)
+    squares, promised = [], []
+    for seed in range(300):
+        sketch = split_sketch(vocab, hidden, dim, seed=seed)
+        rows, others = (sketched(sketch, *pair, owner) for pair in pairs)
+        squares.append((rows @ others.T - left @ right.T).square().mean())
+        stderrs = [
+            standard_errors(r, others.float().numpy(), (32, 32)) for r in rows.float().numpy()
+        ]
+        promised.append(np.square(stderrs).mean())
+    assert 0.85 < math.sqrt(np.mean(squares) / np.mean(promised)) < 1.15

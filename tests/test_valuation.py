@@ -72,7 +72,8 @@ def test_a_result_says_what_it_is_of(filled):
     assert (result.index_version, result.geometry, result.searched) == (2, "raw", 30)
     assert result.validation_samples == 4
     assert result.validation_label_tokens > 4
-    assert (result.per_sample, result.warnings) == ((), ())
+    assert result.per_sample == ()
+    assert (result.harmful[0].score < 0) == (result.warnings == ())
     assert set(result.seconds) == {"load", "embed", "open", "search"}
     assert result.helpful[0].sample == filled.sample(result.helpful[0].id).sample
     assert len(result.harmful) == 3, "as many as top where bottom is not given"
@@ -190,7 +191,7 @@ def test_bad_validation_rows(filled, tmp_path):
         filled.query(path)
     result = filled.query(path, on_bad="skip")
     assert result.validation_samples == 4
-    assert len(result.warnings) == 1
+    assert "1 validation row(s) were left out" in result.warnings[0]
     assert "1 validation row(s) were left out" in result.warnings[0]
     assert "v.jsonl:5: 'text' is int" in result.warnings[0]
     assert ids_of(result.helpful) == ids_of(filled.query(VALIDATION).helpful)
@@ -305,3 +306,10 @@ def test_a_copy_of_an_index_answers_as_the_index(filled, built_index, tmp_path):
     copy = shutil.copytree(built_index, tmp_path / "copy")
     with ValuationIndex.open(copy) as other:
         assert filled.query(VALIDATION).helpful == other.query(VALIDATION).helpful
+
+
+def test_an_empty_index_says_so(index):
+    result = index.query(VALIDATION)
+    assert result.warnings == (
+        "the index holds no samples yet; add some with: forvalue add INDEX DATA",
+    )

@@ -15,6 +15,7 @@ from forvalue_index.cli.value import query, values
 from forvalue_index.exceptions import ForValueError
 
 INTERRUPTED = 130
+MORE_ROOM = "use a smaller model, a shorter --max-length or a machine with more memory"
 
 
 class ErrorReportingGroup(click.Group):
@@ -32,12 +33,25 @@ class ErrorReportingGroup(click.Group):
                 raise  # click ends quietly where nobody reads on
             click.echo(f"Error: {_system_error(error)}", err=True)
             ctx.exit(ForValueError.exit_code)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            click.echo(f"Error: out of memory: {_one_line(error)}; {MORE_ROOM}", err=True)
+            ctx.exit(ForValueError.exit_code)
         except KeyboardInterrupt:
-            click.echo(
-                "Stopped. What was finished is stored; the same command goes on from there.",
-                err=True,
-            )
+            click.echo(_interruption(ctx), err=True)
             ctx.exit(INTERRUPTED)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+
+
+def _interruption(ctx: click.Context) -> str:
+    if ctx.invoked_subcommand == "add":
+        return "Stopped. What was finished is stored; the same command goes on from there."
+    return "Stopped."
 
 
 def _one_line(error: Exception) -> str:

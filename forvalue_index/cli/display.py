@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rich.table import Table
 from forvalue_index.records import AddReport, QueryResult, ScoredSample, StoredSample
 
 PIPED_WIDTH = 140
+# All control characters but tab and line break.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # A content hash, which is the key of a sample without an id, takes two lines.
 KEY_WIDTH = 24
 
@@ -20,10 +23,11 @@ KEY_WIDTH = 24
 def print_created(index: Path, document: Mapping[str, Any]) -> None:
     """What `init` made."""
     _console().print(
-        f"[bold]{escape(str(index))}[/] is ready: {escape(document['model'])}, "
+        f"[bold]{_shown(str(index))}[/] is ready: {_shown(document['model'])}, "
         f"{document['dim']:,} floats a row ({document['row_dtype']}), template "
         f"{document['template']}, labels {document['labels']}, at most "
-        f"{document['max_length']:,} tokens a sample. Fingerprint {document['fingerprint']}."
+        f"{document['max_length']:,} tokens a sample. Fingerprint {document['fingerprint']}.",
+        soft_wrap=True,
     )
 
 
@@ -42,7 +46,7 @@ def print_added(report: AddReport) -> None:
         )
     if report.rejected_file:
         console.print(
-            f"[yellow]{report.rejected:,} rows were rejected:[/] {escape(report.rejected_file)}"
+            f"[yellow]{report.rejected:,} rows were rejected:[/] {_shown(report.rejected_file)}"
         )
 
 
@@ -54,7 +58,7 @@ def print_query(result: QueryResult) -> None:
         f"label tokens) against {result.searched:,} indexed samples, {result.geometry} geometry."
     )
     for warning in result.warnings:
-        console.print(f"[yellow]{escape(warning)}[/]")
+        console.print(f"[yellow]{_shown(warning)}[/]")
     _print_both(console, "the validation set", result.helpful, result.harmful)
     for one in result.per_sample:
         name = f"validation sample {one.validation}"
@@ -68,7 +72,7 @@ def print_sample(stored: StoredSample) -> None:
     console = _console()
     sample, statistics = stored.sample, stored.statistics
     console.print(
-        f"[bold]{escape(sample.key)}[/] (number {stored.id}) from {escape(sample.source)}, "
+        f"[bold]{_shown(sample.key)}[/] (number {stored.id}) from {_shown(sample.source)}, "
         f"row {sample.position}"
     )
     console.print(
@@ -77,9 +81,9 @@ def print_sample(stored: StoredSample) -> None:
         + ("; [yellow]cut to --max-length[/]" if statistics.truncated else "")
     )
     for name, value in sample.metadata.items():
-        console.print(f"[dim]{escape(str(name))}[/] {escape(str(value))}")
+        console.print(f"[dim]{_shown(str(name))}[/] {_shown(str(value))}")
     for message in sample.messages:
-        console.print(f"[cyan]{escape(message.role)}[/] {escape(message.content)}")
+        console.print(f"[cyan]{_shown(message.role)}[/] {_shown(message.content)}", soft_wrap=True)
 
 
 def print_list(found: Sequence[StoredSample], matching: int) -> None:
@@ -95,12 +99,12 @@ def print_list(found: Sequence[StoredSample], matching: int) -> None:
         statistics = stored.statistics
         table.add_row(
             str(stored.id),
-            escape(stored.sample.key),
-            escape(stored.sample.source),
+            _shown(stored.sample.key),
+            _shown(stored.sample.source),
             f"{statistics.n_tokens:,}",
             f"{statistics.n_label_tokens:,}",
             f"{statistics.loss:.2f}",
-            escape(stored.sample.preview),
+            _shown(stored.sample.preview),
         )
     console = _console()
     console.print(table)
@@ -109,7 +113,7 @@ def print_list(found: Sequence[StoredSample], matching: int) -> None:
 
 def print_info(index: Path, document: Mapping[str, Any]) -> None:
     """What an index holds, a line a fact."""
-    table = Table(box=None, show_header=False, title=escape(str(index)), title_justify="left")
+    table = Table(box=None, show_header=False, title=_shown(str(index)), title_justify="left")
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
     for name, value in document.items():
@@ -121,7 +125,7 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
             value = f"{value:,}"
         elif value is None:
             continue
-        table.add_row(name.replace("_", " "), escape(str(value)))
+        table.add_row(name.replace("_", " "), _shown(str(value)))
     _console().print(table)
 
 
@@ -150,9 +154,9 @@ def _hits_table(title: str, style: str, hits: Sequence[ScoredSample]) -> Table:
             str(hit.rank),
             readable_number(hit.score, sign="+"),
             "exact" if hit.exact else readable_number(hit.stderr),
-            escape(hit.sample.key),
-            escape(hit.sample.source),
-            escape(hit.sample.preview),
+            _shown(hit.sample.key),
+            _shown(hit.sample.source),
+            _shown(hit.sample.preview),
         )
     return table
 
@@ -166,5 +170,12 @@ def readable_number(value: float, *, sign: str = "-") -> str:
 
 def _console() -> Console:
     """Tables keep a readable width where the output is a pipe or a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPED_WIDTH)
+    console = Console(emoji=False, highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(emoji=False, highlight=False, width=PIPED_WIDTH)
+
+
+def _shown(text: str) -> str:
+    """Text of a data set, which may hold neither markup nor commands to the terminal."""
+    return escape(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))

@@ -65,6 +65,13 @@ class FlatIndex:
         scores, places = self._index.search(queries, fetched)
         return [self._ranked(queries[i], k, scores[i], places[i]) for i in range(len(queries))]
 
+    def rows(self, ids: Ids) -> Scores:
+        """The rows of known ids, in their order."""
+        order = np.argsort(self._ids)
+        places = order[np.searchsorted(self._ids, ids, sorter=order)]
+        found: Scores = self._index.reconstruct_batch(places)
+        return found
+
     def _ranked(
         self, query: Scores, k: int, scores: Scores, places: NDArray[np.int64]
     ) -> tuple[Ids, Scores]:
