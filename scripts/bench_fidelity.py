@@ -4,7 +4,7 @@
 Exact scores come from the kernel form over the full vocabulary; sketched ones are inner
 products of rows. Reported for each number of floats: rank correlation for the mean of the
 validation set and for its single samples, how much of the exact top 10 (and bottom 10) is kept,
-and the error in units of the norms beside the promised 1 / sqrt(D).
+the error in units of the norms beside 1 / sqrt(D), and beside the standard errors that are printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from forvalue_index.model_profile import profile_model
 from forvalue_index.prediction_error import prediction_error
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.settings import Settings
-from forvalue_index.sketch import ModelProfile, draw_tables, make_sketch
+from forvalue_index.sketch import (
+    ModelProfile,
+    draw_tables,
+    make_sketch,
+    part_widths,
+    standard_errors,
+)
 from forvalue_index.sources import open_sources
 
 TRAINING = ("start.jsonl", "more.jsonl")
@@ -49,17 +55,17 @@ def main() -> None:
     profile = profile_model(backbone, backbone.head, context=backbone.context)
     dims = [int(dim) for dim in options.dims.split(",")]
     embedders = {dim: embedder_of(backbone, profile, dim, options.seed) for dim in dims}
-    first = next(iter(embedders.values()))
+    first, _ = next(iter(embedders.values()))
     with TemporaryDirectory() as folder:
         write_demo_data(Path(folder))
         training = prepare(first, Path(folder), TRAINING)[: options.training]
         validation = prepare(first, Path(folder), VALIDATION)[: options.validation]
 
     exact, norms = exact_scores(backbone, first, validation, training)
-    results = [
-        {"dim": dim, **compare(exact, norms, sketched_scores(embedder, validation, training), dim)}
-        for dim, embedder in embedders.items()
-    ]
+    results = []
+    for dim, (embedder, widths) in embedders.items():
+        rows = sketched_rows(embedder, validation, training)
+        results.append({"dim": dim, **compare(exact, norms, rows, widths)})
     if options.json:
         print(json.dumps(results, indent=2))
     else:
@@ -67,8 +73,10 @@ def main() -> None:
             print("  ".join(f"{name} {value:.4g}" for name, value in result.items()))
 
 
-def embedder_of(backbone: Backbone, profile: ModelProfile, dim: int, seed: int) -> Embedder:
-    """An embedder as an index of this model would have it."""
+def embedder_of(
+    backbone: Backbone, profile: ModelProfile, dim: int, seed: int
+) -> tuple[Embedder, tuple[int, ...]]:
+    """An embedder as an index of this model would have it, and the widths of its rows' parts."""
     vocab_size, hidden_size = backbone.head.weight.shape
     tables = draw_tables(vocab_size, hidden_size, dim=dim, seed=seed, profile=profile)
     template = "chat" if backbone.tokenizer.chat_template else "plain"
@@ -76,7 +84,8 @@ def embedder_of(backbone: Backbone, profile: ModelProfile, dim: int, seed: int) 
         backbone.tokenizer, template=template, labels="response", max_length=2048
     )
     sketch = make_sketch(tables, dim=dim, device=backbone.device)
-    return Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
+    embedder = Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
+    return embedder, part_widths(tables, dim)
 
 
 def prepare(embedder: Embedder, folder: Path, names: tuple[str, ...]) -> list[Prepared]:
@@ -118,19 +127,24 @@ def tokens_of(backbone: Backbone, embedder: Embedder, prepared: list[Prepared]):
         yield i, error, hidden.to(error.dtype)
 
 
-def sketched_scores(
+def sketched_rows(
     embedder: Embedder, validation: list[Prepared], training: list[Prepared]
-) -> np.ndarray:
-    """Inner products of rows, the training side stored in bfloat16 as an index does."""
-    stored = embedder.embed(training).rows.bfloat16().double()
-    return (embedder.embed(validation).rows.double() @ stored.T).numpy()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both sides, the training side in bfloat16 as an index stores it."""
+    stored = embedder.embed(training).rows.bfloat16().float()
+    return embedder.embed(validation).rows.numpy(), stored.numpy()
 
 
 def compare(
-    exact: np.ndarray, norms: tuple[np.ndarray, np.ndarray], sketched: np.ndarray, dim: int
+    exact: np.ndarray,
+    norms: tuple[np.ndarray, np.ndarray],
+    rows: tuple[np.ndarray, np.ndarray],
+    widths: tuple[int, ...],
 ) -> dict[str, float]:
-    """What a sketch of `dim` floats keeps of the exact scores [validation, training]."""
-    errors = (sketched - exact) / np.outer(*norms)
+    """What rows, of parts of `widths` floats, keep of the exact scores [validation, training]."""
+    sketched = rows[0].astype(np.float64) @ rows[1].T.astype(np.float64)
+    promised = np.stack([standard_errors(query, rows[1], widths) for query in rows[0]])
+    errors = sketched - exact
     kept = [overlap(e, s) for e, s in zip(exact, sketched, strict=True)]
     kept_bottom = [overlap(-e, -s) for e, s in zip(exact, sketched, strict=True)]
     single = [rank_correlation(e, s) for e, s in zip(exact, sketched, strict=True)]
@@ -141,9 +155,14 @@ def compare(
         "mean_query_bottom10_kept": overlap(-exact.mean(axis=0), -sketched.mean(axis=0)),
         "top10_kept": float(np.mean(kept)),
         "bottom10_kept": float(np.mean(kept_bottom)),
-        "error_std": float(errors.std()),
-        "error_std_over_promised": float(errors.std() * math.sqrt(dim)),
+        "error_times_sqrt_dim": rms(errors / np.outer(*norms)) * math.sqrt(sum(widths)),
+        "error_over_stderr": rms(errors) / rms(promised),
     }
+
+
+def rms(values: np.ndarray) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -158,7 +158,7 @@ def test_standard_errors_are_those_of_the_parts():
 
 @pytest.mark.parametrize("along", [0.5, 1, 10])
 def test_the_promised_error_holds_however_strong_the_direction_is(along):
-    """With half of the floats for each part, |A| |B| / sqrt(D) of whole rows promised too little."""
+    """With half of the floats for each part, |A| |B| / sqrt(D) of whole rows is too little."""
     vocab, hidden, dim = 210, 24, 64
     direction = along * hidden**0.5 * torch.from_numpy(profile(vocab, hidden).direction)
     pairs = [tokens(8, vocab, hidden, seed=seed) for seed in (1, 2)]
