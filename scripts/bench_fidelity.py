@@ -36,6 +36,8 @@ from forvalue_index.sketch import (
 )
 from forvalue_index.sources import open_sources
 
+# Training samples scored at once.
+GROUP = 32
 TRAINING = ("start.jsonl", "more.jsonl")
 VALIDATION = ("sentences_validation.jsonl", "math_validation.jsonl")
 
@@ -103,18 +105,29 @@ def exact_scores(
     training: list[Prepared],
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Scores [validation, training] in kernel form, and the norms of the gradients of both."""
-    found = list(tokens_of(backbone, embedder, validation))
+    errors, states, owner, norms = joined(backbone, embedder, validation)
+    scores, training_norms = [], []
+    for start in range(0, len(training), GROUP):
+        group = training[start : start + GROUP]
+        error, hidden, column, group_norms = joined(backbone, embedder, group)
+        terms = (errors @ error.T) * (states @ hidden.T)  # [validation token, training token]
+        rows = terms.new_zeros(len(validation), len(error)).index_add_(0, owner, terms)
+        totals = terms.new_zeros(len(validation), len(group)).index_add_(1, column, rows)
+        scores.append(totals.double().cpu().numpy())
+        training_norms.append(group_norms)
+    return np.concatenate(scores, axis=1), (norms, np.concatenate(training_norms))
+
+
+def joined(
+    backbone: Backbone, embedder: Embedder, prepared: list[Prepared]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]:
+    """Errors, hidden states and owners of all label tokens of samples; norms of their gradients."""
+    found = list(tokens_of(backbone, embedder, prepared))
+    owner = torch.cat([torch.full((len(hidden),), i) for i, _, hidden in found])
     errors = torch.cat([error for _, error, _ in found])
+    squares = [float(kernel_score((e, h), (e, h))) for _, e, h in found]
     states = torch.cat([hidden for _, _, hidden in found])
-    owner = torch.cat([torch.full((len(hidden),), i) for i, _, hidden in found]).to(errors.device)
-    scores = np.zeros((len(validation), len(training)))
-    squared = np.zeros(len(training))
-    for i, error, hidden in tokens_of(backbone, embedder, training):
-        terms = ((errors @ error.T) * (states @ hidden.T)).sum(dim=1)
-        scores[:, i] = terms.new_zeros(len(validation)).index_add_(0, owner, terms).cpu()
-        squared[i] = float(kernel_score((error, hidden), (error, hidden)))
-    own = [float(kernel_score((error, hidden), (error, hidden))) for _, error, hidden in found]
-    return scores, (np.sqrt(own), np.sqrt(squared))
+    return errors, states, owner.to(errors.device), np.sqrt(squares)
 
 
 def tokens_of(backbone: Backbone, embedder: Embedder, prepared: list[Prepared]):  # noqa: ANN201
