@@ -53,9 +53,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
-        state = "is not an index" if path.exists() else "does not exist"
+        there = path.exists()
+        state, place = ("is not an index", "NEW_DIRECTORY") if there else ("does not exist", path)
         raise BrokenIndexError(
-            f"{path} {state}; create one with: forvalue init {path} --model MODEL"
+            f"{path} {state}; create one with: forvalue init {place} --model MODEL"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenIndexError(f"{path / MANIFEST} cannot be read ({error}); mend it") from error
