@@ -1,36 +1,36 @@
 """Language models of Hugging Face transformers: the trunk, the head and the tokenizer.
 
-The one home of transformers and PEFT. A model is loaded from a hub id, a local directory or a GGUF
-file, with an adapter merged into it, and taken apart into trunk and head. Whether the parts make
+A model is loaded from a hub id, a local directory or a GGUF file, with an adapter merged into it,
+and taken apart into trunk and head. Whether the parts make
 the whole is checked against the model's own logits, so a head of an unknown kind is refused and
 never valued wrongly.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import json
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from forvalue_index.exceptions import MissingDependencyError, ModelError, UsageError
+from forvalue_index.adapters import merge_adapter
+from forvalue_index.exceptions import ModelError
+from forvalue_index.model_files import (
+    locate_model,
+    model_errors,
+    quiet,
+    refuse_own_code,
+    without_pickle,
+)
 from forvalue_index.prediction_error import Head
 from forvalue_index.records import Batch
 from forvalue_index.settings import ModelIdentity, Settings
 
-HUB_TIMEOUT_S = 10
 # Relative to the largest logit; half precision rounds the two ways of computing it differently.
 HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 5e-2
@@ -75,18 +75,23 @@ class Backbone:
         """Load the model and tokenizer that settings name, onto a device, in a resolved dtype.
 
         Raises:
-            ModelError: there is no such model, or it is not a causal language model that this
-                package can take apart.
+            ModelError: there is no such model, it is not a causal language model that this package
+                can take apart, or it runs code of its own and is not trusted to.
         """
+        name, trusted = settings.model, settings.trust_remote_code
         dtype = getattr(torch, resolve_dtype(settings.dtype, device))
-        where = _where(settings)
-        with _quiet(), _model_errors(settings.model):
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+        found = locate_model(settings)
+        with quiet(), model_errors(name), without_pickle(name):
+            if not trusted:
+                refuse_own_code(found)
+            # Said in so many words: where nothing is said, transformers asks on the terminal.
+            tokenizer = AutoTokenizer.from_pretrained(**found.place, trust_remote_code=trusted)
+            model = AutoModelForCausalLM.from_pretrained(
+                **found.place, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
+            )
         if settings.adapter is not None:
-            model = _merge_adapter(model, settings.adapter)
-        revision = where.get("revision")
-        return cls(model.to(device), tokenizer, name=settings.model, revision=revision)
+            model = merge_adapter(model, settings.adapter)
+        return cls(model.to(device), tokenizer, name=name, revision=found.revision)
 
     @property
     def context(self) -> int | None:
@@ -148,122 +153,6 @@ class Backbone:
                 f"(its logits differ from ours by {gap:.1e} of the largest), so its samples "
                 "cannot be valued; use another model"
             )
-
-
-def _where(settings: Settings) -> dict[str, Any]:
-    """What `from_pretrained` needs to find a model, without asking a hub for a local path."""
-    path = Path(settings.model)
-    if settings.revision is not None and path.exists():
-        raise UsageError(
-            f"--revision {settings.revision}: {path} is local and has no revisions; leave it out"
-        )
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"{path}: there is no such GGUF file; check the path")
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    looks_local = path.is_absolute() or settings.model.startswith((".", "~"))
-    if looks_local and not path.is_dir():
-        raise ModelError(
-            f"{settings.model}: there is no such model directory; check the path, or name a model "
-            "on the hub as OWNER/NAME"
-        )
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{path} has no config.json, so it is no model; check the path")
-        return {"pretrained_model_name_or_path": settings.model}
-    return {"pretrained_model_name_or_path": settings.model} | _hub_revision(settings)
-
-
-def _hub_revision(settings: Settings) -> dict[str, Any]:
-    """The commit of a model on the hub as it is now; the cached one where no hub answers.
-
-    Asking once, without the retries of a download, tells a wrong name from a missing network.
-    """
-    name, revision = settings.model, settings.revision
-    try:
-        found = huggingface_hub.model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-    except (RepositoryNotFoundError, RevisionNotFoundError, ValueError) as error:
-        raise ModelError(
-            f"{name} (revision {revision or 'main'}) is neither a directory here nor a model on "
-            f"the hub that can be read: {_first_line(error)}"
-        ) from error
-    except Exception as error:  # Which error a missing network is depends on the hub's client.
-        cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
-        if not isinstance(cached, str):
-            raise ModelError(
-                f"{name} is neither a directory here nor in the hub's cache, and the hub cannot "
-                f"be reached ({_first_line(error)}); check the name and the network"
-            ) from error
-        return {"revision": revision, "local_files_only": True}
-    return {"revision": revision or found.sha}
-
-
-@contextlib.contextmanager
-def _model_errors(name: str) -> Iterator[None]:
-    """Turn what transformers raises for a model it cannot load into one line."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{name}: {_first_line(error)}; pip install 'forvalue-index[models]'"
-        ) from error
-    except Exception as error:  # Every file format has errors of its own for a damaged file.
-        raise ModelError(
-            f"{name} cannot be loaded as a causal language model: {_first_line(error)} Give a hub "
-            "id as OWNER/NAME, a directory with config.json, weights and tokenizer, or a GGUF file"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars and advice of transformers; the caller draws its own.
-
-    Nor with what one of these libraries announces to another one, and no user can act on.
-    """
-    bars = transformers_logging.is_progress_bar_enabled()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _merge_adapter(model: Any, adapter: str) -> Any:
-    """The model with a PEFT adapter merged into its weights."""
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--adapter {adapter} needs PEFT; pip install 'forvalue-index[models]'"
-        ) from error
-    with _quiet(), _model_errors(adapter):
-        config = PeftConfig.from_pretrained(adapter)
-        if not getattr(config, "ensure_weight_tying", False):
-            _untie(model)
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-
-
-def _untie(model: Any) -> None:
-    """Give the head a weight of its own where it is the embedding's.
-
-    An adapter of the head alone, merged into a weight that both share, would change what the
-    model reads as well.
-    """
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and head.weight is embedding.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        model.config.get_text_config().tie_word_embeddings = False
 
 
 def _find_head(model: Any, name: str) -> Head:

@@ -15,13 +15,14 @@ from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
 from forvalue_index.features import Embedder
-from forvalue_index.loading import located_catalog, make_embedder, resolve, wanted_settings
-from forvalue_index.manifest import (
-    is_index,
-    refuse_occupied,
-    refuse_other_model,
-    refuse_other_settings,
+from forvalue_index.loading import (
+    ModelAccess,
+    located_catalog,
+    make_embedder,
+    resolve,
+    wanted_settings,
 )
+from forvalue_index.manifest import is_index, refuse_occupied, refuse_other_settings
 from forvalue_index.model_profile import profile_model
 from forvalue_index.records import (
     AddReport,
@@ -49,12 +50,12 @@ class ValuationIndex:
     def __init__(
         self,
         storage: Storage,
+        access: ModelAccess,
         *,
-        model: str | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> None:
         self._storage = storage
-        self._model = model
+        self._access = access
         self._on_progress = on_progress
         self._embedder: Embedder | None = None
         self._valuer: tuple[int, valuation.Valuer] | None = None
@@ -77,7 +78,7 @@ class ValuationIndex:
             catalog: `sqlite` for a file in the index, or an SQLAlchemy URL.
             on_progress: called with each step of long tasks.
             settings: the other fields of `Settings`: adapter, revision, dim (floats a row), seed,
-                labels, template, max_length (tokens), row_dtype, dtype. All are frozen.
+                labels, template, max_length (tokens), row_dtype, dtype, trust_remote_code. Frozen.
 
         Raises:
             UsageError: a setting has a value that cannot work.
@@ -87,8 +88,9 @@ class ValuationIndex:
         """
         where = Path(path)
         wanted, catalog = wanted_settings(model, settings), located_catalog(catalog)
+        access = ModelAccess(trust_remote_code=wanted.trust_remote_code)
         if is_index(where):
-            opened = cls.open(where, on_progress=on_progress)
+            opened = cls(Storage.open(where), access, on_progress=on_progress)
             try:
                 opened._refuse_other(wanted, catalog)
             except BaseException:
@@ -106,7 +108,7 @@ class ValuationIndex:
             catalog=catalog,
             profile=profile_model(backbone, backbone.head, context=backbone.context),
         )
-        index = cls(storage, on_progress=on_progress)
+        index = cls(storage, access, on_progress=on_progress)
         index._embedder = index._make_embedder(backbone)
         return index
 
@@ -116,14 +118,18 @@ class ValuationIndex:
         path: str | PathLike[str],
         *,
         model: str | None = None,
+        trust_remote_code: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> ValuationIndex:
         """Open an index. `model` says where the model lies now, if it has moved.
 
+        An index made with `trust_remote_code` loads its model only if that is said here again.
+
         Raises:
             BrokenIndexError: there is no index, or a damaged one, or one of a newer version.
         """
-        return cls(Storage.open(Path(path)), model=model, on_progress=on_progress)
+        access = ModelAccess(model, trust_remote_code)
+        return cls(Storage.open(Path(path)), access, on_progress=on_progress)
 
     def close(self) -> None:
         """Let go of the model and of the catalog."""
@@ -287,12 +293,8 @@ class ValuationIndex:
     def embedder(self) -> Embedder:
         """What turns samples into rows. Loads the model when it is first asked for."""
         if self._embedder is None:
-            settings = self.manifest.settings
-            if self._model is not None:
-                settings = replace(settings, model=self._model, revision=None)
             self._on_progress(Progress("loading", 0, 1))
-            backbone = Backbone.load(settings, device=default_device())
-            refuse_other_model(self._storage.path, self.manifest.model, backbone.identity())
+            backbone = self._access.load(self._storage.path, self.manifest)
             self._embedder = self._make_embedder(backbone)
             self._on_progress(Progress("loading", 1, 1))
         return self._embedder

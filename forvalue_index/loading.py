@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from forvalue_index.backbone import Backbone, resolve_dtype
+from forvalue_index.backbone import Backbone, default_device, resolve_dtype
 from forvalue_index.exceptions import UsageError
 from forvalue_index.features import Embedder
+from forvalue_index.manifest import refuse_other_model, refuse_trust
 from forvalue_index.prompts import PromptEncoder
-from forvalue_index.settings import DEFAULT_CONTEXT, Settings
+from forvalue_index.settings import DEFAULT_CONTEXT, Manifest, Settings
 from forvalue_index.sketch import HashTables, make_sketch
 
 SQLITE_SCHEME = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class ModelAccess:
+    """What whoever opens an index says of its model: where it lies now, and whether to trust it."""
+
+    model: str | None = None
+    trust_remote_code: bool = False
+
+    def load(self, path: Path, manifest: Manifest) -> Backbone:
+        """The model of the index at `path`.
+
+        Raises:
+            UsageError: the model runs code of its own, and is not trusted to.
+            ModelError: the model cannot be loaded.
+            SettingsMismatchError: it is not the one that the index was built with.
+        """
+        settings = manifest.settings
+        refuse_trust(path, settings, trust_remote_code=self.trust_remote_code)
+        if self.model is not None:
+            settings = replace(settings, model=self.model, revision=None)
+        backbone = Backbone.load(settings, device=default_device())
+        refuse_other_model(path, manifest.model, backbone.identity())
+        return backbone
 
 
 def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from forvalue_index.catalog import Catalog
-from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
+from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
 from forvalue_index.settings import (
     DEFAULT_CATALOG,
     Manifest,
@@ -91,6 +91,23 @@ def refuse_other_settings(path: Path, stored: Settings, wanted: Settings) -> Non
         raise SettingsMismatchError(
             f"{path} was built with {name} {mine!r}, and this asks for {theirs!r}. Settings are "
             "frozen: use the stored ones, or build a new index in another directory"
+        )
+
+
+def refuse_trust(path: Path, stored: Settings, *, trust_remote_code: bool) -> None:
+    """Raise where the index says that its model runs code of its own and its user does not.
+
+    Or the other way round. What stands in an index that came from a stranger is no trust.
+    """
+    if stored.trust_remote_code and not trust_remote_code:
+        raise UsageError(
+            f"{path}: the model {stored.model} runs code of its own; give --trust-remote-code if "
+            "you trust it and the index"
+        )
+    if trust_remote_code and not stored.trust_remote_code:
+        raise SettingsMismatchError(
+            f"{path} was built with a model that runs no code of its own; leave out "
+            "--trust-remote-code"
         )
 
 

@@ -76,6 +76,7 @@ def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) 
         "model": settings.model,
         "adapter": settings.adapter,
         "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
         "dtype": settings.dtype,
         "labels": settings.labels,
         "template": settings.template,

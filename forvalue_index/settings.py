@@ -27,6 +27,9 @@ ON_BAD = ("fail", "skip")
 class Settings:
     """What a user chooses. `auto` and a `max_length` of None are resolved against the model.
 
+    `trust_remote_code` records that the model runs code of its own. What a file says is not trust:
+    whoever opens the index has to say it again.
+
     Raises:
         UsageError: a value that can never work, with what is allowed.
     """
@@ -41,6 +44,7 @@ class Settings:
     max_length: int | None = None
     row_dtype: str = "bfloat16"
     dtype: str = "auto"
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "name a hub id, a directory or a file")
@@ -48,6 +52,7 @@ class Settings:
         _one_of("template", self.template, TEMPLATES)
         _one_of("row_dtype", self.row_dtype, ROW_DTYPES)
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("trust_remote_code", self.trust_remote_code, (False, True))
         _require(16 <= self.dim <= 2**20, "dim", self.dim, "use 16 to 1,048,576")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more")
         shortest = self.max_length is None or self.max_length >= 2
@@ -80,7 +85,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that rows depend on: where the model lies is not part of it."""
+        """Digest of all that rows depend on: how the model is found and run is not part of it."""
         canonical = json.dumps(self._row_facts(), sort_keys=True)
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
@@ -102,8 +107,8 @@ class Manifest:
 
     def _row_facts(self) -> dict[str, Any]:
         chosen = asdict(self.settings)
-        for where in ("model", "adapter", "revision"):
-            del chosen[where]
+        for how in ("model", "adapter", "revision", "trust_remote_code"):
+            del chosen[how]
         return {**chosen, **asdict(self.model), "sketch_digest": self.sketch_digest}
 
     def to_json(self) -> str:
@@ -155,8 +160,8 @@ def _check_version(version: Any, where: str) -> None:
         )
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, name, value, "use one of " + ", ".join(allowed))
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    _require(value in allowed, name, value, "use one of " + ", ".join(map(str, allowed)))
 
 
 def _require(condition: bool, name: str, value: object, advice: str) -> None:

@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 LAYERS = [
     {"exceptions", "records"},  # words
     {"settings", "contracts"},  # promises
-    {"prediction_error", "sketch", "exact", "batching", "prompts", "reports"},  # kernels
-    {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax"},
+    {"prediction_error", "sketch", "exact", "batching", "prompts", "reports"}
+    | {"model_files"},  # kernels
+    {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
     {"search", "search.library"},
     {"search.flat", "catalog", "features", "model_profile"},  # joins
@@ -36,9 +37,9 @@ SQL = {"tables", "database", "catalog", "catalog_rows", "catalog_summary"} | {
 # A name that ends in a dot stands for all that begins with it.
 HOMES = {
     "faiss": {"search."},
-    "transformers": {"backbone"},
-    "peft": {"backbone"},
-    "huggingface_hub": {"backbone"},
+    "transformers": {"backbone", "model_files"},
+    "peft": {"adapters"},
+    "huggingface_hub": {"model_files", "adapters"},
     "sqlalchemy": SQL,
     "alembic": SQL,
     "sqlglot": SQL,

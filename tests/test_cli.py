@@ -19,14 +19,23 @@ from forvalue_index.manifest import open_catalog
 
 pytest_plugins = ("tiny",)
 
+MODEL_OPTIONS = ("--model", "--trust-remote-code")
 OPTIONS = {
     "init": {
         *("--model", "--adapter", "--revision", "--dim", "--seed", "--labels", "--template"),
-        *("--max-length", "--row-dtype", "--dtype", "--catalog", "--json"),
+        *("--max-length", "--row-dtype", "--dtype", "--catalog", "--trust-remote-code", "--json"),
     },
-    "add": {"--columns", "--on-bad", "--model", "--json"},
-    "query": {"--columns", "--on-bad", "--model", "--json", "--top", "--bottom", "--per-sample"},
-    "values": {"--columns", "--on-bad", "--model", "--json", "-o", "--output"},
+    "add": {"--columns", "--on-bad", "--json", *MODEL_OPTIONS},
+    "query": {
+        "--columns",
+        "--on-bad",
+        "--json",
+        *MODEL_OPTIONS,
+        "--top",
+        "--bottom",
+        "--per-sample",
+    },
+    "values": {"--columns", "--on-bad", "--json", *MODEL_OPTIONS, "-o", "--output"},
     "show": {"--json"},
     "list": {"--where", "--limit", "--offset", "--json"},
     "info": {"--json"},
@@ -34,7 +43,8 @@ OPTIONS = {
 }
 INFO_KEYS = [
     *("samples", "removed", "segments", "bytes", "dim", "row_dtype", "model", "adapter"),
-    *("revision", "dtype", "labels", "template", "max_length", "seed", "fingerprint"),
+    *("revision", "trust_remote_code", "dtype", "labels", "template", "max_length", "seed"),
+    "fingerprint",
     *("index_version", "catalog", "search", "sources", "loss", "label_error_mass"),
 ]
 ADD_KEYS = [

@@ -102,10 +102,11 @@ def test_whatever_rows_depend_on_changes_the_fingerprint(other):
         with_settings(model="elsewhere"),
         with_settings(revision=None),
         with_settings(adapter="an/adapter"),
+        with_settings(trust_remote_code=True),
         dataclasses.replace(MANIFEST, uid="other"),
         dataclasses.replace(MANIFEST, catalog="postgresql://h/d"),
     ],
-    ids=["model", "revision", "adapter", "uid", "catalog"],
+    ids=["model", "revision", "adapter", "trust", "uid", "catalog"],
 )
 def test_where_things_lie_does_not_change_the_fingerprint(other):
     """The digest of the weights, adapter merged, says what the model is."""
@@ -115,7 +116,7 @@ def test_where_things_lie_does_not_change_the_fingerprint(other):
 def test_every_setting_is_either_a_row_fact_or_a_place():
     """A new field must be put on one side, and into one of the two tests above."""
     assert {f.name for f in dataclasses.fields(Settings)} == {
-        *("model", "adapter", "revision"),
+        *("model", "adapter", "revision", "trust_remote_code"),
         *("dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
     }
 
@@ -152,6 +153,20 @@ def test_json_gives_back_what_it_was_made_of():
 def test_a_damaged_file_is_refused(text):
     with pytest.raises(BrokenIndexError, match=r"^ix: index\.json is damaged .* restore it from"):
         Manifest.from_json(text, where="ix")
+
+
+def test_a_file_of_a_version_before_code_could_be_trusted_is_read():
+    old = document()
+    del old["settings"]["trust_remote_code"]
+    assert Manifest.from_json(json.dumps(old), where="ix") == MANIFEST
+
+
+@pytest.mark.parametrize("trusted", ["yes", None, [True]])
+def test_trust_of_another_type_is_damage(trusted):
+    changed = document()
+    changed["settings"]["trust_remote_code"] = trusted
+    with pytest.raises(BrokenIndexError, match="damaged"):
+        Manifest.from_json(json.dumps(changed), where="ix")
 
 
 @pytest.mark.parametrize("dim", ["256", None, [256]])

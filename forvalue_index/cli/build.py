@@ -14,6 +14,7 @@ from forvalue_index.cli.options import (
     json_option,
     model_option,
     print_json,
+    trust_option,
 )
 from forvalue_index.cli.session import opened_index
 from forvalue_index.settings import (
@@ -70,6 +71,7 @@ from forvalue_index.settings import (
     show_default=True,
     help="sqlite, or an SQLAlchemy URL of a database.",
 )
+@trust_option
 @json_option
 def init(index: Path, as_json: bool, **settings: Any) -> None:
     """Create an empty index in directory INDEX. All settings are frozen."""
@@ -101,6 +103,7 @@ def add(
     columns: str | None,
     on_bad: str,
     model: str | None,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """Embed the samples of DATA that INDEX does not hold yet.
@@ -111,7 +114,7 @@ def add(
     mapping = columns_of(columns)
     from forvalue_index.reports import add_document
 
-    with opened_index(index, model) as opened:
+    with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         report = opened.add(list(data), columns=mapping, on_bad=on_bad)
     if as_json:
         print_json(add_document(report))

@@ -13,9 +13,17 @@ Command = Callable[..., Any]
 
 index_argument = click.argument("index", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-model_option = click.option(
-    "--model", help="Where the model lies now, if it has moved; it must be the same model."
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Let the model run code that comes with it."
 )
+
+
+def model_option(command: Command) -> Command:
+    """--model and --trust-remote-code, for commands that load the model of an index."""
+    moved = click.option(
+        "--model", help="Where the model lies now, if it has moved; it must be the same model."
+    )
+    return moved(trust_option(command))
 
 
 def data_options(command: Command) -> Command:

@@ -12,17 +12,21 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened_index(path: Path, model: str | None) -> Iterator[ValuationIndex]:
+def opened_index(
+    path: Path, model: str | None, *, trust_remote_code: bool
+) -> Iterator[ValuationIndex]:
     """Open the index at `path`; `model` says where its model lies now."""
-    from forvalue_index.manifest import read_manifest
+    from forvalue_index.manifest import read_manifest, refuse_trust
 
     # Before the libraries are imported, which takes seconds: most errors show here.
-    read_manifest(path)
+    refuse_trust(path, read_manifest(path).settings, trust_remote_code=trust_remote_code)
     from forvalue_index.cli.progress import drawn_progress
     from forvalue_index.index import ValuationIndex
 
     with (
         drawn_progress() as on_progress,
-        ValuationIndex.open(path, model=model, on_progress=on_progress) as index,
+        ValuationIndex.open(
+            path, model=model, trust_remote_code=trust_remote_code, on_progress=on_progress
+        ) as index,
     ):
         yield index

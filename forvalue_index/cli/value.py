@@ -31,6 +31,7 @@ def query(
     columns: str | None,
     on_bad: str,
     model: str | None,
+    trust_remote_code: bool,
     as_json: bool,
     top: int,
     bottom: int | None,
@@ -40,7 +41,7 @@ def query(
     mapping = columns_of(columns)
     from forvalue_index.reports import query_document
 
-    with opened_index(index, model) as opened:
+    with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         result = opened.query(
             list(data),
             top=top,
@@ -76,11 +77,12 @@ def values(
     on_bad: str,
     output: Path,
     model: str | None,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """Write the score of every sample of INDEX for the validation set DATA to a file."""
     mapping = columns_of(columns)
-    with opened_index(index, model) as opened:
+    with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         scored = opened.values(list(data), output=output, columns=mapping, on_bad=on_bad)
     if as_json:
         print_json({"output": str(output), "samples": len(scored.ids)})
