@@ -1,14 +1,16 @@
 """The catalog: everything about an index's samples but their rows, in SQL.
 
 A row here is the proof that a vector exists: a segment file is written first, then one
-transaction records it with all of its samples. Nothing is deleted; `remove` marks.
+transaction records it with all of its samples. `remove` marks; only `replace_segments`, when rows
+are compacted, forgets what is marked.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +18,22 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from forvalue_index.catalog_rows import chunks, clean_text, pack, unpack
-from forvalue_index.catalog_summary import summarise
+from forvalue_index.catalog_rows import chunks, pack, revise
 from forvalue_index.database import (
     CatalogError,
     check_schema,
+    complaints_of,
     connect,
     describe,
     migrate,
+    rebuild_trees,
+    snapshots_of,
     translated_errors,
 )
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.records import (
-    CatalogSummary,
-    Sample,
-    SampleStatistics,
-    SegmentRecord,
-    StoredSample,
-    StoredSegment,
-)
-from forvalue_index.tables import indexes, samples, segments, sources
-
-STREAMED_ROWS = 10_000
-# The largest number that a database counts to.
-MAX_COUNT = 2**63 - 1
-
-_NAMED = samples.join(sources)
-_STORED = sa.select(
-    *(column for column in samples.c if column.name not in ("index_id", "segment_id", "source_id")),
-    sources.c.name.label("source"),
-    segments.c.uid.label("segment"),
-).select_from(_NAMED.join(segments))
+from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
+from forvalue_index.snapshot import Snapshot
+from forvalue_index.tables import LIVE, indexes, runs, samples, segments, sources
 
 
 class Catalog:
@@ -54,7 +41,8 @@ class Catalog:
 
     def __init__(self, engine: sa.Engine, uid: str) -> None:
         self._engine = engine
-        with self._reading() as connection:
+        self._snapshots = snapshots_of(engine)
+        with translated_errors(engine), engine.connect() as connection:
             query = sa.select(indexes.c.id, indexes.c.fingerprint).where(indexes.c.uid == uid)
             row = connection.execute(query).one_or_none()
         if row is None:
@@ -106,50 +94,65 @@ class Catalog:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def version(self) -> int:
-        """Count the committed changes."""
-        return int(self._scalar(sa.select(indexes.c.version).where(indexes.c.id == self._id)))
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Read one state of the catalog, whatever is committed meanwhile."""
+        with translated_errors(self._engine), self._snapshots.connect() as connection:
+            yield Snapshot(connection, self._id)
 
-    def known(self, candidates: Iterable[Sample]) -> dict[str, str]:
-        """Map the keys that are stored already, of removed samples too, to content hashes."""
-        query = sa.select(samples.c.key, samples.c.content_hash).where(self._own(samples))
-        found: dict[str, str] = {}
-        with self._reading() as connection:
-            for keys in chunks(clean_text(sample.key) for sample in candidates):
-                rows = connection.execute(query.where(samples.c.key.in_(keys)))
-                found.update((row.key, row.content_hash) for row in rows)
-        return found
+    def start_run(self, source_names: Sequence[str]) -> int:
+        """Begin an `add` of these sources, or go on with one that was stopped; returns its id."""
+        mine = self._own(runs) & runs.c.finished_at.is_(None)
+        with self._writing() as connection:
+            stopped = connection.execute(sa.select(runs.c.id, runs.c.sources).where(mine))
+            same = [row.id for row in stopped if row.sources == list(source_names)]
+            if same:
+                return int(same[-1])
+            begun = sa.insert(runs).values(index_id=self._id, sources=list(source_names))
+            return int(connection.execute(begun.returning(runs.c.id)).scalar_one())
+
+    def finish_run(self, run_id: int) -> None:
+        """Record that all of an `add` is stored."""
+        ended = sa.update(runs).where(runs.c.id == run_id).values(finished_at=datetime.now(UTC))
+        with self._writing() as connection:
+            connection.execute(ended)
 
     def commit_segment(
         self,
         segment: SegmentRecord,
         new: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
+        *,
+        run_id: int | None = None,
     ) -> int:
         """Record a written segment and its samples, all or nothing; returns the first id.
 
-        Raises CatalogError where a key is stored already, BadSampleError where a sample cannot be.
+        Raises CatalogError where a key is taken, BadSampleError where a sample cannot be stored.
         """
         if not segment.n_rows == len(new) == len(statistics):
             raise CatalogError(
                 f"Segment {segment.uid} has {segment.n_rows} rows for {len(new)} samples and "
                 f"{len(statistics)} statistics. Give one of each for every row"
             )
-        rows = [pack(*pair) for pair in zip(new, statistics, strict=True)]
-        names = {sample.source for sample in new}
         try:
             with self._writing() as connection:
-                first_id = self._allocate(connection, len(rows))
-                segment_id = self._insert_segment(connection, segment, first_id)
-                source_ids = self._source_ids(connection, names)
-                shared = {"index_id": self._id, "segment_id": segment_id}
-                for offset, (row, sample) in enumerate(zip(rows, new, strict=True)):
-                    row |= shared | {"id": first_id + offset}
-                    row["source_id"] = source_ids[sample.source]
+                first_id = self._allocate(connection, len(new))
+                segment_id = self._insert_segment(connection, segment, first_id, run_id)
+                source_ids = self._source_ids(connection, {sample.source for sample in new})
+                rows = [
+                    pack(first_id + offset, sample, measured)
+                    | {
+                        "index_id": self._id,
+                        "segment_id": segment_id,
+                        "source_id": source_ids[sample.source],
+                    }
+                    for offset, (sample, measured) in enumerate(zip(new, statistics, strict=True))
+                ]
                 if rows:
                     connection.execute(sa.insert(samples), rows)
         except sa.exc.IntegrityError as error:
-            clashes = sorted(self.known(new))[:3] or "twice in this segment"
+            with self.snapshot() as snapshot:
+                clashes = sorted(snapshot.known(new))[:3] or "twice in this segment"
             raise CatalogError(
                 f"Segment {segment.uid} was not recorded, nothing has changed: a key is taken "
                 f"({clashes}). Run the same again: samples that are stored are skipped"
@@ -161,7 +164,7 @@ class Catalog:
         removed = 0
         with self._writing() as connection:
             for chunk in chunks(int(id_) for id_ in ids):
-                live = self._live(None) & samples.c.id.in_(chunk)
+                live = self._own(samples) & LIVE & samples.c.id.in_(chunk)
                 removed += connection.execute(
                     sa.update(samples).where(live).values(removed=True)
                 ).rowcount
@@ -169,102 +172,79 @@ class Catalog:
                 self._allocate(connection, 0)
         return removed
 
-    def segments(self) -> list[StoredSegment]:
-        """List the segments in order of their ids."""
-        query = sa.select(segments).where(self._own(segments)).order_by(segments.c.first_id)
-        with self._reading() as connection:
-            return [_segment(row) for row in connection.execute(query)]
+    def restore(self, restored: Mapping[int, Sample]) -> None:
+        """Make removed samples live again, by id, with source, position and metadata of these."""
+        with self.snapshot() as snapshot:
+            stored = snapshot.samples(restored)
+        with self._writing() as connection:
+            self._allocate(connection, 0)
+            source_ids = self._source_ids(connection, {s.source for s in restored.values()})
+            for id_, sample in restored.items():
+                values = revise(dataclasses.replace(stored[id_], sample=sample))
+                values |= {"removed": False, "source_id": source_ids[sample.source]}
+                connection.execute(self._update(id_, values | {"position": sample.position}))
 
-    def live_ids(self, where: str | None = None) -> NDArray[np.int64]:
-        """List the ids of live samples, all or those that meet a condition, in order."""
-        query = sa.select(samples.c.id).select_from(_NAMED).where(self._live(where))
-        return self._ids(query)
+    def update_metadata(self, changed: Mapping[int, Mapping[str, Any]]) -> None:
+        """Replace the metadata of samples, by id."""
+        with self.snapshot() as snapshot:
+            stored = snapshot.samples(changed)
+        with self._writing() as connection:
+            self._allocate(connection, 0)
+            for id_, metadata in changed.items():
+                sample = dataclasses.replace(stored[id_].sample, metadata=metadata)
+                values = revise(dataclasses.replace(stored[id_], sample=sample))
+                connection.execute(self._update(id_, values))
 
-    def removed_ids(self) -> NDArray[np.int64]:
-        """List the ids of removed samples in order."""
-        return self._ids(sa.select(samples.c.id).where(self._own(samples), samples.c.removed))
+    def replace_segments(
+        self, old: Sequence[str], new: SegmentRecord | None, *, first_id: int
+    ) -> None:
+        """Let one segment, or none, take the place of others, by uid; forget what was removed.
 
-    def samples(self, ids: Iterable[int] | NDArray[np.int64]) -> dict[int, StoredSample]:
-        """Read samples by id, removed ones too; ids that were never given are left out."""
-        query = _STORED.where(self._own(samples))
-        with self._reading() as connection:
-            return {
-                row.id: unpack(row)
-                for chunk in chunks(int(id_) for id_ in ids)
-                for row in connection.execute(query.where(samples.c.id.in_(chunk)))
-            }
+        The new segment holds the rows of all live samples of the old ones. Raises CatalogError,
+        and changes nothing, where it does not.
+        """
+        mine = self._own(segments) & segments.c.uid.in_(old)
+        with self._writing() as connection:
+            self._allocate(connection, 0)
+            old_ids = list(connection.scalars(sa.select(segments.c.id).where(mine)))
+            members = self._own(samples) & samples.c.segment_id.in_(old_ids)
+            connection.execute(sa.delete(samples).where(members, samples.c.removed))
+            moved = 0
+            if new is not None:
+                segment_id = self._insert_segment(connection, new, first_id, None)
+                move = sa.update(samples).where(members).values(segment_id=segment_id)
+                moved = connection.execute(move).rowcount
+            expected = 0 if new is None else new.n_rows
+            left = sa.select(sa.func.count()).select_from(samples).where(members)
+            if moved != expected or connection.execute(left).scalar_one():
+                raise CatalogError(
+                    f"The samples of segments {', '.join(old)} changed while their rows were "
+                    "written anew; nothing has changed. Run the same again"
+                )
+            connection.execute(sa.delete(segments).where(mine))
 
-    def sample(self, name: str) -> StoredSample:
-        """Find a sample, live or removed, by key or else by id. Raises CatalogError."""
-        query = _STORED.where(self._own(samples))
-        with self._reading() as connection:
-            row = connection.execute(query.where(samples.c.key == clean_text(name))).one_or_none()
-            if row is None and name.isascii() and name.isdecimal() and int(name) <= MAX_COUNT:
-                row = connection.execute(query.where(samples.c.id == int(name))).one_or_none()
-        if row is None:
-            raise CatalogError(
-                f"There is no sample with the key or id {name!r} in the index. List them with: "
-                "forvalue list"
-            )
-        return unpack(row)
+    def complaints(self) -> list[str]:
+        """What is wrong with the database itself: nothing, where it is sound."""
+        return complaints_of(self._engine)
 
-    def list_samples(
-        self, where: str | None = None, *, limit: int, offset: int = 0
-    ) -> list[StoredSample]:
-        """Read live samples in order of id, all or those that meet a condition."""
-        query = _STORED.where(self._live(where)).order_by(samples.c.id)
-        page = query.limit(min(limit, MAX_COUNT)).offset(min(offset, MAX_COUNT))
-        with self._reading() as connection:
-            return [unpack(row) for row in connection.execute(page)]
-
-    def count(self, where: str | None = None) -> int:
-        """Count live samples, all or those that meet a condition."""
-        query = sa.select(sa.func.count()).select_from(_NAMED).where(self._live(where))
-        return int(self._scalar(query))
-
-    def identities(self) -> Iterator[tuple[int, str, str]]:
-        """Stream id, key and source of every live sample in order of id."""
-        query = sa.select(samples.c.id, samples.c.key, sources.c.name).select_from(_NAMED)
-        ordered = query.where(self._live(None)).order_by(samples.c.id)
-        with self._reading() as connection:
-            for row in connection.execute(ordered, execution_options={"yield_per": STREAMED_ROWS}):
-                yield row.id, row.key, row.name
-
-    def summary(self) -> CatalogSummary:
-        """Count and measure what the index holds."""
-        with self._reading() as connection:
-            return summarise(connection, self._id)
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        with translated_errors(self._engine), self._engine.connect() as connection:
-            yield connection
+    def reindex(self) -> None:
+        """Build the database's index trees anew from its tables, where it is SQLite."""
+        rebuild_trees(self._engine)
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        """One transaction. Its first statement must write, so that SQLite locks at once."""
+        """One transaction, which sees what was committed before it and locks out other writers."""
         with translated_errors(self._engine), self._engine.begin() as connection:
+            # Before anything is read: on SQLite the first statement must write to lock at once.
+            lock = sa.update(indexes).where(indexes.c.id == self._id)
+            connection.execute(lock.values(version=indexes.c.version))
             yield connection
-
-    def _scalar(self, query: sa.Select[Any]) -> Any:
-        with self._reading() as connection:
-            return connection.execute(query).scalar_one()
-
-    def _ids(self, query: sa.Select[Any]) -> NDArray[np.int64]:
-        with self._reading() as connection:
-            return np.fromiter(connection.scalars(query.order_by(samples.c.id)), dtype=np.int64)
 
     def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
         return table.c.index_id == self._id
 
-    def _live(self, where: str | None) -> sa.ColumnElement[bool]:
-        live = self._own(samples) & ~samples.c.removed
-        if where is None:
-            return live
-        # Imported here because few commands take a condition, and sqlglot takes its time.
-        from forvalue_index.filters import compile_filter
-
-        return live & compile_filter(where)
+    def _update(self, id_: int, values: Mapping[str, Any]) -> sa.Update:
+        return sa.update(samples).where(self._own(samples), samples.c.id == id_).values(**values)
 
     def _allocate(self, connection: sa.Connection, n_ids: int) -> int:
         """Take the next ids and count a change; returns the first id."""
@@ -275,9 +255,10 @@ class Catalog:
         return int(connection.execute(taken).scalar_one()) - n_ids
 
     def _insert_segment(
-        self, connection: sa.Connection, segment: SegmentRecord, first_id: int
+        self, connection: sa.Connection, segment: SegmentRecord, first_id: int, run_id: int | None
     ) -> int:
-        row = dataclasses.asdict(segment) | {"index_id": self._id, "first_id": first_id}
+        row = dataclasses.asdict(segment)
+        row |= {"index_id": self._id, "first_id": first_id, "run_id": run_id}
         insert = sa.insert(segments).values(row).returning(segments.c.id)
         return int(connection.execute(insert).scalar_one())
 
@@ -288,7 +269,3 @@ class Catalog:
             insert = sa.insert(sources).values(index_id=self._id, name=name)
             ids[name] = connection.execute(insert.returning(sources.c.id)).scalar_one()
         return ids
-
-
-def _segment(row: Any) -> StoredSegment:
-    return StoredSegment(row.first_id, SegmentRecord(row.uid, row.n_rows, row.n_bytes, row.sha256))

@@ -20,21 +20,33 @@ CHUNK = 900
 MAX_METADATA_DEPTH = 50
 
 
-def pack(sample: Sample, statistics: SampleStatistics) -> dict[str, Any]:
-    """Make the columns that depend on the sample alone. Raises BadSampleError."""
+def pack(id_: int, sample: Sample, statistics: SampleStatistics) -> dict[str, Any]:
+    """Make the columns that depend on the sample and its id alone. Raises BadSampleError."""
     measured = dataclasses.asdict(statistics)
     if not all(math.isfinite(value) for value in measured.values()):
         raise _bad(sample, f"its statistics {statistics} are not all finite; leave the sample out")
     if reason := unstorable(sample):
         raise _bad(sample, reason)
+    text, metadata = _text(sample), clean_metadata(sample.metadata)
     return {
+        "id": id_,
         "key": sample.key,
         "content_hash": sample.content_hash,
         "position": sample.position,
-        "metadata": clean_metadata(sample.metadata),
-        "payload": _compress(sample),
+        "metadata": metadata,
+        "payload": zlib.compress(text),
+        "checksum": _checksum(id_, sample, statistics, text=text, metadata=metadata),
         **measured,
     }
+
+
+def revise(stored: StoredSample) -> dict[str, Any]:
+    """The columns that change where a stored sample gets other metadata or another source."""
+    sample, metadata = stored.sample, clean_metadata(stored.sample.metadata)
+    checksum = _checksum(
+        stored.id, sample, stored.statistics, text=_text(sample), metadata=metadata
+    )
+    return {"position": sample.position, "metadata": metadata, "checksum": checksum}
 
 
 def unstorable(sample: Sample) -> str | None:
@@ -48,8 +60,15 @@ def unstorable(sample: Sample) -> str | None:
 
 
 def unpack(row: Any) -> StoredSample:
-    """Rebuild a sample from its row joined with the names of its source and segment."""
-    messages = tuple(_message(fields) for fields in _decompress(row.id, row.payload))
+    """Rebuild a sample from its row joined with the names of its source and segment.
+
+    Raises BrokenIndexError where it is not what was stored.
+    """
+    text = _decompress(row.id, row.payload)
+    try:
+        messages = tuple(_message(fields) for fields in json.loads(text))
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(row.id, repr(error)) from error
     sample = Sample(
         messages=messages,
         source=row.source,
@@ -59,7 +78,17 @@ def unpack(row: Any) -> StoredSample:
     )
     names = (field.name for field in dataclasses.fields(SampleStatistics))
     statistics = SampleStatistics(**{name: getattr(row, name) for name in names})
+    found = _checksum(row.id, sample, statistics, text=text, metadata=row.metadata)
+    if row.checksum not in (None, found):
+        raise _damaged(row.id, f"its checksum is {found}, and was {row.checksum}")
     return StoredSample(row.id, sample, statistics, row.segment)
+
+
+def changed_metadata(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Stored metadata with new and other values of a row read again; None where it has none."""
+    merged = {**stored, **clean_metadata(given)}
+    before, after = (json.dumps(_canonical(m), sort_keys=True) for m in (stored, merged))
+    return None if before == after else merged
 
 
 def clean_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,22 +143,51 @@ def _without_half_pairs(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _compress(sample: Sample) -> bytes:
+def _text(sample: Sample) -> bytes:
     messages = [message.as_dict() for message in sample.messages]
     text = json.dumps(messages, ensure_ascii=False, default=str)
-    return zlib.compress(text.encode("utf-8", "surrogatepass"))
+    return text.encode("utf-8", "surrogatepass")
 
 
-def _decompress(id_: int, payload: bytes) -> list[dict[str, Any]]:
+def _decompress(id_: int, payload: bytes) -> bytes:
     try:
-        text = zlib.decompress(payload).decode("utf-8", "surrogatepass")
-        messages: list[dict[str, Any]] = json.loads(text)
-    except (zlib.error, ValueError) as error:
-        raise BrokenIndexError(
-            f"The catalog's text of sample {id_} is damaged ({error}). Restore the catalog from a "
-            "backup, or create the index anew"
-        ) from error
-    return messages
+        return zlib.decompress(payload)
+    except zlib.error as error:
+        raise _damaged(id_, str(error)) from error
+
+
+def _damaged(id_: int, reason: str) -> BrokenIndexError:
+    return BrokenIndexError(
+        f"What the catalog holds of sample {id_} is damaged ({reason}). Restore the catalog from a "
+        "backup, or remove the sample and add it again"
+    )
+
+
+def _checksum(
+    id_: int,
+    sample: Sample,
+    statistics: SampleStatistics,
+    *,
+    text: bytes,
+    metadata: Mapping[str, Any],
+) -> int:
+    """CRC-32 of all that a reader sees of a sample.
+
+    Databases check their structure, and not all of them what they hold.
+    """
+    measured = list(dataclasses.asdict(statistics).values())
+    facts = [id_, sample.key, sample.content_hash, sample.source, sample.position, *measured]
+    described = json.dumps([facts, _canonical(metadata)], sort_keys=True)
+    return zlib.crc32(text, zlib.crc32(described.encode()))
+
+
+def _canonical(value: Any) -> Any:
+    """JSON with whole numbers as integers: PostgreSQL does not tell 2.0 from 2."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {name: _canonical(entry) for name, entry in value.items()}
+    return [_canonical(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _message(fields: dict[str, Any]) -> Message:

@@ -6,14 +6,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from forvalue_index.records import CatalogSummary, SourceSummary
-from forvalue_index.tables import samples, segments, sources
+from forvalue_index.results import CatalogSummary, SourceSummary
+from forvalue_index.tables import LIVE, runs, samples, segments, sources
 
 
 def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
     """Count and measure; run it in one transaction, or the numbers may not fit together."""
-    live = sa.and_(samples.c.index_id == index_id, ~samples.c.removed)
-    total = _count(connection, samples.c.index_id == index_id)
+    mine = samples.c.index_id == index_id
+    live = sa.and_(mine, LIVE)
     n_live = _count(connection, live)
     n_segments, n_bytes = connection.execute(
         sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(segments.c.n_bytes), 0)).where(
@@ -22,13 +22,20 @@ def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
     ).one()
     return CatalogSummary(
         samples=n_live,
-        removed=total - n_live,
+        removed=_count(connection, sa.and_(mine, samples.c.removed)),
         segments=n_segments,
         bytes=int(n_bytes),
         sources=_by_source(connection, live),
         loss=_median(connection, samples.c.loss, live, n_live),
         label_error_mass=_median(connection, samples.c.label_error_mass, live, n_live),
+        stopped=_stopped(connection, index_id),
     )
+
+
+def _stopped(connection: sa.Connection, index_id: int) -> tuple[tuple[str, ...], ...]:
+    mine = sa.and_(runs.c.index_id == index_id, runs.c.finished_at.is_(None))
+    query = sa.select(runs.c.sources).where(mine).order_by(runs.c.id)
+    return tuple(tuple(names) for names in connection.scalars(query))
 
 
 def _count(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:

@@ -35,7 +35,11 @@ _PRAGMAS = (
     "synchronous = FULL",
     "foreign_keys = ON",
     "case_sensitive_like = ON",
+    # A catalog may come from a stranger: its views and triggers may call nothing that has effects.
+    "trusted_schema = OFF",
+    "cell_size_check = ON",
 )
+_MIGRATION_LOCK = 0x666F7276  # any number that nobody else takes
 # SQLite finds a JSON key only where it is written as it is named, without \u escapes.
 _to_json = partial(json.dumps, ensure_ascii=False)
 _DAMAGED = ("not a database", "malformed", "disk image")
@@ -84,10 +88,45 @@ def migrate(engine: sa.Engine) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
-    with translated_errors(engine), engine.begin() as connection:
+    with translated_errors(engine), _migrating(engine) as connection:
         _refuse_newer(engine, _revision(connection))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+@contextmanager
+def _migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that a second migration waits for."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            lock = sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK))
+            with connection.begin():
+                connection.execute(lock)
+                yield connection
+            return
+        # SQLite changes a table by making it anew, and the rows that refer to it must not mind.
+        # A transaction cannot change that, so it is told to the driver before one begins.
+        driver: Any = connection.connection.driver_connection
+        driver.execute("PRAGMA foreign_keys = OFF").close()
+        try:
+            with connection.begin():
+                connection.exec_driver_sql("PRAGMA user_version = 0")  # a write, which locks
+                yield connection
+                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+                if broken:
+                    raise BrokenIndexError(
+                        f"{describe(engine)} has rows that refer to nothing ({broken[0]}), so it "
+                        "was not migrated and is as it was. Restore it from a backup"
+                    )
+        finally:
+            driver.execute("PRAGMA foreign_keys = ON").close()
+
+
+def snapshots_of(engine: sa.Engine) -> sa.Engine:
+    """The same database, for transactions that read one state of it. SQLite's all do."""
+    if engine.dialect.name != "postgresql":
+        return engine
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 def migrations_directory() -> Path:
@@ -111,8 +150,31 @@ def check_schema(engine: sa.Engine) -> None:
     if revision != REVISIONS[-1]:
         raise BrokenIndexError(
             f"{describe(engine)} has schema {revision or 'none'}, this version of forvalue-index "
-            f"uses {REVISIONS[-1]}. Give the database that the index was created with"
+            f"uses {REVISIONS[-1]}. "
+            + ("Run: forvalue migrate INDEX" if revision else "It is no catalog of an index")
         )
+
+
+def complaints_of(engine: sa.Engine) -> list[str]:
+    """What SQLite finds wrong with a database. PostgreSQL checks its pages whenever it reads."""
+    if engine.dialect.name != "sqlite":
+        return []
+    try:
+        with translated_errors(engine), engine.connect() as connection:
+            broken = connection.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
+            dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    except BrokenIndexError as error:
+        return [str(error)]
+    name = describe(engine)
+    complaints = [f"{name}: {line}" for line in broken if line != "ok"]
+    return complaints + [f"{name}: row {row[1]} of {row[0]} has no {row[2]}" for row in dangling]
+
+
+def rebuild_trees(engine: sa.Engine) -> None:
+    """Build the index trees of an SQLite database anew from its tables."""
+    if engine.dialect.name == "sqlite":
+        with translated_errors(engine), engine.begin() as connection:
+            connection.exec_driver_sql("REINDEX")
 
 
 @contextmanager

@@ -39,3 +39,7 @@ class SettingsMismatchError(ForValueError):
 
 class MissingDependencyError(ForValueError):
     """An optional library is needed for what was asked and is not installed."""
+
+
+class BusyIndexError(ForValueError):
+    """Another process writes to the index. The message names it."""

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from forvalue_index import ingest, valuation
-from forvalue_index.backbone import Backbone, default_device
+from forvalue_index import checkup, compaction, ingest, valuation
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
 from forvalue_index.features import Embedder
-from forvalue_index.loading import (
-    ModelAccess,
-    located_catalog,
-    make_embedder,
-    resolve,
-    wanted_settings,
+from forvalue_index.index_samples import IndexSamples
+from forvalue_index.loading import ModelAccess, create_storage, load_embedder, wanted_settings
+from forvalue_index.manifest import (
+    is_index,
+    refuse_other_catalog,
+    refuse_other_settings,
+    refuse_strange_catalog,
 )
-from forvalue_index.manifest import is_index, refuse_occupied, refuse_other_settings
-from forvalue_index.model_profile import profile_model
-from forvalue_index.records import (
-    AddReport,
-    CatalogSummary,
-    Progress,
-    QueryResult,
-    StoredSample,
-    Values,
-)
-from forvalue_index.settings import DEFAULT_CATALOG, ON_BAD, Manifest, Settings
+from forvalue_index.records import Progress
+from forvalue_index.results import AddReport, CheckReport, CompactReport, QueryResult, Values
+from forvalue_index.settings import DEFAULT_CATALOG, ON_BAD
+from forvalue_index.snapshot import Snapshot
 from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
 
@@ -40,7 +34,7 @@ Data = Any
 """A path, a glob, `-` for standard input, a list of paths, a `datasets.Dataset`, or dicts."""
 
 
-class ValuationIndex:
+class ValuationIndex(IndexSamples):
     """An index of training samples that answers validation sets.
 
     The model is loaded when it is first needed: adding and querying need it, reading does not.
@@ -54,11 +48,11 @@ class ValuationIndex:
         *,
         on_progress: OnProgress = ignore_progress,
     ) -> None:
+        super().__init__(storage.path, storage.manifest, storage.catalog, on_progress=on_progress)
         self._storage = storage
         self._access = access
-        self._on_progress = on_progress
         self._embedder: Embedder | None = None
-        self._valuer: tuple[int, valuation.Valuer] | None = None
+        self._valuer: valuation.Valuer | None = None
 
     @classmethod
     def create(
@@ -75,7 +69,7 @@ class ValuationIndex:
         Args:
             path: directory of the index.
             model: hub id, local directory or GGUF file of a causal language model.
-            catalog: `sqlite` for a file in the index, or an SQLAlchemy URL.
+            catalog: `sqlite` for a file in the index, or `postgresql+psycopg://USER@HOST/NAME`.
             on_progress: called with each step of long tasks.
             settings: the other fields of `Settings`: adapter, revision, dim (floats a row), seed,
                 labels, template, max_length (tokens), row_dtype, dtype, trust_remote_code. Frozen.
@@ -86,30 +80,21 @@ class ValuationIndex:
             SettingsMismatchError: there is an index with other settings.
             BrokenIndexError: the directory holds something else.
         """
-        where = Path(path)
-        wanted, catalog = wanted_settings(model, settings), located_catalog(catalog)
+        where, wanted = Path(path), wanted_settings(model, settings)
+        refuse_strange_catalog(catalog)
         access = ModelAccess(trust_remote_code=wanted.trust_remote_code)
         if is_index(where):
             opened = cls(Storage.open(where), access, on_progress=on_progress)
             try:
-                opened._refuse_other(wanted, catalog)
+                refuse_other_settings(where, opened.manifest.settings, wanted)
+                refuse_other_catalog(where, opened.manifest, catalog)
             except BaseException:
                 opened.close()
                 raise
             return opened
-        refuse_occupied(where)
-        on_progress(Progress("loading", 0, 1))
-        backbone = Backbone.load(wanted, device=default_device())
-        on_progress(Progress("loading", 1, 1))
-        storage = Storage.create(
-            where,
-            resolve(wanted, backbone),
-            model=backbone.identity(),
-            catalog=catalog,
-            profile=profile_model(backbone, backbone.head, context=backbone.context),
-        )
+        storage, embedder = create_storage(where, wanted, catalog, on_progress)
         index = cls(storage, access, on_progress=on_progress)
-        index._embedder = index._make_embedder(backbone)
+        index._embedder = embedder
         return index
 
     @classmethod
@@ -134,47 +119,77 @@ class ValuationIndex:
     def close(self) -> None:
         """Let go of the model and of the catalog."""
         self._embedder = self._valuer = None
-        self._storage.close()
+        super().close()
 
     def __enter__(self) -> ValuationIndex:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return self._storage.catalog.count(None)
-
-    @property
-    def manifest(self) -> Manifest:
-        """Settings, model digests and fingerprint."""
-        return self._storage.manifest
-
     def add(
-        self, data: Data, *, columns: Mapping[str, str] | None = None, on_bad: str = "fail"
+        self,
+        data: Data,
+        *,
+        columns: Mapping[str, str] | None = None,
+        on_bad: str = "fail",
+        wait: bool = False,
     ) -> AddReport:
         """Embed and store the samples that the index does not hold yet.
+
+        Removed samples are restored, and known ones get the new metadata of their rows, without a
+        forward pass. What stops an `add` costs no more than its last 30 s: add the same again.
 
         Args:
             data: see `Data`.
             columns: canonical field (prompt, response, messages, text, id) to column name.
             on_bad: `fail` raises on the first row that is not usable, before anything is embedded
                 where the data can be read twice; `skip` writes such rows to a file in the index.
+            wait: where another process writes to the index, wait for it instead of failing.
 
         Raises:
+            BusyIndexError: another process writes to the index and `wait` is false.
             BadSampleError: a row is not usable, with file, line and reason.
             SourceError: the data cannot be read, or holds no row.
             SettingsMismatchError: the model is not the one that the index was built with.
         """
         _refuse_on_bad(on_bad)
         sources = open_sources(data, columns)
-        started = time.perf_counter()
-        embedder = self.embedder
-        load_s = time.perf_counter() - started
-        report = ingest.add(
-            self._storage, embedder, sources=sources, on_bad=on_bad, on_progress=self._on_progress
-        )
+        with self._writing(wait):
+            started = time.perf_counter()
+            embedder = self.embedder
+            load_s = time.perf_counter() - started
+            report = ingest.add(
+                self._storage,
+                embedder,
+                sources=sources,
+                on_bad=on_bad,
+                on_progress=self._on_progress,
+            )
         return replace(report, seconds=_with_load(load_s, report.seconds))
+
+    def compact(self, *, wait: bool = False) -> CompactReport:
+        """Merge small segments and forget removed samples. Readers are not disturbed.
+
+        Raises:
+            BusyIndexError: another process writes to the index and `wait` is false.
+            BrokenIndexError: a segment is damaged; what was merged before stays merged.
+        """
+        with self._writing(wait):
+            return compaction.compact(self._storage, on_progress=self._on_progress)
+
+    def check(self, *, repair: bool = False, wait: bool = False) -> CheckReport:
+        """Compare catalog, segments and checksums; what is wrong is named with its cure.
+
+        With `repair`, lost rows are embedded again from the texts in the catalog, which needs the
+        model, and files that the catalog does not know are deleted.
+
+        Raises:
+            BusyIndexError: `repair`, another process writes to the index and `wait` is false.
+        """
+        if not repair:
+            return checkup.check(self._storage, on_progress=self._on_progress)
+        with self._writing(wait):
+            return checkup.repair(
+                self._storage, lambda: self.embedder, on_progress=self._on_progress
+            )
 
     def query(
         self,
@@ -208,9 +223,11 @@ class ValuationIndex:
         valuation.refuse_counts(top=top, bottom=bottom)
         validation, seconds = self._validation(data, columns, on_bad)
         started = time.perf_counter()
-        valuer = self._current_valuer()
-        seconds["open"] = time.perf_counter() - started
-        result = valuer.query(validation, top=top, bottom=bottom, per_sample=per_sample)
+        with self._current_valuer() as (valuer, snapshot):
+            seconds["open"] = time.perf_counter() - started
+            result = valuer.query(
+                validation, snapshot, top=top, bottom=bottom, per_sample=per_sample
+            )
         return replace(result, seconds={**seconds, **result.seconds})
 
     def values(
@@ -234,37 +251,14 @@ class ValuationIndex:
         if path is not None:
             writer_for(path)
         validation, _ = self._validation(data, columns, on_bad)
-        scored = valuation.values(self._storage, validation, on_progress=self._on_progress)
-        if path is not None:
-            write_values(path, valuation.named_values(self._storage, scored))
+        widths = self._storage.part_widths()
+        with self._storage.view() as view:
+            scored = valuation.values(
+                view, validation, widths=widths, on_progress=self._on_progress
+            )
+            if path is not None:
+                write_values(path, valuation.named_values(view.catalog, scored))
         return scored
-
-    def info(self) -> CatalogSummary:
-        """Counts, bytes, sources and median loss."""
-        return self._storage.catalog.summary()
-
-    @property
-    def version(self) -> int:
-        """How many changes have been committed to the index."""
-        return self._storage.catalog.version()
-
-    def sample(self, name: str | int) -> StoredSample:
-        """The sample with this key or id. Raises ForValueError where there is none."""
-        return self._storage.catalog.sample(str(name))
-
-    def list_samples(
-        self, where: str | None = None, *, limit: int = 100, offset: int = 0
-    ) -> list[StoredSample]:
-        """Samples in order of id that meet a filter such as `source = 'a' AND n_tokens > 50`.
-
-        Raises:
-            FilterError: the filter is malformed or names an unknown column.
-        """
-        return self._storage.catalog.list_samples(where, limit=limit, offset=offset)
-
-    def count(self, where: str | None = None) -> int:
-        """How many samples meet a filter. Raises FilterError as `list_samples` does."""
-        return self._storage.catalog.count(where)
 
     def _validation(
         self, data: Data, columns: Mapping[str, str] | None, on_bad: str
@@ -279,36 +273,26 @@ class ValuationIndex:
         )
         return validation, {"load": loaded - started, "embed": time.perf_counter() - loaded}
 
-    def _current_valuer(self) -> valuation.Valuer:
-        """A valuer over the index as it is now; kept until the index changes."""
-        version = self.version
-        if self._valuer is None or self._valuer[0] != version:
+    @contextmanager
+    def _current_valuer(self) -> Iterator[tuple[valuation.Valuer, Snapshot]]:
+        """A valuer over the index as it is now, kept until the index changes, and a snapshot."""
+        with self._catalog.snapshot() as snapshot:
+            if self._valuer is not None and self._valuer.version == snapshot.version():
+                yield self._valuer, snapshot
+                return
+        with self._storage.view() as view:
             self._on_progress(Progress("opening", 0, 1))
-            search = self._storage.search_index()
-            self._valuer = version, valuation.Valuer(self._storage, search, version=version)
+            search = view.search_index()
+            self._valuer = valuation.Valuer(self._storage, search, version=view.version)
             self._on_progress(Progress("opening", 1, 1))
-        return self._valuer[1]
+            yield self._valuer, view.catalog
 
     @property
     def embedder(self) -> Embedder:
         """What turns samples into rows. Loads the model when it is first asked for."""
         if self._embedder is None:
-            self._on_progress(Progress("loading", 0, 1))
-            backbone = self._access.load(self._storage.path, self.manifest)
-            self._embedder = self._make_embedder(backbone)
-            self._on_progress(Progress("loading", 1, 1))
+            self._embedder = load_embedder(self._storage, self._access, self._on_progress)
         return self._embedder
-
-    def _make_embedder(self, backbone: Backbone) -> Embedder:
-        return make_embedder(backbone, self.manifest.settings, self._storage.tables())
-
-    def _refuse_other(self, wanted: Settings, catalog: str) -> None:
-        refuse_other_settings(self._storage.path, self.manifest.settings, wanted)
-        if catalog not in (DEFAULT_CATALOG, self.manifest.catalog):
-            raise UsageError(
-                f"{self._storage.path} has its catalog at {self.manifest.shown_catalog}, and this "
-                "asks for another; leave --catalog out"
-            )
 
 
 def _refuse_on_bad(on_bad: str) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from forvalue_index.backbone import Backbone, default_device, resolve_dtype
+from forvalue_index.contracts import OnProgress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.features import Embedder
-from forvalue_index.manifest import refuse_other_model, refuse_trust
+from forvalue_index.manifest import refuse_occupied, refuse_other_model, refuse_trust
+from forvalue_index.model_profile import profile_model
 from forvalue_index.prompts import PromptEncoder
+from forvalue_index.records import Progress
 from forvalue_index.settings import DEFAULT_CONTEXT, Manifest, Settings
 from forvalue_index.sketch import HashTables, make_sketch
-
-SQLITE_SCHEME = "sqlite:///"
+from forvalue_index.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,34 @@ def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
     return Settings(**{**chosen, "model": _located(model), "adapter": located})
 
 
-def located_catalog(catalog: str) -> str:
-    """The address of a catalog, with the path of an SQLite file made absolute."""
-    scheme, path = SQLITE_SCHEME, catalog.removeprefix(SQLITE_SCHEME)
-    return scheme + str(Path(path).resolve()) if catalog.startswith(scheme) and path else catalog
+def create_storage(
+    path: Path, wanted: Settings, catalog: str, on_progress: OnProgress
+) -> tuple[Storage, Embedder]:
+    """An empty index for wanted settings, and what turns samples into its rows.
+
+    Raises BrokenIndexError where the directory holds something else.
+    """
+    refuse_occupied(path)
+    on_progress(Progress("loading", 0, 1))
+    backbone = Backbone.load(wanted, device=default_device())
+    on_progress(Progress("loading", 1, 1))
+    storage = Storage.create(
+        path,
+        resolve(wanted, backbone),
+        model=backbone.identity(),
+        catalog=catalog,
+        profile=profile_model(backbone, backbone.head, context=backbone.context),
+    )
+    return storage, make_embedder(backbone, storage.manifest.settings, storage.tables())
+
+
+def load_embedder(storage: Storage, access: ModelAccess, on_progress: OnProgress) -> Embedder:
+    """What turns samples into the rows of an index. Raises as `ModelAccess.load` does."""
+    on_progress(Progress("loading", 0, 1))
+    backbone = access.load(storage.path, storage.manifest)
+    embedder = make_embedder(backbone, storage.manifest.settings, storage.tables())
+    on_progress(Progress("loading", 1, 1))
+    return embedder
 
 
 def resolve(wanted: Settings, backbone: Backbone) -> Settings:

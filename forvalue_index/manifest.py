@@ -5,11 +5,13 @@ runs/a/sketch.safetensors   hash tables of the sketch
 runs/a/catalog.sqlite       samples, segments, sources (or a database elsewhere)
 runs/a/segments/            rows
 runs/a/rejected/            rows that `add --on-bad skip` left out
+runs/a/writer.lock          held by the one process that writes
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from forvalue_index.catalog import Catalog
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
@@ -20,14 +22,18 @@ from forvalue_index.settings import (
     Settings,
     first_difference,
 )
+from forvalue_index.writer_lock import LOCK
 
 MANIFEST = "index.json"
 TABLES = "sketch.safetensors"
 CATALOG = "catalog.sqlite"
 SEGMENTS = "segments"
 REJECTED = "rejected"
+POSTGRESQL = "postgresql+psycopg"
+# None of these reads a file; host may be the directory of a socket.
+POSTGRESQL_OPTIONS = {"connect_timeout", "host", "port", "sslmode"}
 # What an interrupted creation may leave behind; it is safe to create an index over it.
-PARTS = (TABLES, TABLES + ".partial", MANIFEST + ".partial", SEGMENTS)
+PARTS = (TABLES, TABLES + ".partial", MANIFEST + ".partial", SEGMENTS, LOCK)
 
 
 def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
@@ -38,6 +44,7 @@ def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
         SettingsMismatchError: manifest and catalog are not from the same index.
     """
     manifest = read_manifest(path)
+    refuse_strange_catalog(manifest.catalog)
     catalog = Catalog.open(catalog_address(path, manifest.catalog), manifest.uid)
     if catalog.fingerprint != manifest.fingerprint:
         catalog.close()
@@ -120,6 +127,31 @@ def refuse_other_model(path: Path, stored: ModelIdentity, given: ModelIdentity) 
             f"{path} was built with another model: its {name.replace('_', ' ')} is {mine}, that of "
             f"the model given is {theirs}. Use the model, revision and adapter that the index was "
             "built with, or build a new index"
+        )
+
+
+def refuse_other_catalog(path: Path, stored: Manifest, wanted: str) -> None:
+    """Raise UsageError where an index has its catalog elsewhere."""
+    if wanted not in (DEFAULT_CATALOG, stored.catalog):
+        raise UsageError(
+            f"{path} has its catalog at {stored.shown_catalog}, and this asks for another; leave "
+            "--catalog out"
+        )
+
+
+def refuse_strange_catalog(catalog: str) -> None:
+    """Raise UsageError unless this is SQLite within the index, or a plain address of PostgreSQL.
+
+    An index may come from a stranger, and its catalog's address could name any file.
+    """
+    scheme, _, rest = catalog.partition("://")
+    options = parse_qsl(rest.partition("?")[2], keep_blank_values=True)
+    strange = sorted({name for name, _ in options} - POSTGRESQL_OPTIONS)
+    if catalog != DEFAULT_CATALOG and (scheme != POSTGRESQL or strange):
+        shown = f"the option {strange[0]}" if strange else f"the scheme {scheme}"
+        raise UsageError(
+            f"--catalog: {shown} is not allowed; use sqlite, which lies within the index, or "
+            f"{POSTGRESQL}://USER@HOST/NAME with no options but {', '.join(POSTGRESQL_OPTIONS)}"
         )
 
 

@@ -68,7 +68,7 @@ def locate_model(settings: Settings) -> ModelFiles:
             "and the adapter with --adapter"
         )
     pickled = sorted(f for f in found.files if f.startswith("pytorch_model") and "/" not in f)
-    safe = any(f.endswith(".safetensors") for f in found.files)
+    safe = any(f.endswith(".safetensors") and "/" not in f for f in found.files)
     if pickled and not safe and "gguf_file" not in found.place:
         raise ModelError(
             f"{found.name} has its weights in {pickled[0]}, a format that can run code when it is "
@@ -82,7 +82,9 @@ def refuse_own_code(found: ModelFiles) -> None:
 
     Code that is there beside what transformers knows itself is passed over.
     """
-    config, _ = PreTrainedConfig.get_config_dict(**found.place)
+    config: dict[str, Any] = {}
+    if "gguf_file" not in found.place:  # its header names an architecture and no code
+        config, _ = PreTrainedConfig.get_config_dict(**found.place)
     if (kernel := _hub_kernel(config)) is not None:
         _refuse_code(found.name, f"a kernel of the hub, {kernel}")
     kind = config.get("model_type")

@@ -170,6 +170,17 @@ class StoredSegment:
 
 
 @dataclass(frozen=True)
+class KnownSample:
+    """What is stored under a key. `run_id` is that of the `add` whose segment holds its row."""
+
+    id: int
+    content_hash: str
+    removed: bool
+    metadata: Mapping[str, Any]
+    run_id: int | None
+
+
+@dataclass(frozen=True)
 class StoredSample:
     """A sample as the catalog holds it, under the id that its row has in the segments."""
 
@@ -177,91 +188,6 @@ class StoredSample:
     sample: Sample
     statistics: SampleStatistics
     segment: str
-
-
-@dataclass(frozen=True)
-class ScoredSample:
-    """One answer of a query. `stderr` is 0 and `exact` true where the score is not sketched."""
-
-    rank: int
-    id: int
-    score: float
-    stderr: float
-    exact: bool
-    sample: Sample
-
-
-@dataclass(frozen=True)
-class ValidationResult:
-    """The answers for one validation sample alone; `validation` counts from 0 in input order."""
-
-    validation: int
-    helpful: tuple[ScoredSample, ...]
-    harmful: tuple[ScoredSample, ...]
-
-
-@dataclass(frozen=True)
-class QueryResult:
-    """What a validation set says about the indexed samples. `seconds` are wall-clock."""
-
-    index: str
-    fingerprint: str
-    index_version: int
-    geometry: str
-    validation_samples: int
-    validation_label_tokens: int
-    searched: int
-    helpful: tuple[ScoredSample, ...]
-    harmful: tuple[ScoredSample, ...]
-    per_sample: tuple[ValidationResult, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Values:
-    """A score for every live sample: parallel arrays in order of id."""
-
-    ids: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    stderrs: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class AddReport:
-    """What one `add` did. `rejected_file` holds the rows that were skipped, if any."""
-
-    read: int
-    added: int
-    known: int
-    rejected: int
-    truncated: int
-    label_tokens: int
-    tokens: int
-    segments: int
-    seconds: Mapping[str, float]
-    rejected_file: str | None = None
-
-
-@dataclass(frozen=True)
-class SourceSummary:
-    """How many live samples came from one source."""
-
-    source: str
-    samples: int
-
-
-@dataclass(frozen=True)
-class CatalogSummary:
-    """What an index holds. `loss` and `label_error_mass` are medians over its live samples."""
-
-    samples: int
-    removed: int
-    segments: int
-    bytes: int
-    sources: tuple[SourceSummary, ...]
-    loss: float | None
-    label_error_mass: float | None
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from forvalue_index.records import (
-    AddReport,
-    CatalogSummary,
-    QueryResult,
-    ScoredSample,
-    StoredSample,
-)
+from forvalue_index.records import StoredSample
+from forvalue_index.results import AddReport, CatalogSummary, QueryResult, ScoredSample
 from forvalue_index.settings import Manifest
 
 SEARCH = "flat"

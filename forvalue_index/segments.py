@@ -1,28 +1,53 @@
 """Segments: immutable blocks of rows on disk, the truth that search indexes are derived from.
 
-`segments/<uid>.safetensors` holds one tensor [row, dim] per geometry. A file is written under a
-temporary name, flushed to the disk and renamed, so a segment is there whole or not at all.
+`segments/<uid>.safetensors` holds a tensor [row, dim] per geometry, `checksum` [row], and, where
+ids have gaps, `offset` [row]: the id of a row is its segment's first id plus its offset, or plus
+its place. A file is written under a temporary name, flushed to the disk and renamed, so a segment
+is there whole or not at all. Every row that is read is checked against its checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.records import SegmentRecord
+from forvalue_index.records import SegmentRecord, StoredSegment
 
 GEOMETRY = "raw"
-BLOCK_ROWS = 8192
+CHECKSUM = "checksum"
+OFFSET = "offset"
+BLOCK_ROWS = 1024
+SUFFIX = ".safetensors"
+UID = re.compile(r"[0-9a-f]{32}")
+# What this module writes, whole or in part.
+OWN_FILE = re.compile(rf"{UID.pattern}{re.escape(SUFFIX)}(\.partial)?")
+CURE = "run: forvalue check INDEX --repair"
+
+
+class MissingSegmentError(BrokenIndexError):
+    """The file of a segment is not there."""
+
+
+class Block(NamedTuple):
+    """Rows in order of id: `ids` [row], `rows` [row, dim]."""
+
+    ids: NDArray[np.int64]
+    rows: Tensor
 
 
 class SegmentStore:
@@ -31,47 +56,150 @@ class SegmentStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def write(self, rows: Float[Tensor, "row dim"], *, dtype: torch.dtype) -> SegmentRecord:
+    def write(
+        self,
+        rows: Float[Tensor, "row dim"],
+        *,
+        dtype: torch.dtype,
+        offsets: NDArray[np.int64] | None = None,
+    ) -> SegmentRecord:
         """Write rows, in `dtype`, to a new segment that survives a power cut."""
         uid = uuid.uuid4().hex
-        content = save({GEOMETRY: rows.to(dtype).contiguous()})
-        write_durably(self._path(uid), content)
+        stored = rows.to(dtype).contiguous()
+        places = torch.arange(len(rows)) if offsets is None else torch.from_numpy(offsets)
+        tensors = {GEOMETRY: stored, CHECKSUM: row_checksums(stored, places)}
+        if offsets is not None:
+            tensors[OFFSET] = places
+        content = save(tensors)
+        self._directory.mkdir(exist_ok=True)
+        write_durably(self.path(uid), content)
         return SegmentRecord(uid, len(rows), len(content), hashlib.sha256(content).hexdigest())
 
-    def blocks(self, uid: str, n_rows: int) -> Iterator[Float[Tensor, "row dim"]]:
-        """The rows of a segment in order, as blocks of float32. The file is memory-mapped.
+    def open(self, segment: StoredSegment) -> SegmentFile:
+        """Map a segment; it stays readable when its file is deleted. Raises BrokenIndexError."""
+        return SegmentFile(self.path(segment.file.uid), segment)
 
-        Raises BrokenIndexError where the file is missing, damaged or of another length.
-        """
-        path = self._path(uid)
-        try:
-            with safe_open(path, framework="pt") as file:
-                rows = file.get_slice(GEOMETRY)
-                if rows.get_shape()[0] != n_rows:
-                    raise BrokenIndexError(
-                        f"{path} has {rows.get_shape()[0]:,} rows, the catalog says {n_rows:,}; "
-                        "restore the file from a backup, or build the index anew"
-                    )
-                for start in range(0, n_rows, BLOCK_ROWS):
-                    yield rows[start : start + BLOCK_ROWS].float()
-        except (OSError, SafetensorError) as error:
+    def path(self, uid: str) -> Path:
+        """Where a segment's file lies. Raises BrokenIndexError for one outside of the index."""
+        path = self._directory / f"{uid}{SUFFIX}"
+        inside = self._directory.parent.resolve()
+        if not UID.fullmatch(uid) or not path.resolve().is_relative_to(inside):
             raise BrokenIndexError(
-                f"{path} cannot be read ({error}); restore the file from a backup, or build the "
-                "index anew"
-            ) from error
+                f"The catalog names a segment {uid!r} that leads out of {inside}, and nothing "
+                "outside of an index is read; put the file itself there"
+            )
+        return path
 
-    def _path(self, uid: str) -> Path:
-        return self._directory / f"{uid}.safetensors"
+    def files(self) -> list[Path]:
+        """All that lies among the segments, in order of name."""
+        return sorted(self._directory.iterdir()) if self._directory.is_dir() else []
+
+    def delete(self, uid: str) -> None:
+        """Delete the file of a segment that the catalog no longer knows, if it is there."""
+        # Where it cannot be deleted it is an orphan, and no reader is misled.
+        with suppress(OSError):
+            self.path(uid).unlink()
+
+
+class SegmentFile:
+    """One mapped segment."""
+
+    def __init__(self, path: Path, segment: StoredSegment) -> None:
+        self._path = path
+        self._first_id, self._n_rows = segment.first_id, segment.file.n_rows
+        if not path.is_file():
+            raise MissingSegmentError(f"{path} is missing, and it holds rows of the index; {CURE}")
+        with self._errors():
+            file: Any = safe_open(path, framework="pt")
+            self._file, names = file, set(file.keys())
+            rows = file.get_slice(GEOMETRY)
+            self.dim, found = int(rows.get_shape()[1]), int(rows.get_shape()[0])
+            if CHECKSUM not in names and file_digest(path) != segment.file.sha256:
+                raise self._broken("its checksum is not that in the catalog")
+            self._checksums = file.get_tensor(CHECKSUM) if CHECKSUM in names else None
+            self._offsets = file.get_tensor(OFFSET) if OFFSET in names else torch.arange(found)
+        if found != self._n_rows or len(self._offsets) != self._n_rows:
+            raise self._broken(f"it has {found:,} rows, the catalog says {self._n_rows:,}")
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of the rows, [row]."""
+        ids: NDArray[np.int64] = self._offsets.numpy() + np.int64(self._first_id)
+        return ids
+
+    def blocks(self) -> Iterator[Block]:
+        """The rows in order, in the precision they are stored in, a bounded number at a time.
+
+        Raises BrokenIndexError where a row is not what was written.
+        """
+        ids = self.ids
+        for start in range(0, self._n_rows, BLOCK_ROWS):
+            chunk = slice(start, start + BLOCK_ROWS)
+            with self._errors():
+                rows: Tensor = self._file.get_slice(GEOMETRY)[chunk]
+                if self._checksums is not None:
+                    found = row_checksums(rows, self._offsets[chunk])
+                    wrong = (found != self._checksums[chunk]).nonzero()
+                    if len(wrong):
+                        place = start + int(wrong[0])
+                        raise self._broken(f"the row of sample {ids[place]} is not what was stored")
+            yield Block(ids[chunk], rows)
+
+    def _broken(self, reason: str) -> BrokenIndexError:
+        return BrokenIndexError(f"{self._path} is damaged: {reason}; {CURE}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn whatever a damaged file raises into one line that names it."""
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError, ValueError, IndexError) as error:
+            raise self._broken(str(error)) from error
+
+
+def row_checksums(
+    rows: Float[Tensor, "row dim"], offsets: Int[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """32 bits a row, over its bits as they are stored and its place: sums modulo 2^32 - 1.
+
+    They run at the speed of memory, and a change within 8 bytes always shows but by a chance of
+    about 2^-64.
+    """
+    words = _as_words(rows).sum(dim=1) + offsets
+    # Folded without overflow: low and high halves, each below 2^32.
+    halves = (words & 0xFFFFFFFF) + ((words >> 32) & 0xFFFFFFFF)
+    folded = halves % 0xFFFFFFFF
+    return torch.where(folded >= 2**31, folded - 2**32, folded).to(torch.int32)
+
+
+def _as_words(rows: Tensor) -> Tensor:
+    """The bits of rows as 64-bit integers, padded with zeros."""
+    plain = rows.contiguous().view(torch.uint8)
+    padding = -plain.shape[1] % 8
+    if padding:
+        plain = torch.nn.functional.pad(plain, (0, padding))
+    return plain.view(torch.int64)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file so that, whenever the machine stops, it is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from forvalue_index.catalog import Catalog
 from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.interrupts import interrupts_held
 from forvalue_index.manifest import (
     MANIFEST,
     SEGMENTS,
@@ -31,16 +32,45 @@ from forvalue_index.manifest import (
 )
 from forvalue_index.records import Sample, SampleStatistics
 from forvalue_index.search.flat import FlatIndex
-from forvalue_index.segments import SegmentStore, write_durably
+from forvalue_index.segments import (
+    Block,
+    MissingSegmentError,
+    SegmentFile,
+    SegmentStore,
+    write_durably,
+)
 from forvalue_index.settings import Manifest, ModelIdentity, Settings
 from forvalue_index.sketch import HashTables, ModelProfile, draw_tables, part_widths, tables_digest
+from forvalue_index.snapshot import Snapshot
+
+# How often a reader starts over because rows were compacted between two of its steps.
+ATTEMPTS = 10
 
 
-class Block(NamedTuple):
-    """Live rows in order of id: `ids` [row], `rows` [row, dim] in float32."""
+class View:
+    """One state of an index: what was committed when it was opened, whatever comes after."""
 
-    ids: NDArray[np.int64]
-    rows: Tensor
+    def __init__(self, catalog: Snapshot, files: Sequence[SegmentFile], manifest: Manifest) -> None:
+        self.catalog = catalog
+        self.version = catalog.version()
+        self._files = files
+        self._manifest = manifest
+
+    def blocks(self) -> Iterator[Block]:
+        """All live rows in float32 in order of id, a bounded number at a time."""
+        removed = self.catalog.removed_ids()
+        for file in self._files:
+            for block in file.blocks():
+                live = ~np.isin(block.ids, removed)
+                yield Block(block.ids[live], block.rows[torch.from_numpy(live)].float())
+
+    def search_index(self) -> FlatIndex:
+        """A search index over all live rows."""
+        settings = self._manifest.settings
+        index = FlatIndex(self._manifest.row_width, row_dtype=settings.row_dtype)
+        for block in self.blocks():
+            index.add(block.ids, block.rows.numpy())
+        return index
 
 
 class Storage:
@@ -51,7 +81,7 @@ class Storage:
         self.path = path.absolute()
         self.manifest = manifest
         self.catalog = catalog
-        self._segments = SegmentStore(self.path / SEGMENTS)
+        self.segments = SegmentStore(self.path / SEGMENTS)
 
     @classmethod
     def create(
@@ -118,27 +148,58 @@ class Storage:
         rows: Float[Tensor, "sample dim"],
         samples: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
+        *,
+        run_id: int | None = None,
     ) -> None:
         """Store rows and samples: the segment file first, then one transaction."""
-        dtype = getattr(torch, self.manifest.settings.row_dtype)
-        segment = self._segments.write(rows, dtype=dtype)
-        self.catalog.commit_segment(segment, samples, statistics)
+        segment = self.segments.write(rows, dtype=self.row_dtype)
+        self.catalog.commit_segment(segment, samples, statistics, run_id=run_id)
 
-    def blocks(self) -> Iterator[Block]:
-        """All live rows, a bounded number at a time."""
-        removed = self.catalog.removed_ids()
-        for segment in self.catalog.segments():
-            first = segment.first_id
-            for rows in self._segments.blocks(segment.file.uid, segment.file.n_rows):
-                ids = np.arange(first, first + len(rows), dtype=np.int64)
-                first += len(rows)
-                live = ~np.isin(ids, removed)
-                yield Block(ids[live], rows[torch.from_numpy(live)])
+    def replace(self, uids: Sequence[str], ids: NDArray[np.int64], rows: Tensor) -> None:
+        """Let one new segment with the rows [id, dim] take the place of others, by uid.
 
-    def search_index(self) -> FlatIndex:
-        """A search index over all live rows."""
-        width = self.manifest.row_width
-        index = FlatIndex(width, row_dtype=self.manifest.settings.row_dtype)
-        for block in self.blocks():
-            index.add(block.ids, block.rows.numpy())
-        return index
+        `ids` are those of all live samples of the old segments; what else they held is forgotten.
+        """
+        with interrupts_held():
+            new, first_id = None, 0
+            if len(ids):
+                first_id, offsets = int(ids[0]), ids - ids[0]
+                plain = np.array_equal(offsets, np.arange(len(ids)))
+                new = self.segments.write(
+                    rows, dtype=self.row_dtype, offsets=None if plain else offsets
+                )
+            self.catalog.replace_segments(uids, new, first_id=first_id)
+            for uid in uids:
+                self.segments.delete(uid)
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """The precision that rows are stored in."""
+        dtype: torch.dtype = getattr(torch, self.manifest.settings.row_dtype)
+        return dtype
+
+    @contextmanager
+    def view(self) -> Iterator[View]:
+        """Read one state of the index, while others write to it.
+
+        Raises BrokenIndexError where a segment is missing or damaged.
+        """
+        with ExitStack() as stack:
+            yield self._view(stack)
+
+    def _view(self, stack: ExitStack) -> View:
+        for _ in range(ATTEMPTS):
+            snapshot = stack.enter_context(self.catalog.snapshot())
+            try:
+                # All files at once: mapped, they outlive their deletion.
+                files = [self.segments.open(segment) for segment in snapshot.segments()]
+            except MissingSegmentError:
+                with self.catalog.snapshot() as now:
+                    if now.version() == snapshot.version():
+                        raise
+                stack.close()
+            else:
+                return View(snapshot, files, self.manifest)
+        raise BrokenIndexError(
+            f"{self.path} was compacted {ATTEMPTS} times while it was opened; run the same again"
+        )

@@ -1,7 +1,7 @@
 """The catalog's schema, as SQLAlchemy sees it. Only the migrations create or change tables.
 
-One database may hold several indexes. An index has sources and segments, a segment has samples;
-the row of a sample within its segment is its id minus the segment's `first_id`.
+One database may hold several indexes. An index has sources, runs and segments, a segment has
+samples. Segments hold disjoint ranges of ids: `first_id` and up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 # Oldest first; the last one is what this version of the package reads and writes.
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 
 metadata = sa.MetaData(
     naming_convention={
@@ -52,6 +52,17 @@ sources = sa.Table(
     sa.UniqueConstraint("index_id", "name"),
 )
 
+# One `add` of some data. Without `finished_at` it was stopped, and the same `add` goes on with it.
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("index_id", sa.ForeignKey("indexes.id"), nullable=False, index=True),
+    sa.Column("sources", JSON, nullable=False),
+    sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, default=_now),
+    sa.Column("finished_at", sa.DateTime(timezone=True)),
+)
+
 segments = sa.Table(
     "segments",
     metadata,
@@ -62,6 +73,8 @@ segments = sa.Table(
     sa.Column("n_rows", sa.Integer, nullable=False),
     sa.Column("n_bytes", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.Text, nullable=False),
+    # The `add` that wrote it; none where it was merged from several.
+    sa.Column("run_id", sa.ForeignKey("runs.id")),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, default=_now),
 )
 
@@ -84,7 +97,25 @@ samples = sa.Table(
     sa.Column("removed", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("metadata", JSON, nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
+    # Over all that a reader sees of a sample; none in rows from before there were checksums.
+    sa.Column("checksum", sa.BigInteger),
     sa.PrimaryKeyConstraint("index_id", "id"),
-    sa.UniqueConstraint("index_id", "key"),
-    sa.Index(None, "index_id", "content_hash"),
 )
+
+# Of live samples: a removed one keeps its key, and another one may take it.
+LIVE = ~samples.c.removed
+
+
+def _index_of(
+    name: str, column: str, where: sa.ColumnElement[bool], *, unique: bool = False
+) -> None:
+    columns = (samples.c.index_id, samples.c[column])
+    sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
+
+_index_of("uq_samples_live_key", "key", LIVE, unique=True)
+sa.Index("ix_samples_segment_id", samples.c.segment_id)
+_index_of("ix_samples_removed_key", "key", samples.c.removed)
+_index_of("ix_samples_live_source_id", "source_id", LIVE)
+_index_of("ix_samples_live_loss", "loss", LIVE)
+_index_of("ix_samples_live_label_error_mass", "label_error_mass", LIVE)

@@ -17,18 +17,12 @@ from numpy.typing import NDArray
 from forvalue_index.contracts import OnProgress, SearchIndex, Source, ignore_progress
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.features import Embedder, Prepared
-from forvalue_index.records import (
-    BadRow,
-    Progress,
-    QueryResult,
-    ScoredSample,
-    StoredSample,
-    ValidationResult,
-    Values,
-)
+from forvalue_index.records import BadRow, Progress, StoredSample
+from forvalue_index.results import QueryResult, ScoredSample, ValidationResult, Values
 from forvalue_index.segments import GEOMETRY
 from forvalue_index.sketch import standard_errors
-from forvalue_index.storage import Storage
+from forvalue_index.snapshot import Snapshot
+from forvalue_index.storage import Storage, View
 
 EXPORTED_ROWS = 10_000
 
@@ -111,13 +105,21 @@ class Valuer:
     def __init__(self, storage: Storage, search: SearchIndex, *, version: int) -> None:
         self._storage = storage
         self._search = search
-        self._version = version
+        self.version = version
         self._widths = storage.part_widths()
 
     def query(
-        self, validation: ValidationSet, *, top: int, bottom: int, per_sample: bool = False
+        self,
+        validation: ValidationSet,
+        catalog: Snapshot,
+        *,
+        top: int,
+        bottom: int,
+        per_sample: bool = False,
     ) -> QueryResult:
         """The `top` most helpful and `bottom` most harmful samples for a validation set.
+
+        `catalog` is a snapshot of the same state of the index.
 
         Raises:
             UsageError: `top` or `bottom` is below 1.
@@ -129,7 +131,8 @@ class Valuer:
             queries = np.concatenate([queries, validation.rows])
         helpful = self._search.search(queries, top)
         harmful = [(ids, -scores) for ids, scores in self._search.search(-queries, bottom)]
-        stored = self._stored([*helpful, *harmful])
+        found = np.unique(np.concatenate([ids for ids, _ in [*helpful, *harmful]]))
+        stored = catalog.samples(found.tolist())
         answers = [
             (self._hits(query, best, stored), self._hits(query, worst, stored))
             for query, best, worst in zip(queries, helpful, harmful, strict=True)
@@ -138,7 +141,7 @@ class Valuer:
         return QueryResult(
             index=str(self._storage.path),
             fingerprint=manifest.fingerprint,
-            index_version=self._version,
+            index_version=self.version,
             geometry=GEOMETRY,
             validation_samples=len(validation.rows),
             validation_label_tokens=validation.label_tokens,
@@ -155,10 +158,6 @@ class Valuer:
             yield "the index holds no samples yet; add some with: forvalue add INDEX DATA"
         elif harmful[0].score >= 0:
             yield "no sample has a negative score: the most harmful ones are the least helpful"
-
-    def _stored(self, rankings: Sequence[Ranking]) -> Mapping[int, StoredSample]:
-        ids = np.unique(np.concatenate([ids for ids, _ in rankings]))
-        return self._storage.catalog.samples(ids.tolist())
 
     def _hits(
         self, query: Rows, ranking: Ranking, stored: Mapping[int, StoredSample]
@@ -181,14 +180,20 @@ class Valuer:
 
 
 def values(
-    storage: Storage, validation: ValidationSet, *, on_progress: OnProgress = ignore_progress
+    view: View,
+    validation: ValidationSet,
+    *,
+    widths: tuple[int, ...],
+    on_progress: OnProgress = ignore_progress,
 ) -> Values:
-    """A score for every live sample, in order of id: blocked products over the segments."""
+    """A score for every live sample, in order of id: blocked products over the segments.
+
+    `widths` are those of `Storage.part_widths`.
+    """
     query = validation.mean
-    widths = storage.part_widths()
     ids, scores, stderrs = [], [], []
-    total, done = storage.catalog.count(None), 0
-    for block in storage.blocks():
+    total, done = view.catalog.count(), 0
+    for block in view.blocks():
         rows = block.rows.numpy()
         ids.append(block.ids)
         scores.append(rows @ query)
@@ -202,20 +207,21 @@ def values(
     )
 
 
-def named_values(storage: Storage, scored: Values) -> Iterator[dict[str, list[object]]]:
-    """Values with keys and sources beside them, as columns, a bounded number of rows at a time."""
-    identities = storage.catalog.identities()
-    while chunk := list(islice(identities, EXPORTED_ROWS)):
-        ids = np.array([id_ for id_, _, _ in chunk], dtype=np.int64)
-        places = np.searchsorted(scored.ids, ids)
-        # Samples that were added after the scores were made have none.
-        places = places[places < len(scored.ids)]
+def named_values(catalog: Snapshot, scored: Values) -> Iterator[dict[str, list[object]]]:
+    """Values with keys and sources beside them, as columns, a bounded number of rows at a time.
+
+    `catalog` is a snapshot of the state that was scored.
+    """
+    identities = catalog.identities()
+    for start in range(0, len(scored.ids), EXPORTED_ROWS):
+        chunk = slice(start, start + EXPORTED_ROWS)
+        named = list(islice(identities, EXPORTED_ROWS))
         yield {
-            "id": ids[: len(places)].tolist(),
-            "key": [key for _, key, _ in chunk[: len(places)]],
-            "source": [source for _, _, source in chunk[: len(places)]],
-            "score": scored.scores[places].tolist(),
-            "stderr": scored.stderrs[places].tolist(),
+            "id": scored.ids[chunk].tolist(),
+            "key": [key for _, key, _ in named],
+            "source": [source for _, _, source in named],
+            "score": scored.scores[chunk].tolist(),
+            "stderr": scored.stderrs[chunk].tolist(),
         }
 
 

@@ -12,16 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 # Index = height: a module imports only what stands in a set above its own.
 LAYERS = [
     {"exceptions", "records"},  # words
-    {"settings", "contracts"},  # promises
+    {"settings", "contracts", "results"},  # promises
     {"prediction_error", "sketch", "exact", "batching", "prompts", "reports"}
     | {"model_files"},  # kernels
     {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"},
+    {"repeats", "rejects", "interrupts", "writer_lock"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
-    {"search", "search.library"},
-    {"search.flat", "catalog", "features", "model_profile"},  # joins
+    {"search", "search.library", "snapshot"},
+    {"search.flat", "catalog", "removal", "features", "model_profile"},  # joins
     {"manifest"},
-    {"storage"},
-    {"ingest", "valuation", "loading"},  # use-cases
+    {"storage", "index_samples"},
+    {"ingest", "valuation", "compaction", "checkup", "loading"},  # use-cases
     {"index"},
     {"forvalue_index"},
     {"cli.options", "cli.progress", "cli.display", "cli.demo"},  # edges
@@ -30,7 +31,7 @@ LAYERS = [
     {"cli.app"},
     {"cli"},
 ]
-SQL = {"tables", "database", "catalog", "catalog_rows", "catalog_summary"} | {
+SQL = {"tables", "database", "catalog", "catalog_rows", "catalog_summary", "snapshot"} | {
     "filters",
     "filter_syntax",
 }
@@ -45,6 +46,8 @@ HOMES = {
     "sqlglot": SQL,
     "click": {"cli", "cli."},
     "rich": {"cli", "cli."},
+    "sqlite3": {"repeats"},
+    "filelock": {"writer_lock"},
     "pyarrow": {"sources", "exports"},
     "datasets": {"sources"},
     "safetensors": {"segments", "storage"},
@@ -52,6 +55,7 @@ HOMES = {
 WITHOUT_TORCH = {
     *("exceptions", "records", "settings", "contracts", "manifest", "reports"),
     *("sources", "columns", "demo_data", "exports", "forvalue_index", "cli", "cli."),
+    *("results", "removal", "index_samples", "writer_lock", "repeats", "rejects"),
     *SQL,
 }
 # What --help must not wait for.

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from forvalue_index.records import AddReport, QueryResult, ScoredSample, StoredSample
+from forvalue_index.records import StoredSample
+from forvalue_index.results import AddReport, QueryResult, ScoredSample
 
 PIPED_WIDTH = 140
 # All control characters but tab and line break.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import click
@@ -15,12 +14,11 @@ from forvalue_index.cli.options import index_argument, json_option, print_json
 @json_option
 def info(index: Path, as_json: bool) -> None:
     """Say what INDEX holds and what it was made with."""
-    from forvalue_index.manifest import open_catalog
+    from forvalue_index.index_samples import open_samples
     from forvalue_index.reports import info_document
 
-    manifest, catalog = open_catalog(index)
-    with closing(catalog):
-        document = info_document(manifest, catalog.summary(), version=catalog.version())
+    with open_samples(index) as opened:
+        document = info_document(opened.manifest, opened.info(), version=opened.version)
     if as_json:
         print_json(document)
     else:
@@ -35,12 +33,11 @@ def info(index: Path, as_json: bool) -> None:
 @json_option
 def show(index: Path, sample: str, as_json: bool) -> None:
     """Show one sample of INDEX whole. SAMPLE is its key or its number."""
-    from forvalue_index.manifest import open_catalog
+    from forvalue_index.index_samples import open_samples
     from forvalue_index.reports import sample_document
 
-    _, catalog = open_catalog(index)
-    with closing(catalog):
-        stored = catalog.sample(sample)
+    with open_samples(index) as opened:
+        stored = opened.sample(sample)
     if as_json:
         print_json(sample_document(stored))
     else:
@@ -57,13 +54,12 @@ def show(index: Path, sample: str, as_json: bool) -> None:
 @json_option
 def list_samples(index: Path, where: str | None, limit: int, offset: int, as_json: bool) -> None:
     """List samples of INDEX in order of their numbers."""
-    from forvalue_index.manifest import open_catalog
+    from forvalue_index.index_samples import open_samples
     from forvalue_index.reports import sample_document
 
-    _, catalog = open_catalog(index)
-    with closing(catalog):
-        found = catalog.list_samples(where, limit=limit, offset=offset)
-        matching = catalog.count(where)
+    with open_samples(index) as opened:
+        found = opened.list_samples(where, limit=limit, offset=offset)
+        matching = opened.count(where)
     if as_json:
         print_json({"matching": matching, "samples": [sample_document(s) for s in found]})
     else:

@@ -1,0 +1,210 @@
+"""Checking an index: SQL against segments against what was written, and mending what can be.
+
+Rows are a function of what the catalog holds, so a lost segment is embedded again from there.
+Nothing that the catalog refers to is ever deleted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.exceptions import BadSampleError, BrokenIndexError, BusyIndexError
+from forvalue_index.features import Embedder, Prepared
+from forvalue_index.records import Progress, StoredSegment
+from forvalue_index.results import CheckReport, Finding
+from forvalue_index.segments import OWN_FILE, Block, MissingSegmentError, file_digest
+from forvalue_index.snapshot import Snapshot
+from forvalue_index.storage import Storage
+from forvalue_index.writer_lock import writer_lock
+
+REPAIR = "run: forvalue check INDEX --repair"
+# Rows are stored with 8 bits of mantissa; norms were taken before.
+NORM_TOLERANCE = 2e-2
+ORPHAN = "orphan file"
+CATALOG = "damaged catalog"
+
+
+def check(storage: Storage, *, on_progress: OnProgress = ignore_progress) -> CheckReport:
+    """Look at everything that an index holds; changes nothing."""
+    report = _examine(storage, on_progress)
+    orphans = [finding for finding in report.findings if finding.kind == ORPHAN]
+    if not orphans or not _is_being_written(storage):
+        return report
+    # The writer is about to record them, or will be found to have died without doing so.
+    others = [finding for finding in report.findings if finding.kind != ORPHAN]
+    return dataclasses.replace(report, findings=tuple(others))
+
+
+def repair(
+    storage: Storage,
+    embedder: Callable[[], Embedder],
+    *,
+    on_progress: OnProgress = ignore_progress,
+) -> CheckReport:
+    """Check, and mend what can be. The writer's lock is held.
+
+    Index trees of SQLite are built anew, lost or damaged segments are embedded anew from the
+    catalog's texts (which needs the model), files that the catalog does not know are deleted.
+    """
+    before = _examine(storage, on_progress)
+    if any(finding.kind == CATALOG for finding in before.findings):
+        storage.catalog.reindex()
+    with storage.catalog.snapshot() as snapshot:
+        lost = [s for s in snapshot.segments() if _segment(storage, snapshot, s)]
+    for done, segment in enumerate(lost):
+        on_progress(Progress("repairing", done, len(lost)))
+        _embed_anew(storage, segment, embedder())
+    if lost:
+        on_progress(Progress("repairing", len(lost), len(lost)))
+    with storage.catalog.snapshot() as snapshot:
+        recorded = {segment.file.uid for segment in snapshot.segments()}
+    for path in _own_files(storage):
+        if path.stem not in recorded:
+            path.unlink()
+    left = {(f.kind, f.what) for f in _examine(storage, on_progress).findings}
+    findings = [
+        dataclasses.replace(f, repaired=(f.kind, f.what) not in left) for f in before.findings
+    ]
+    return dataclasses.replace(before, findings=tuple(findings))
+
+
+def _examine(storage: Storage, on_progress: OnProgress) -> CheckReport:
+    findings = [*_tables(storage), *_catalog(storage)]
+    # Files before the catalog: what is recorded in between is no orphan.
+    files, segments, total = _own_files(storage), [], 0
+    try:
+        with storage.catalog.snapshot() as snapshot:
+            segments, total = snapshot.segments(), snapshot.total()
+            findings += _contents(storage, snapshot, segments, on_progress)
+    except BrokenIndexError as error:
+        findings.append(_catalog_finding(str(error)))
+    else:
+        recorded = {segment.file.uid for segment in segments}
+        findings += [_orphan(path) for path in files if path.stem not in recorded]
+    return CheckReport(len(segments), total, tuple(findings))
+
+
+def _contents(
+    storage: Storage,
+    snapshot: Snapshot,
+    segments: Sequence[StoredSegment],
+    on_progress: OnProgress,
+) -> Iterator[Finding]:
+    done, total = 0, sum(segment.file.n_rows for segment in segments)
+    for segment in segments:
+        finding = _segment(storage, snapshot, segment)
+        if finding is not None and _is_recorded(storage, segment):
+            yield finding
+        done += segment.file.n_rows
+        on_progress(Progress("checking", done, total))
+    for id_, error in snapshot.damaged_samples():
+        cure = f"run: forvalue remove INDEX {id_}, then add the sample again"
+        yield Finding("damaged sample", str(error), cure)
+
+
+def _tables(storage: Storage) -> Iterator[Finding]:
+    try:
+        storage.tables()
+    except BrokenIndexError as error:
+        yield Finding("damaged hash tables", str(error), "restore the file from a backup")
+
+
+def _catalog(storage: Storage) -> Iterator[Finding]:
+    yield from map(_catalog_finding, storage.catalog.complaints())
+
+
+def _catalog_finding(complaint: str) -> Finding:
+    return Finding(
+        CATALOG, complaint, f"{REPAIR}; where that does not help, restore it from a backup"
+    )
+
+
+def _segment(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Finding | None:
+    """What is wrong with a segment: its file, or how it fits the catalog."""
+    cure = f"restore it from a backup, or {REPAIR}"
+    try:
+        path = storage.segments.path(segment.file.uid)
+        file = storage.segments.open(segment)
+        _compare(storage, segment, file.blocks(), snapshot.norms(segment.file.uid))
+        if file_digest(path) != segment.file.sha256:
+            raise BrokenIndexError(f"{path} has another checksum than the catalog says")
+    except MissingSegmentError as error:
+        return Finding("missing segment", str(error), cure)
+    except BrokenIndexError as error:
+        return Finding("damaged segment", str(error), cure)
+    return None
+
+
+def _compare(
+    storage: Storage, segment: StoredSegment, blocks: Iterator[Block], norms: dict[int, float]
+) -> None:
+    """Raise BrokenIndexError unless rows have the ids, width and norms that the catalog says."""
+    width, seen = storage.manifest.row_width, 0
+    for block in blocks:
+        seen += len(block.ids)
+        if block.rows.shape[1] != width:
+            raise BrokenIndexError(
+                f"segment {segment.file.uid} has rows of {block.rows.shape[1]} floats, the index "
+                f"has {width}"
+            )
+        found = torch.linalg.vector_norm(block.rows.float(), dim=1).numpy()
+        expected = np.array([norms.get(id_, np.nan) for id_ in block.ids.tolist()])
+        wrong = ~(np.abs(found - expected) <= NORM_TOLERANCE * expected)
+        if wrong.any():
+            id_ = int(block.ids[int(wrong.argmax())])
+            raise BrokenIndexError(
+                f"segment {segment.file.uid} has another row for sample {id_} than the catalog says"
+            )
+    if seen != len(norms):
+        raise BrokenIndexError(
+            f"segment {segment.file.uid} has {seen:,} rows, the catalog {len(norms):,} samples"
+        )
+
+
+def _embed_anew(storage: Storage, segment: StoredSegment, embedder: Embedder) -> None:
+    """Write a segment anew from the texts in the catalog."""
+    with storage.catalog.snapshot() as snapshot:
+        removed = snapshot.removed_ids()
+        ids = np.setdiff1d(snapshot.segment_ids(segment.file.uid), removed)
+        stored = snapshot.samples(ids)
+    prepared = [embedder.prepare(stored[id_].sample) for id_ in ids.tolist()]
+    usable = [p for p in prepared if isinstance(p, Prepared)]
+    for bad in prepared:
+        if not isinstance(bad, Prepared):
+            raise BadSampleError(f"{bad}. Remove the sample, then repair again")
+    rows = embedder.embed(usable).rows
+    storage.replace([segment.file.uid], ids, rows)
+
+
+def _own_files(storage: Storage) -> list[Path]:
+    """Whatever an index writes under a name of its own choosing."""
+    partial = storage.path.glob("*.partial")
+    return [p for p in storage.segments.files() if OWN_FILE.fullmatch(p.name)] + sorted(partial)
+
+
+def _is_recorded(storage: Storage, segment: StoredSegment) -> bool:
+    """Whether the catalog still has a segment; it may have been compacted meanwhile."""
+    with storage.catalog.snapshot() as now:
+        return segment in now.segments()
+
+
+def _orphan(path: Path) -> Finding:
+    what = f"{path} is not in the catalog: whatever wrote it was stopped before it was recorded"
+    return Finding(ORPHAN, what, f"{REPAIR}, which deletes it")
+
+
+def _is_being_written(storage: Storage) -> bool:
+    """Whether another process may be about to record the files that the catalog lacks."""
+    try:
+        with writer_lock(storage.path):
+            return False
+    except BusyIndexError:
+        return True
+    except OSError:  # a directory that nobody can write to
+        return False

@@ -1,0 +1,85 @@
+"""Compaction: small segments become large ones, and removed rows go.
+
+Each group of neighbours is written as one new segment, which then takes their place in one
+transaction. Readers that have the old files open keep them; what stops a compaction leaves whole
+segments of the old kind or of the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.records import Progress, StoredSegment
+from forvalue_index.results import CompactReport
+from forvalue_index.storage import Storage
+
+TARGET_BYTES = 2**28
+# Bounds the variables in one statement.
+MAX_MERGED = 500
+
+
+class Group(NamedTuple):
+    """Neighbours that become one segment; `removed` of their rows are dropped."""
+
+    segments: tuple[StoredSegment, ...]
+    removed: int
+
+
+def compact(storage: Storage, *, on_progress: OnProgress = ignore_progress) -> CompactReport:
+    """Merge small segments and drop removed rows. The writer's lock is held.
+
+    Raises BrokenIndexError where a segment is damaged; what was merged before stays merged.
+    """
+    with storage.catalog.snapshot() as snapshot:
+        before, removed = snapshot.segments(), snapshot.removed_ids()
+    groups = plan_groups(before, removed, target_bytes=TARGET_BYTES)
+    for done, group in enumerate(groups):
+        on_progress(Progress("compacting", done, len(groups)))
+        _rewrite(storage, group, removed)
+    on_progress(Progress("compacting", len(groups), len(groups)))
+    with storage.catalog.snapshot() as snapshot:
+        after = snapshot.segments()
+    return CompactReport(
+        segments_before=len(before),
+        segments_after=len(after),
+        bytes_before=sum(segment.file.n_bytes for segment in before),
+        bytes_after=sum(segment.file.n_bytes for segment in after),
+        dropped=sum(group.removed for group in groups),
+    )
+
+
+def plan_groups(
+    segments: Sequence[StoredSegment], removed: NDArray[np.int64], *, target_bytes: int
+) -> list[Group]:
+    """Neighbours that together fit into a segment, where merging them, or dropping rows, helps."""
+    starts = [segment.first_id for segment in segments]
+    dropped = np.diff(np.searchsorted(removed, [*starts, np.iinfo(np.int64).max])).tolist()
+    groups: list[Group] = []
+    open_group, n_bytes = Group((), 0), 0.0
+    for segment, n_removed in zip(segments, dropped, strict=True):
+        kept_bytes = segment.file.n_bytes * (1 - n_removed / max(1, segment.file.n_rows))
+        full = n_bytes + kept_bytes > target_bytes or len(open_group.segments) == MAX_MERGED
+        if open_group.segments and full:
+            groups.append(open_group)
+            open_group, n_bytes = Group((), 0), 0.0
+        open_group = Group((*open_group.segments, segment), open_group.removed + n_removed)
+        n_bytes += kept_bytes
+    groups.append(open_group)
+    return [group for group in groups if group.removed or len(group.segments) > 1]
+
+
+def _rewrite(storage: Storage, group: Group, removed: NDArray[np.int64]) -> None:
+    ids, rows = [], []
+    for segment in group.segments:
+        for block in storage.segments.open(segment).blocks():
+            live = ~np.isin(block.ids, removed)
+            ids.append(block.ids[live])
+            rows.append(block.rows[torch.from_numpy(live)])
+    all_ids = np.concatenate(ids)
+    storage.replace([s.file.uid for s in group.segments], all_ids, torch.cat(rows))

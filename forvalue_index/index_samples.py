@@ -1,0 +1,110 @@
+"""The samples of an index, as its catalog holds them. Needs no model, no torch and no FAISS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from os import PathLike
+from pathlib import Path
+
+from forvalue_index.catalog import Catalog
+from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.manifest import open_catalog
+from forvalue_index.records import StoredSample
+from forvalue_index.removal import chosen_ids
+from forvalue_index.results import CatalogSummary
+from forvalue_index.settings import Manifest
+from forvalue_index.writer_lock import writer_lock
+
+
+class IndexSamples:
+    """Reading and removing samples. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        catalog: Catalog,
+        *,
+        on_progress: OnProgress = ignore_progress,
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._catalog = catalog
+        self._on_progress = on_progress
+
+    def close(self) -> None:
+        """Let go of the catalog's connections."""
+        self._catalog.close()
+
+    def __enter__(self) -> IndexSamples:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def remove(
+        self,
+        names: Sequence[str | int] = (),
+        *,
+        source: str | None = None,
+        where: str | None = None,
+        wait: bool = False,
+    ) -> int:
+        """Remove samples by key or id, or all of a source or a filter; returns how many.
+
+        They no longer count, and come back where they are added again. `compact` forgets them.
+
+        Raises:
+            BusyIndexError: another process writes to the index and `wait` is false.
+            CatalogError: there is no sample of a name, or no such source; nothing is removed.
+            FilterError: the filter is malformed or names an unknown column.
+        """
+        with self._writing(wait):
+            with self._catalog.snapshot() as snapshot:
+                ids = chosen_ids(snapshot, names, source=source, where=where)
+            return self._catalog.remove(ids)
+
+    def info(self) -> CatalogSummary:
+        """Counts, bytes, sources and median loss."""
+        with self._catalog.snapshot() as snapshot:
+            return snapshot.summary()
+
+    @property
+    def version(self) -> int:
+        """How many changes have been committed to the index."""
+        with self._catalog.snapshot() as snapshot:
+            return snapshot.version()
+
+    def sample(self, name: str | int) -> StoredSample:
+        """The sample with this key or id. Raises ForValueError where there is none."""
+        with self._catalog.snapshot() as snapshot:
+            return snapshot.sample(str(name))
+
+    def list_samples(
+        self, where: str | None = None, *, limit: int = 100, offset: int = 0
+    ) -> list[StoredSample]:
+        """Samples in order of id that meet a filter such as `source = 'a' AND n_tokens > 50`.
+
+        Raises:
+            FilterError: the filter is malformed or names an unknown column.
+        """
+        with self._catalog.snapshot() as snapshot:
+            return snapshot.list_samples(where, limit=limit, offset=offset)
+
+    def count(self, where: str | None = None) -> int:
+        """How many samples meet a filter. Raises FilterError as `list_samples` does."""
+        with self._catalog.snapshot() as snapshot:
+            return snapshot.count(where)
+
+    def _writing(self, wait: bool) -> AbstractContextManager[None]:
+        return writer_lock(self.path, wait=wait, on_progress=self._on_progress)
+
+
+def open_samples(path: str | PathLike[str]) -> IndexSamples:
+    """The samples of the index at a path. Raises BrokenIndexError as `manifest.open_catalog`."""
+    where = Path(path).absolute()
+    return IndexSamples(where, *open_catalog(where))

@@ -1,0 +1,190 @@
+"""One state of a catalog: every read of a snapshot sees what was committed when it was opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from forvalue_index.catalog_rows import chunks, clean_text, unpack
+from forvalue_index.catalog_summary import summarise
+from forvalue_index.database import CatalogError
+from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.records import KnownSample, Sample, SegmentRecord, StoredSample, StoredSegment
+from forvalue_index.results import CatalogSummary
+from forvalue_index.tables import LIVE, indexes, samples, segments, sources
+
+STREAMED_ROWS = 10_000
+# The largest number that a database counts to.
+MAX_COUNT = 2**63 - 1
+
+_NAMED = samples.join(sources)
+_STORED = sa.select(
+    *(column for column in samples.c if column.name not in ("index_id", "segment_id", "source_id")),
+    sources.c.name.label("source"),
+    segments.c.uid.label("segment"),
+).select_from(_NAMED.join(segments))
+_KNOWN = sa.select(
+    *(samples.c[name] for name in ("id", "key", "content_hash", "removed", "metadata")),
+    segments.c.run_id,
+).select_from(samples.join(segments))
+
+
+class Snapshot:
+    """Reads of one index within one transaction. Made by `Catalog.snapshot`."""
+
+    def __init__(self, connection: sa.Connection, index_id: int) -> None:
+        self._connection = connection
+        self._id = index_id
+
+    def version(self) -> int:
+        """Count the committed changes."""
+        query = sa.select(indexes.c.version).where(indexes.c.id == self._id)
+        return int(self._connection.execute(query).scalar_one())
+
+    def segments(self) -> list[StoredSegment]:
+        """List the segments in order of their ids."""
+        query = sa.select(segments).where(self._own(segments)).order_by(segments.c.first_id)
+        return [_segment(row) for row in self._connection.execute(query)]
+
+    def live_ids(self, where: str | None = None, *, source: str | None = None) -> NDArray[np.int64]:
+        """List the ids of live samples in order: all, or those of a source or a condition.
+
+        Raises CatalogError where there is no such source.
+        """
+        query = self._filtered(samples.c.id, where)
+        if source is not None:
+            query = query.where(samples.c.source_id == self._source_id(source))
+        return self._ids(query)
+
+    def removed_ids(self) -> NDArray[np.int64]:
+        """List the ids of removed samples in order."""
+        return self._ids(sa.select(samples.c.id).where(self._own(samples), samples.c.removed))
+
+    def total(self) -> int:
+        """Count all samples, removed ones too."""
+        query = sa.select(sa.func.count()).select_from(samples).where(self._own(samples))
+        return int(self._connection.execute(query).scalar_one())
+
+    def norms(self, uid: str) -> dict[int, float]:
+        """Norms of the rows of a segment when they were made, by id."""
+        query = sa.select(samples.c.id, samples.c.norm).select_from(samples.join(segments))
+        mine = query.where(self._own(samples), segments.c.uid == uid)
+        return {row.id: row.norm for row in self._connection.execute(mine)}
+
+    def damaged_samples(self) -> Iterator[tuple[int, BrokenIndexError]]:
+        """Read every sample; give those that are not what was stored, with the reason."""
+        streamed = {"yield_per": STREAMED_ROWS}
+        query = _STORED.where(self._own(samples)).order_by(samples.c.id)
+        for row in self._connection.execute(query, execution_options=streamed):
+            try:
+                unpack(row)
+            except BrokenIndexError as error:
+                yield row.id, error
+
+    def segment_ids(self, uid: str) -> NDArray[np.int64]:
+        """List the ids of the samples of a segment, removed ones too, in order."""
+        query = sa.select(samples.c.id).select_from(samples.join(segments))
+        return self._ids(query.where(self._own(samples), segments.c.uid == uid))
+
+    def known(self, candidates: Iterable[Sample]) -> dict[str, KnownSample]:
+        """What is stored under the keys of samples: a live one, or a removed one of equal content.
+
+        A removed sample of other content does not count; its key is free.
+        """
+        contents = {clean_text(sample.key): sample.content_hash for sample in candidates}
+        found: dict[str, KnownSample] = {}
+        # One query for each index over keys; what is live comes last and wins.
+        for state in (samples.c.removed, LIVE):
+            query = _KNOWN.where(self._own(samples), state).order_by(samples.c.id)
+            for keys in chunks(contents):
+                for row in self._connection.execute(query.where(samples.c.key.in_(keys))):
+                    if not row.removed or row.content_hash == contents[row.key]:
+                        found[row.key] = KnownSample(
+                            row.id, row.content_hash, row.removed, row.metadata, row.run_id
+                        )
+        return found
+
+    def samples(self, ids: Iterable[int] | NDArray[np.int64]) -> dict[int, StoredSample]:
+        """Read samples by id, removed ones too; ids that were never given are left out."""
+        query = _STORED.where(self._own(samples))
+        return {
+            row.id: unpack(row)
+            for chunk in chunks(int(id_) for id_ in ids)
+            for row in self._connection.execute(query.where(samples.c.id.in_(chunk)))
+        }
+
+    def sample(self, name: str) -> StoredSample:
+        """Find a sample by key, a live one first, or else by id. Raises CatalogError."""
+        query = _STORED.where(self._own(samples)).order_by(samples.c.removed, samples.c.id.desc())
+        row = None
+        for state in (LIVE, samples.c.removed):
+            keyed = query.where(state, samples.c.key == clean_text(name)).limit(1)
+            row = row or self._connection.execute(keyed).one_or_none()
+        if row is None and name.isascii() and name.isdecimal() and int(name) <= MAX_COUNT:
+            row = self._connection.execute(query.where(samples.c.id == int(name))).one_or_none()
+        if row is None:
+            raise CatalogError(
+                f"There is no sample with the key or id {name!r} in the index. List them with: "
+                "forvalue list"
+            )
+        return unpack(row)
+
+    def list_samples(
+        self, where: str | None = None, *, limit: int, offset: int = 0
+    ) -> list[StoredSample]:
+        """Read live samples in order of id, all or those that meet a condition."""
+        # The page's ids first: the database may sort these, never whole rows.
+        page = self._filtered(samples.c.id, where).order_by(samples.c.id)
+        page = page.limit(min(limit, MAX_COUNT)).offset(min(offset, MAX_COUNT))
+        query = _STORED.where(self._own(samples), samples.c.id.in_(page)).order_by(samples.c.id)
+        return [unpack(row) for row in self._connection.execute(query)]
+
+    def count(self, where: str | None = None) -> int:
+        """Count live samples, all or those that meet a condition."""
+        query = self._filtered(sa.func.count(), where)
+        return int(self._connection.execute(query).scalar_one())
+
+    def identities(self) -> Iterator[tuple[int, str, str]]:
+        """Stream id, key and source of every live sample in order of id."""
+        query = sa.select(samples.c.id, samples.c.key, sources.c.name).select_from(_NAMED)
+        ordered = query.where(self._own(samples), LIVE).order_by(samples.c.id)
+        streamed = {"yield_per": STREAMED_ROWS}
+        for row in self._connection.execute(ordered, execution_options=streamed):
+            yield row.id, row.key, row.name
+
+    def summary(self) -> CatalogSummary:
+        """Count and measure what the index holds."""
+        return summarise(self._connection, self._id)
+
+    def _source_id(self, name: str) -> int:
+        mine = sa.select(sources.c.id).where(self._own(sources), sources.c.name == name)
+        found = self._connection.execute(mine).scalar_one_or_none()
+        if found is None:
+            raise CatalogError(
+                f"There is no source {name!r} in the index. See them with: forvalue info"
+            )
+        return int(found)
+
+    def _ids(self, query: sa.Select[Any]) -> NDArray[np.int64]:
+        ordered = query.order_by(samples.c.id)
+        return np.fromiter(self._connection.scalars(ordered), dtype=np.int64)
+
+    def _filtered(self, column: Any, where: str | None) -> sa.Select[Any]:
+        query = sa.select(column).where(self._own(samples), LIVE)
+        if where is None:
+            return query.select_from(samples)
+        # Imported here because few commands take a condition, and sqlglot takes its time.
+        from forvalue_index.filters import compile_filter
+
+        return query.select_from(_NAMED).where(compile_filter(where))
+
+    def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        return table.c.index_id == self._id
+
+
+def _segment(row: Any) -> StoredSegment:
+    return StoredSegment(row.first_id, SegmentRecord(row.uid, row.n_rows, row.n_bytes, row.sha256))
