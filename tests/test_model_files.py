@@ -128,7 +128,7 @@ def on_hub(monkeypatch, *files):
 
 
 def test_files_on_a_hub_are_looked_at_before_one_is_fetched(monkeypatch):
-    on_hub(monkeypatch, "config.json", "pytorch_model.bin", "onnx/model.safetensors.txt")
+    on_hub(monkeypatch, "config.json", "pytorch_model.bin", "onnx/model.safetensors")
     with pytest.raises(ModelError, match=re.escape("a/b has its weights in pytorch_model.bin")):
         locate_model(Settings(model="a/b"))
     on_hub(monkeypatch, "adapter_config.json", "adapter_model.safetensors")
