@@ -18,12 +18,11 @@ from forvalue_index.exceptions import BadSampleError, BrokenIndexError, BusyInde
 from forvalue_index.features import Embedder, Prepared
 from forvalue_index.records import Progress, StoredSegment
 from forvalue_index.results import CheckReport, Finding
-from forvalue_index.segments import OWN_FILE, Block, MissingSegmentError, file_digest
+from forvalue_index.segments import CURE, OWN_FILE, Block, MissingSegmentError, file_digest
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.storage import Storage
 from forvalue_index.writer_lock import writer_lock
 
-REPAIR = "run: forvalue check INDEX --repair"
 # Rows are stored with 8 bits of mantissa; norms were taken before.
 NORM_TOLERANCE = 2e-2
 ORPHAN = "orphan file"
@@ -121,23 +120,23 @@ def _catalog(storage: Storage) -> Iterator[Finding]:
 
 def _catalog_finding(complaint: str) -> Finding:
     return Finding(
-        CATALOG, complaint, f"{REPAIR}; where that does not help, restore it from a backup"
+        CATALOG, complaint, f"{CURE}; where that does not help, restore it from a backup"
     )
 
 
 def _segment(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Finding | None:
     """What is wrong with a segment: its file, or how it fits the catalog."""
-    cure = f"restore it from a backup, or {REPAIR}"
+    cure = f"restore it from a backup, or {CURE}"
     try:
         path = storage.segments.path(segment.file.uid)
         file = storage.segments.open(segment)
         _compare(storage, segment, file.blocks(), snapshot.norms(segment.file.uid))
         if file_digest(path) != segment.file.sha256:
             raise BrokenIndexError(f"{path} has another checksum than the catalog says")
-    except MissingSegmentError as error:
-        return Finding("missing segment", str(error), cure)
     except BrokenIndexError as error:
-        return Finding("damaged segment", str(error), cure)
+        missing = isinstance(error, MissingSegmentError)
+        kind = "missing segment" if missing else "damaged segment"
+        return Finding(kind, str(error).removesuffix(f"; {CURE}"), cure)
     return None
 
 
@@ -196,7 +195,7 @@ def _is_recorded(storage: Storage, segment: StoredSegment) -> bool:
 
 def _orphan(path: Path) -> Finding:
     what = f"{path} is not in the catalog: whatever wrote it was stopped before it was recorded"
-    return Finding(ORPHAN, what, f"{REPAIR}, which deletes it")
+    return Finding(ORPHAN, what, f"{CURE}, which deletes it")
 
 
 def _is_being_written(storage: Storage) -> bool:

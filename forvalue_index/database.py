@@ -94,6 +94,22 @@ def migrate(engine: sa.Engine) -> None:
         command.upgrade(config, "head")
 
 
+def upgrade(address: str | Path) -> tuple[str, str]:
+    """Migrate a catalog that is there; returns the schema's revision before and after."""
+    engine = connect(address)
+    try:
+        before = _stored_revision(engine)
+        if before is None:
+            raise BrokenIndexError(
+                f"{describe(engine)} is no catalog of an index. Give the database that the index "
+                "was created with"
+            )
+        migrate(engine)
+        return before, REVISIONS[-1]
+    finally:
+        engine.dispose()
+
+
 @contextmanager
 def _migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One transaction that a second migration waits for."""
@@ -138,14 +154,7 @@ def migrations_directory() -> Path:
 
 def check_schema(engine: sa.Engine) -> None:
     """Raise BrokenIndexError unless the schema is the one that this version reads and writes."""
-    path = _sqlite_path(engine.url)
-    if path is not None and not path.is_file():
-        raise BrokenIndexError(
-            f"{path} is missing, and it is the catalog of the index. Restore it from a backup, "
-            "or create the index anew"
-        )
-    with translated_errors(engine), engine.connect() as connection:
-        revision = _revision(connection)
+    revision = _stored_revision(engine)
     _refuse_newer(engine, revision)
     if revision != REVISIONS[-1]:
         raise BrokenIndexError(
@@ -195,6 +204,17 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
             f"{name} does not do what was asked ({reason}). See that the database can be reached "
             "and written to and is not locked, then run the same again"
         ) from error
+
+
+def _stored_revision(engine: sa.Engine) -> str | None:
+    path = _sqlite_path(engine.url)
+    if path is not None and not path.is_file():
+        raise BrokenIndexError(
+            f"{path} is missing, and it is the catalog of the index. Restore it from a backup, "
+            "or create the index anew"
+        )
+    with translated_errors(engine), engine.connect() as connection:
+        return _revision(connection)
 
 
 def _revision(connection: sa.Connection) -> str | None:

@@ -46,6 +46,17 @@ class IndexSamples:
     def __len__(self) -> int:
         return self.count()
 
+    def count_chosen(
+        self,
+        names: Sequence[str | int] = (),
+        *,
+        source: str | None = None,
+        where: str | None = None,
+    ) -> int:
+        """How many samples `remove` would remove; raises as it does."""
+        with self._catalog.snapshot() as snapshot:
+            return len(chosen_ids(snapshot, names, source=source, where=where))
+
     def remove(
         self,
         names: Sequence[str | int] = (),

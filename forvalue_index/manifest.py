@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from forvalue_index.catalog import Catalog
+from forvalue_index.database import upgrade
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
 from forvalue_index.settings import (
     DEFAULT_CATALOG,
@@ -22,7 +23,7 @@ from forvalue_index.settings import (
     Settings,
     first_difference,
 )
-from forvalue_index.writer_lock import LOCK
+from forvalue_index.writer_lock import LOCK, writer_lock
 
 MANIFEST = "index.json"
 TABLES = "sketch.safetensors"
@@ -53,6 +54,18 @@ def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
             f"{MANIFEST} to {manifest.fingerprint}; restore both from one backup"
         )
     return manifest, catalog
+
+
+def migrate_catalog(path: Path, *, wait: bool = False) -> tuple[str, str]:
+    """Bring the catalog of the index at `path` to this version's schema.
+
+    Returns the schema before and after. Raises BusyIndexError where another process writes and
+    `wait` is false, BrokenIndexError where the catalog is missing, damaged or of a newer version.
+    """
+    manifest = read_manifest(path)
+    refuse_strange_catalog(manifest.catalog)
+    with writer_lock(path, wait=wait):
+        return upgrade(catalog_address(path, manifest.catalog))
 
 
 def read_manifest(path: Path) -> Manifest:

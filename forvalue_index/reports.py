@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from forvalue_index.records import StoredSample
-from forvalue_index.results import AddReport, CatalogSummary, QueryResult, ScoredSample
+from forvalue_index.results import (
+    AddReport,
+    CatalogSummary,
+    CheckReport,
+    CompactReport,
+    QueryResult,
+    ScoredSample,
+)
 from forvalue_index.settings import Manifest
 
 SEARCH = "flat"
@@ -47,7 +55,9 @@ def add_document(report: AddReport) -> dict[str, Any]:
     return {
         "read": report.read,
         "added": report.added,
+        "restored": report.restored,
         "known": report.known,
+        "updated": report.updated,
         "rejected": report.rejected,
         "truncated": report.truncated,
         "label_tokens": report.label_tokens,
@@ -84,7 +94,18 @@ def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) 
         "sources": [{"source": s.source, "samples": s.samples} for s in summary.sources],
         "loss": summary.loss,
         "label_error_mass": summary.label_error_mass,
+        "stopped": [list(sources) for sources in summary.stopped],
     }
+
+
+def compact_document(report: CompactReport) -> dict[str, Any]:
+    """`compact --json`. `dropped` are the removed samples that are forgotten now."""
+    return dataclasses.asdict(report)
+
+
+def check_document(report: CheckReport) -> dict[str, Any]:
+    """`check --json`."""
+    return {"sound": report.sound, **dataclasses.asdict(report)}
 
 
 def sample_document(stored: StoredSample) -> dict[str, Any]:

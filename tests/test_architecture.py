@@ -27,7 +27,7 @@ LAYERS = [
     {"forvalue_index"},
     {"cli.options", "cli.progress", "cli.display", "cli.demo"},  # edges
     {"cli.session", "cli.inspect"},
-    {"cli.build", "cli.value"},
+    {"cli.build", "cli.value", "cli.maintain"},
     {"cli.app"},
     {"cli"},
 ]

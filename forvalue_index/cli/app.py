@@ -11,6 +11,7 @@ import forvalue_index
 from forvalue_index.cli.build import add, init
 from forvalue_index.cli.demo import make_demo_data
 from forvalue_index.cli.inspect import info, list_samples, show
+from forvalue_index.cli.maintain import check, compact, migrate, remove
 from forvalue_index.cli.value import query, values
 from forvalue_index.exceptions import ForValueError
 
@@ -76,5 +77,6 @@ def main() -> None:
     """
 
 
-for command in (init, add, query, values, show, list_samples, info, make_demo_data):
+READING = (query, values, show, list_samples, info)
+for command in (init, add, *READING, remove, compact, check, migrate, make_demo_data):
     main.add_command(command)

@@ -15,6 +15,7 @@ from forvalue_index.cli.options import (
     model_option,
     print_json,
     trust_option,
+    wait_option,
 )
 from forvalue_index.cli.session import opened_index
 from forvalue_index.settings import (
@@ -69,7 +70,7 @@ from forvalue_index.settings import (
     "--catalog",
     default=DEFAULT_CATALOG,
     show_default=True,
-    help="sqlite, or an SQLAlchemy URL of a database.",
+    help="sqlite, or postgresql+psycopg://USER@HOST/NAME.",
 )
 @trust_option
 @json_option
@@ -96,6 +97,7 @@ def init(index: Path, as_json: bool, **settings: Any) -> None:
 @index_argument
 @data_options
 @model_option
+@wait_option
 @json_option
 def add(
     index: Path,
@@ -104,18 +106,20 @@ def add(
     on_bad: str,
     model: str | None,
     trust_remote_code: bool,
+    wait: bool,
     as_json: bool,
 ) -> None:
     """Embed the samples of DATA that INDEX does not hold yet.
 
     DATA are JSONL, JSON, CSV or Parquet files, saved datasets, globs, or - for JSONL on standard
-    input. Stop at any time: the same command goes on where it stopped.
+    input. Stop at any time: the same command goes on where it stopped. Samples that were removed
+    come back; known ones get the metadata of their rows.
     """
     mapping = columns_of(columns)
     from forvalue_index.reports import add_document
 
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
-        report = opened.add(list(data), columns=mapping, on_bad=on_bad)
+        report = opened.add(list(data), columns=mapping, on_bad=on_bad, wait=wait)
     if as_json:
         print_json(add_document(report))
     else:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forvalue_index.records import StoredSample
-from forvalue_index.results import AddReport, QueryResult, ScoredSample
+from forvalue_index.results import AddReport, CheckReport, QueryResult, ScoredSample
 
 PIPED_WIDTH = 140
 # All control characters but tab and line break.
@@ -41,6 +41,11 @@ def print_added(report: AddReport) -> None:
         f"{report.seconds['total']:.1f} s{rate}; {report.known:,} were known; "
         f"{report.label_tokens:,} label tokens."
     )
+    if report.restored or report.updated:
+        console.print(
+            f"{report.restored:,} removed samples are back; {report.updated:,} known ones have "
+            "new metadata."
+        )
     if report.truncated:
         console.print(
             f"[yellow]{report.truncated:,} samples are longer than --max-length and were cut.[/]"
@@ -120,6 +125,13 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
     for name, value in document.items():
         if name == "sources":
             value = "\n".join(f"{s['samples']:,}  {s['source']}" for s in value) or "none yet"
+        elif name == "stopped":
+            if not value:
+                continue
+            name = "stopped, add again"
+            value = "\n".join(", ".join(names) for names in value)
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
         elif isinstance(value, float):
             value = f"{value:.4g}"
         elif isinstance(value, int):
@@ -128,6 +140,19 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
             continue
         table.add_row(name.replace("_", " "), _shown(str(value)))
     _console().print(table)
+
+
+def print_check(index: Path, report: CheckReport) -> None:
+    """What was looked at, and each finding with its cure."""
+    console = _console()
+    for finding in report.findings:
+        style, state = ("green", "repaired") if finding.repaired else ("red", "found")
+        console.print(f"[{style}]{state}[/] {finding.kind}: {_shown(finding.what)}", soft_wrap=True)
+        if not finding.repaired:
+            console.print(f"    cure: {_shown(finding.cure)}", soft_wrap=True)
+    looked = f"{report.segments:,} segments and {report.samples:,} samples of {_shown(str(index))}"
+    verdict = "[green]sound[/]" if report.sound else "[red]not sound[/]"
+    console.print(f"{looked}: {verdict}.", soft_wrap=True)
 
 
 def _print_both(

@@ -16,6 +16,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 trust_option = click.option(
     "--trust-remote-code", is_flag=True, help="Let the model run code that comes with it."
 )
+wait_option = click.option(
+    "--wait", is_flag=True, help="Where another process writes to INDEX, wait for it to finish."
+)
 
 
 def model_option(command: Command) -> Command:

@@ -1,4 +1,4 @@
-"""An opened index with progress drawn, as every command that needs the model uses it."""
+"""An opened index with progress drawn, as every command that needs its rows uses it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened_index(
-    path: Path, model: str | None, *, trust_remote_code: bool
+    path: Path, model: str | None = None, *, trust_remote_code: bool | None = None
 ) -> Iterator[ValuationIndex]:
-    """Open the index at `path`; `model` says where its model lies now."""
+    """Open the index at `path`; `model` says where its model lies now.
+
+    Without `trust_remote_code`, true or false, the model is not to be loaded.
+    """
     from forvalue_index.manifest import read_manifest, refuse_trust
 
     # Before the libraries are imported, which takes seconds: most errors show here.
-    refuse_trust(path, read_manifest(path).settings, trust_remote_code=trust_remote_code)
+    settings = read_manifest(path).settings
+    if trust_remote_code is not None:
+        refuse_trust(path, settings, trust_remote_code=trust_remote_code)
     from forvalue_index.cli.progress import drawn_progress
     from forvalue_index.index import ValuationIndex
 
     with (
         drawn_progress() as on_progress,
         ValuationIndex.open(
-            path, model=model, trust_remote_code=trust_remote_code, on_progress=on_progress
+            path, model=model, trust_remote_code=bool(trust_remote_code), on_progress=on_progress
         ) as index,
     ):
         yield index
