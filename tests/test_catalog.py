@@ -6,60 +6,25 @@ from datetime import date
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from catalogs import UID, Now, commit, sample, segment, statistics
 
 from forvalue_index.catalog import Catalog
 from forvalue_index.database import CatalogError, connect
-from forvalue_index.exceptions import (
-    BadSampleError,
-    BrokenIndexError,
-)
-from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
+from forvalue_index.exceptions import BadSampleError, BrokenIndexError
+from forvalue_index.records import KnownSample, Message, Sample
 from forvalue_index.tables import samples as samples_table
 
-pytest_plugins = ("databases",)
-
-UID = uuid.UUID(int=7).hex
-
-
-def sample(number, *, source="a.jsonl", own_id=None, **metadata):
-    messages = (Message("user", f"question {number} ü"), Message("assistant", f"answer {number}"))
-    return Sample(messages, source, number + 1, own_id, metadata)
-
-
-def statistics(number):
-    return SampleStatistics(10 + number, 5 + number, number % 2 == 0, number / 8, 0.5, 1.0)
-
-
-def segment(n_rows):
-    return SegmentRecord(uuid.uuid4().hex, n_rows, n_rows * 100, "ab" * 32)
-
-
-def commit(catalog, samples):
-    numbers = [sample.position - 1 for sample in samples]
-    return catalog.commit_segment(segment(len(samples)), samples, [statistics(n) for n in numbers])
-
-
-@pytest.fixture
-def catalog(database_url):
-    with Catalog.create(database_url, UID, "print") as catalog:
-        yield catalog
-
-
-@pytest.fixture
-def filled(catalog):
-    commit(catalog, [sample(n, own_id=f"own-{n}") for n in range(3)])
-    commit(catalog, [sample(n, source="b.jsonl", lang="de") for n in range(3, 5)])
-    return catalog
+pytest_plugins = ("catalog_fixtures",)
 
 
 def test_a_new_catalog_is_empty(catalog):
     assert catalog.fingerprint == "print"
-    assert catalog.version() == 0
-    assert catalog.segments() == []
-    assert catalog.count() == 0
-    assert catalog.summary().loss is None
-    assert list(catalog.identities()) == []
-    assert catalog.live_ids().dtype == catalog.removed_ids().dtype == np.int64
+    assert Now(catalog).version() == 0
+    assert Now(catalog).segments() == []
+    assert Now(catalog).count() == 0
+    assert Now(catalog).summary().loss is None
+    assert Now(catalog).identities() == []
+    assert Now(catalog).live_ids().dtype == Now(catalog).removed_ids().dtype == np.int64
 
 
 def test_what_is_stored_comes_back(catalog):
@@ -69,16 +34,16 @@ def test_what_is_stored_comes_back(catalog):
         "ä.jsonl", 7, "own", {"n": 1, "f": 0.1 + 0.2, "list": [1, {"ü": None}], "t": True},
     )  # fmt: skip
     assert catalog.commit_segment(segment(1), [stored], [statistics(1)]) == 0
-    found = catalog.sample("own")
+    found = Now(catalog).sample("own")
     assert found.sample == stored
     assert found.sample.content_hash == stored.content_hash
     assert (found.id, found.statistics) == (0, statistics(1))
-    assert found.segment == catalog.segments()[0].file.uid
+    assert found.segment == Now(catalog).segments()[0].file.uid
 
 
 def test_a_sample_without_an_own_id_is_keyed_by_its_content(catalog):
     commit(catalog, [sample(1)])
-    found = catalog.sample(sample(1).content_hash)
+    found = Now(catalog).sample(sample(1).content_hash)
     assert found.sample.own_id is None
     assert found.sample == sample(1)
 
@@ -89,7 +54,7 @@ def test_metadata_that_databases_cannot_hold_is_changed_as_promised(catalog):
         "n\0ul": "a\0b", "half": "\ud83d", 3: "three", "tuple": (1, 2),
     }  # fmt: skip
     commit(catalog, [sample(0, own_id="x", **{str(k): v for k, v in metadata.items()})])
-    assert catalog.sample("x").sample.metadata == {
+    assert Now(catalog).sample("x").sample.metadata == {
         "nan": None, "inf": [None], "day": "2020-01-02", "big": str(2**64),
         "n�ul": "a�b", "half": "�", "3": "three", "tuple": [1, 2],
     }  # fmt: skip
@@ -99,9 +64,9 @@ def test_metadata_that_databases_cannot_hold_is_changed_as_promised(catalog):
 def test_keys_that_databases_cannot_hold_are_refused(catalog, own_id):
     with pytest.raises(BadSampleError, match=r"a.jsonl:1: .*id"):
         commit(catalog, [sample(0, own_id=own_id)])
-    assert catalog.known([sample(0, own_id=own_id)]) == {}
+    assert Now(catalog).known([sample(0, own_id=own_id)]) == {}
     with pytest.raises(CatalogError, match="no sample"):
-        catalog.sample(own_id)
+        Now(catalog).sample(own_id)
 
 
 def test_deep_metadata_and_infinite_statistics_are_refused(catalog):
@@ -113,30 +78,34 @@ def test_deep_metadata_and_infinite_statistics_are_refused(catalog):
     bad = dataclasses.replace(statistics(0), norm=float("nan"))
     with pytest.raises(BadSampleError, match="not all finite"):
         catalog.commit_segment(segment(1), [sample(0)], [bad])
-    assert catalog.version() == 0
+    assert Now(catalog).version() == 0
 
 
 def test_ids_are_contiguous_over_segments_and_changes_are_counted(filled):
-    assert [s.first_id for s in filled.segments()] == [0, 3]
-    assert [s.file.n_rows for s in filled.segments()] == [3, 2]
-    assert filled.live_ids().tolist() == [0, 1, 2, 3, 4]
-    assert filled.version() == 2
+    assert [s.first_id for s in Now(filled).segments()] == [0, 3]
+    assert [s.file.n_rows for s in Now(filled).segments()] == [3, 2]
+    assert Now(filled).live_ids().tolist() == [0, 1, 2, 3, 4]
+    assert Now(filled).version() == 2
 
 
 def test_known_finds_keys_in_bulk_with_their_content(filled):
     candidates = [sample(n, own_id=f"own-{n}") for n in range(2500)]
-    expected = {f"own-{n}": sample(n).content_hash for n in range(3)}
-    assert filled.known(iter(candidates)) == expected
+    expected = {
+        f"own-{n}": KnownSample(n, sample(n).content_hash, False, {}, None) for n in range(3)
+    }
+    assert Now(filled).known(iter(candidates)) == expected
+    by_content = sample(4, source="elsewhere")
+    assert Now(filled).known([by_content])[by_content.key].metadata == {"lang": "de"}
 
 
 @pytest.mark.parametrize("clash", ["own-1", "twice"])
 def test_a_taken_key_leaves_nothing(filled, clash):
-    before = filled.summary()
+    before = Now(filled).summary()
     new = [sample(8, own_id="twice", source="new"), sample(9, own_id=clash, source="new")]
     with pytest.raises(CatalogError, match=rf"nothing has changed.*{clash}"):
         commit(filled, new)
-    assert filled.summary() == before
-    assert filled.version() == 2
+    assert Now(filled).summary() == before
+    assert Now(filled).version() == 2
     assert commit(filled, [sample(9)]) == 5
 
 
@@ -147,73 +116,74 @@ def test_a_segment_of_another_length_is_refused(catalog):
 
 def test_an_empty_segment_is_a_segment(catalog):
     assert catalog.commit_segment(segment(0), [], []) == 0
-    assert catalog.live_ids().tolist() == []
+    assert Now(catalog).live_ids().tolist() == []
 
 
 def test_samples_are_read_in_bulk_by_id(filled):
-    found = filled.samples(np.array([4, 0, 99]))
+    found = Now(filled).samples(np.array([4, 0, 99]))
     assert found.keys() == {0, 4}
     assert found[4].sample == sample(4, source="b.jsonl", lang="de")
-    assert set(filled.samples(range(2000))) == {0, 1, 2, 3, 4}
+    assert set(Now(filled).samples(range(2000))) == {0, 1, 2, 3, 4}
 
 
 def test_a_key_goes_before_an_id(catalog):
     commit(catalog, [sample(0, own_id="1"), sample(1, own_id="other")])
-    assert catalog.sample("1").id == 0
-    assert catalog.sample("0").id == 0
+    assert Now(catalog).sample("1").id == 0
+    assert Now(catalog).sample("0").id == 0
     for missing in ("2", "-1", "9" * 30, "٣", "", "x"):
         with pytest.raises(CatalogError, match="forvalue list"):
-            catalog.sample(missing)
+            Now(catalog).sample(missing)
 
 
 def test_lists_and_counts_keep_conditions_limits_and_order(filled):
-    assert filled.count("source = 'b.jsonl'") == 2
-    assert filled.count("metadata.lang = 'de' AND n_tokens > 13") == 1
-    assert [s.id for s in filled.list_samples("id >= 1", limit=2, offset=1)] == [2, 3]
-    assert filled.live_ids("NOT truncated").tolist() == [1, 3]
+    assert Now(filled).count("source = 'b.jsonl'") == 2
+    assert Now(filled).count("metadata.lang = 'de' AND n_tokens > 13") == 1
+    assert [s.id for s in Now(filled).list_samples("id >= 1", limit=2, offset=1)] == [2, 3]
+    assert Now(filled).live_ids("NOT truncated").tolist() == [1, 3]
 
 
 def test_removed_samples_stay_readable_but_are_not_listed(filled):
     assert filled.remove(np.array([1, 3, 99])) == 2
     assert filled.remove([1]) == 0
-    assert filled.version() == 3
-    assert filled.removed_ids().tolist() == [1, 3]
-    assert filled.live_ids().tolist() == [0, 2, 4]
-    assert [row[0] for row in filled.identities()] == [0, 2, 4]
-    assert [s.id for s in filled.list_samples(limit=10)] == [0, 2, 4]
-    assert filled.sample("own-1").id == 1
-    assert "own-1" in filled.known([sample(1, own_id="own-1")])
+    assert Now(filled).version() == 3
+    assert Now(filled).removed_ids().tolist() == [1, 3]
+    assert Now(filled).live_ids().tolist() == [0, 2, 4]
+    assert [row[0] for row in Now(filled).identities()] == [0, 2, 4]
+    assert [s.id for s in Now(filled).list_samples(limit=10)] == [0, 2, 4]
+    assert Now(filled).sample("own-1").id == 1
+    assert Now(filled).known([sample(1, own_id="own-1")])["own-1"].removed
+    assert Now(filled).total() == 5
 
 
 def test_identities_stream_in_order(filled, monkeypatch):
-    monkeypatch.setattr("forvalue_index.catalog.STREAMED_ROWS", 2)
+    monkeypatch.setattr("forvalue_index.snapshot.STREAMED_ROWS", 2)
     keys = [f"own-{n}" for n in range(3)] + [sample(n).content_hash for n in (3, 4)]
     sources = ["a.jsonl"] * 3 + ["b.jsonl"] * 2
-    assert list(filled.identities()) == list(zip(range(5), keys, sources, strict=True))
+    assert Now(filled).identities() == list(zip(range(5), keys, sources, strict=True))
 
 
 def test_the_summary_counts_live_samples_and_takes_real_medians(filled):
-    assert dataclasses.asdict(filled.summary()) == {
+    assert dataclasses.asdict(Now(filled).summary()) == {
         "samples": 5, "removed": 0, "segments": 2, "bytes": 500, "loss": 0.25,
-        "label_error_mass": 0.5,
+        "label_error_mass": 0.5, "stopped": (),
         "sources": (
             {"source": "a.jsonl", "samples": 3},
             {"source": "b.jsonl", "samples": 2},
         ),
     }  # fmt: skip
     filled.remove([0])
-    assert filled.summary().loss == (0.25 + 0.375) / 2
-    assert filled.summary().removed == 1
+    assert Now(filled).summary().loss == (0.25 + 0.375) / 2
+    assert Now(filled).summary().removed == 1
 
 
 def test_indexes_that_share_a_database_do_not_meet(filled, database_url):
     with Catalog.create(database_url, uuid.uuid4().hex, "other") as other:
         assert commit(other, [sample(0, own_id="own-0")]) == 0
-        assert other.count() == 1
-        assert other.summary().segments == len(other.segments()) == 1
+        assert Now(other).count() == 1
+        assert Now(other).summary().segments == len(Now(other).segments()) == 1
         assert other.remove([0, 1]) == 1
-    assert filled.count() == 5
-    assert filled.removed_ids().tolist() == []
+    assert Now(filled).count() == 5
+    assert Now(filled).removed_ids().tolist() == []
 
 
 def test_writers_at_the_same_time_get_ids_of_their_own(catalog, database_url):
@@ -227,15 +197,15 @@ def test_writers_at_the_same_time_get_ids_of_their_own(catalog, database_url):
         thread.start()
     for thread in threads:
         thread.join()
-    assert catalog.live_ids().tolist() == list(range(150))
-    assert [s.first_id for s in catalog.segments()] == list(range(0, 150, 5))
-    assert catalog.version() == 30
-    assert len(catalog.summary().sources) == 3
+    assert Now(catalog).live_ids().tolist() == list(range(150))
+    assert [s.first_id for s in Now(catalog).segments()] == list(range(0, 150, 5))
+    assert Now(catalog).version() == 30
+    assert len(Now(catalog).summary().sources) == 3
 
 
 def test_opening_finds_what_was_committed(filled, database_url):
     with Catalog.open(database_url, UID) as again:
-        assert (again.fingerprint, again.version(), again.count()) == ("print", 2, 5)
+        assert (again.fingerprint, Now(again).version(), Now(again).count()) == ("print", 2, 5)
 
 
 def test_a_uid_is_created_once_and_opened_only_where_it_is(catalog, database_url):
@@ -250,5 +220,5 @@ def test_damaged_text_of_a_sample_is_reported(filled, database_url):
     with engine.begin() as connection:
         connection.execute(sa.update(samples_table).values(payload=b"no zlib"))
     engine.dispose()
-    with pytest.raises(BrokenIndexError, match="text of sample 1 is damaged"):
-        filled.sample("own-1")
+    with pytest.raises(BrokenIndexError, match=r"holds of sample 1 is damaged.*add it again"):
+        Now(filled).sample("own-1")

@@ -3,14 +3,13 @@ import uuid
 
 import pytest
 import sqlalchemy as sa
+from catalogs import UID, Now
 
 from forvalue_index.catalog import Catalog
 from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError, MissingDependencyError, UsageError
 from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
 from forvalue_index.tables import samples as samples_table
-
-UID = uuid.UUID(int=7).hex
 
 
 def sample(number):
@@ -78,12 +77,11 @@ def test_every_sqlite_connection_is_set_up(tmp_path):
 def test_an_index_in_a_directory_that_cannot_be_written_is_readable(tmp_path, monkeypatch):
     address = tmp_path / "odd %20 name?#" / "catalog.sqlite"
     address.parent.mkdir()
-
     with Catalog.create(address, UID, "print") as catalog:
         commit(catalog, [sample(0)])
     monkeypatch.setattr(os, "access", lambda *_: False)
     with Catalog.open(address, UID) as catalog:
-        assert catalog.sample("0").sample == sample(0)
+        assert Now(catalog).sample("0").sample == sample(0)
         with pytest.raises(CatalogError, match="readonly"):
             catalog.remove([0])
     assert [file.name for file in address.parent.iterdir()] == ["catalog.sqlite"]
@@ -100,4 +98,4 @@ def test_readers_see_one_state_within_a_transaction(tmp_path):
         commit(catalog, [sample(1)])
         assert rows.execute(count).scalar() == 1
         rows.close()
-        assert catalog.count() == 2
+        assert Now(catalog).count() == 2

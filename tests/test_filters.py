@@ -5,6 +5,7 @@ import sys
 import uuid
 
 import pytest
+from catalogs import Now
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql, sqlite
@@ -121,17 +122,17 @@ def catalog(database_url):
     ],
 )
 def test_conditions_find_what_they_say(catalog, where, expected):
-    assert catalog.live_ids(where).tolist() == expected
+    assert Now(catalog).live_ids(where).tolist() == expected
 
 
 def test_the_largest_allowed_conditions_run(catalog):
     alternating = "id=1" + " AND id=1 OR metadata.x = 'no'" * 250
-    assert catalog.count(alternating) == 1
-    assert catalog.count("id = -1" + " OR metadata.x = 3" * 500) == 2
-    assert catalog.count(f"id IN ({','.join(map(str, range(9_000)))})") == len(ROWS)
-    assert catalog.count("(" * 20 + "id = 1" + ")" * 20) == 1
-    assert catalog.count("NOT " * 20 + "truncated") == 4
-    assert catalog.count("key LIKE '" + "a" * 9_999 + "%'") == 0
+    assert Now(catalog).count(alternating) == 1
+    assert Now(catalog).count("id = -1" + " OR metadata.x = 3" * 500) == 2
+    assert Now(catalog).count(f"id IN ({','.join(map(str, range(9_000)))})") == len(ROWS)
+    assert Now(catalog).count("(" * 20 + "id = 1" + ")" * 20) == 1
+    assert Now(catalog).count("NOT " * 20 + "truncated") == 4
+    assert Now(catalog).count("key LIKE '" + "a" * 9_999 + "%'") == 0
 
 
 def test_no_text_of_the_user_reaches_the_sql():
@@ -241,4 +242,4 @@ CONDITIONS = st.recursive(
 def test_results_are_those_of_three_valued_logic_in_python(catalog, condition):
     where, test = condition
     expected = [row["id"] for row in ROWS if test(row) is True]
-    assert catalog.live_ids(where).tolist() == expected, where
+    assert Now(catalog).live_ids(where).tolist() == expected, where
