@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.records import BadRow, Batch, Progress, Sample
+from forvalue_index.records import BadRow, Batch, Message, Progress, Reference, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,13 +23,31 @@ def ignore_progress(progress: Progress) -> None:
 
 @runtime_checkable
 class Source(Protocol):
-    """Rows of one data set, in order. `rereadable` says whether `samples` may be called twice."""
+    """Rows of one data set, in order. `rereadable` says whether `samples` may be called twice.
+
+    `path` is the file or saved data set, if it is one; `columns` says which column holds a field.
+    """
 
     name: str
     rereadable: bool
+    path: Path | None
+    columns: Mapping[str, str]
 
     def samples(self) -> Iterator[Sample | BadRow]:
         """Every row, as a sample or as the reason why it is none. Raises SourceError."""
+        ...
+
+
+@runtime_checkable
+class Texts(Protocol):
+    """The texts of samples that the catalog only refers to."""
+
+    def locate(self, name: str, path: Path | None) -> str:
+        """A file's path as the catalog stores it. Raises UsageError where none can be stored."""
+        ...
+
+    def read(self, references: Sequence[Reference]) -> list[tuple[Message, ...] | str]:
+        """The messages of each sample, or why they are not there any more."""
         ...
 
 

@@ -37,7 +37,7 @@ class Sample:
     """One row of a data set: what the model reads, and everything that came with it.
 
     `key` is the row's own id where it has one, else the content hash. `position` counts from 1:
-    the line in a text file, the row elsewhere.
+    the line in a text file, the row elsewhere. `offset` is where its line begins, in bytes.
     """
 
     messages: tuple[Message, ...]
@@ -45,6 +45,7 @@ class Sample:
     position: int = 0
     own_id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    offset: int | None = field(default=None, compare=False)
 
     @cached_property
     def content_hash(self) -> str:
@@ -182,12 +183,29 @@ class KnownSample:
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample as the catalog holds it, under the id that its row has in the segments."""
+    """A sample as the catalog holds it, under the id that its row has in the segments.
+
+    The text of a `referenced` one lies in a data file; `text_error` says why it cannot be read,
+    and stands in for it.
+    """
 
     id: int
     sample: Sample
     statistics: SampleStatistics
     segment: str
+    referenced: bool = False
+    text_error: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Where the text of a sample lies: a file, by its path below the data's root, and a row."""
+
+    path: str
+    columns: Mapping[str, str]
+    position: int
+    offset: int | None
+    content_hash: str
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from forvalue_index.exceptions import BrokenIndexError, UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 DEFAULT_DIM = 4096
 # Tokens, for models that do not say what they read at most.
@@ -21,6 +21,8 @@ TEMPLATES = ("auto", "chat", "plain")
 ROW_DTYPES = ("bfloat16", "float32")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ON_BAD = ("fail", "skip")
+# Where the texts of samples lie: in the catalog, or in the data files that it refers to.
+PAYLOADS = ("catalog", "reference")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Settings:
     row_dtype: str = "bfloat16"
     dtype: str = "auto"
     trust_remote_code: bool = False
+    payload: str = "catalog"
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "name a hub id, a directory or a file")
@@ -52,6 +55,7 @@ class Settings:
         _one_of("template", self.template, TEMPLATES)
         _one_of("row_dtype", self.row_dtype, ROW_DTYPES)
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("payload", self.payload, PAYLOADS)
         _one_of("trust_remote_code", self.trust_remote_code, (False, True))
         _require(16 <= self.dim <= 2**20, "dim", self.dim, "use 16 to 1,048,576")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more")
@@ -107,7 +111,7 @@ class Manifest:
 
     def _row_facts(self) -> dict[str, Any]:
         chosen = asdict(self.settings)
-        for how in ("model", "adapter", "revision", "trust_remote_code"):
+        for how in ("model", "adapter", "revision", "trust_remote_code", "payload"):
             del chosen[how]
         return {**chosen, **asdict(self.model), "sketch_digest": self.sketch_digest}
 

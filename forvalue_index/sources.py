@@ -1,15 +1,11 @@
 """Data sets as samples: files, globs, stdin, saved data sets and iterables of dicts.
 
-A reader numbers the rows of one format. A bad row never stops a source.
+A bad row never stops a source.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import glob
-import gzip
-import io
 import json
 import shutil
 import sys
@@ -17,42 +13,29 @@ import tempfile
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from pyarrow import ArrowException
-from pyarrow.parquet import ParquetFile
 
-from forvalue_index.columns import (
-    UNSTORABLE,
-    checked_columns,
-    kind_of,
-    layout_of,
-    to_sample,
-)
-from forvalue_index.exceptions import (
-    BadSampleError,
-    MissingDependencyError,
-    SourceError,
+from forvalue_index.columns import checked_columns, kind_of, to_sample
+from forvalue_index.exceptions import BadSampleError, SourceError
+from forvalue_index.formats import (
+    TEXT_READERS,
+    Reader,
+    Rows,
+    Unreadable,
+    datasets_loader,
+    lines_at,
+    read_jsonl,
+    read_parquet,
+    read_saved,
 )
 from forvalue_index.records import BadRow, Sample
-
-CSV_CELL_LIMIT = 2**31 - 1
-PARQUET_BATCH_ROWS = 1024
-
-Rows = Iterator[tuple[int, Any]]
-Reader = Callable[[Path], Rows]
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """What a reader yields in place of a row that its format does not allow."""
-
-    reason: str
-    raw: Any = None
 
 
 @dataclass(eq=False)
@@ -63,20 +46,34 @@ class RowSource:
     read: Callable[[], Rows]
     columns: Mapping[str, str]
     rereadable: bool = True
+    path: Path | None = None
 
     def samples(self) -> Iterator[Sample | BadRow]:
         """Every row, as a sample or as the reason why it is none. Raises SourceError."""
-        for position, row in self.read():
-            yield self._checked(position, row)
+        for position, row, *offset in self.read():
+            yield self._checked(position, row, *offset)
 
-    def _checked(self, position: int, row: Any) -> Sample | BadRow:
+    def samples_at(self, places: Mapping[int, int | None]) -> dict[int, Sample]:
+        """Samples by position, with offsets where they are known. Raises SourceError."""
+        if self.path is not None and None not in places.values():
+            wanted = [(place, places[place] or 0) for place in sorted(places)]
+            with _readable(self.name):
+                rows = [self._checked(*line) for line in lines_at(self.path, wanted)]
+        else:
+            last = max(places)
+            read = takewhile(lambda row: row.position <= last, self.samples())
+            rows = [row for row in read if row.position in places]
+        return {row.position: row for row in rows if isinstance(row, Sample)}
+
+    def _checked(self, position: int, row: Any, offset: int | None = None) -> Sample | BadRow:
         bad = partial(BadRow, self.name, position)
-        if isinstance(row, _Unreadable):
+        if isinstance(row, Unreadable):
             return bad(row.reason, row.raw)
         if not isinstance(row, Mapping):
             return bad(f"the row is {kind_of(row)}, wanted an object", row)
         try:
-            return to_sample(row, self.columns, source=self.name, position=position)
+            sample = to_sample(row, self.columns, source=self.name, position=position)
+            return sample if offset is None else replace(sample, offset=offset)
         except BadSampleError as error:
             return bad(str(error), row)
         except RecursionError:
@@ -116,7 +113,7 @@ def _open_path(path: Any, columns: Mapping[str, str]) -> list[RowSource]:
         return [_open_stdin(columns)]
     with _readable(str(path)):
         return [
-            RowSource(name, partial(_rows_of, name, read, Path(name)), columns)
+            RowSource(name, partial(_rows_of, name, read, Path(name)), columns, path=Path(name))
             for match in _expand(str(path))
             for name, read in _readers(match)
         ]
@@ -127,7 +124,7 @@ def _open_stdin(columns: Mapping[str, str]) -> RowSource:
     with tempfile.NamedTemporaryFile(delete=False) as spool:
         shutil.copyfileobj(sys.stdin.buffer, spool)
     path = Path(spool.name)
-    source = RowSource("<stdin>", partial(_rows_of, "<stdin>", _read_jsonl, path), columns)
+    source = RowSource("<stdin>", partial(_rows_of, "<stdin>", read_jsonl, path), columns)
     weakref.finalize(source, path.unlink, missing_ok=True)
     return source
 
@@ -169,12 +166,12 @@ def _readers(name: str) -> list[tuple[str, Reader]]:
             raise SourceError(
                 f"{name} is a directory but no saved data set: name its files, as in {name}/*.jsonl"
             )
-        _load_from_disk()
-        return [(split, _read_saved) for split in splits]
+        datasets_loader()
+        return [(split, read_saved) for split in splits]
     suffix = path.suffix.lower()
     if suffix == ".gz" and Path(path.stem).suffix.lower() in TEXT_READERS:
         suffix = Path(path.stem).suffix.lower()
-    readers = TEXT_READERS | {".parquet": _read_parquet}
+    readers = TEXT_READERS | {".parquet": read_parquet}
     if suffix not in readers:
         raise SourceError(
             f"{name} has the unknown format '{suffix}': use {', '.join(readers)}, or a gzip of a "
@@ -190,121 +187,3 @@ def _saved_splits(name: str) -> list[str]:
     if splits.is_file():
         return [str(path / split) for split in json.loads(splits.read_text("utf-8"))["splits"]]
     return [name] if (path / "state.json").is_file() else []
-
-
-def _load_from_disk() -> Callable[[str], Iterable[Any]]:
-    try:
-        from datasets import load_from_disk
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a saved data set needs the datasets library, which is not installed: "
-            "pip install 'forvalue-index[datasets]'"
-        ) from error
-    return load_from_disk  # type: ignore[no-any-return]
-
-
-def _read_saved(path: Path) -> Rows:
-    yield from enumerate(_load_from_disk()(str(path)), 1)
-
-
-def _read_parquet(path: Path) -> Rows:
-    with ParquetFile(path) as file:
-        batches = file.iter_batches(batch_size=PARQUET_BATCH_ROWS)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-
-
-def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _read_jsonl(path: Path) -> Rows:
-    with _open(path) as lines:
-        for position, line in enumerate(lines, 1):
-            if position == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                yield position, _parse_line(line)
-
-
-def _parse_line(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        # The parser counts lines within this one.
-        reason = str(error).replace("line 1 ", "")
-        raw = line.decode("utf-8", "replace").rstrip("\r\n")
-        return _Unreadable(f"not JSON in UTF-8: {reason}", raw)
-
-
-def _read_json(path: Path) -> Rows:
-    """Read an array of objects, an object with one inside, or one row; else try JSONL."""
-    with _open(path) as file:
-        content = file.read().removeprefix(codecs.BOM_UTF8)
-    try:
-        document = json.loads(content.decode())
-    except ValueError:
-        if not isinstance(_parse_line(content.lstrip().partition(b"\n")[0]), dict):
-            raise
-        yield from _read_jsonl(path)
-    else:
-        yield from enumerate(_array(document), 1)
-
-
-def _array(document: Any) -> list[Any]:
-    if isinstance(document, list):
-        return document
-    if isinstance(document, dict):
-        with suppress(BadSampleError):
-            layout_of(tuple(document), ())
-            return [document]
-        arrays = [v for v in document.values() if isinstance(v, list) and v]
-        arrays = [array for array in arrays if all(isinstance(row, dict) for row in array)]
-        if len(arrays) == 1:
-            return arrays[0]
-    raise ValueError("wanted an array of objects, or an object with one such array")
-
-
-def _read_csv(path: Path, delimiter: str = ",") -> Rows:
-    csv.field_size_limit(CSV_CELL_LIMIT)
-    with io.TextIOWrapper(_open(path), "utf-8-sig", "surrogateescape", newline="") as text:
-        records = _records(csv.reader(text, delimiter=delimiter, strict=True))
-        _, header = next(records, (0, []))
-        if not isinstance(header, list) or UNSTORABLE.search("".join(header)):
-            raise ValueError("the header is not CSV in UTF-8")
-        if len(set(header)) < len(header):
-            raise ValueError(f"a column name appears twice in the header: {', '.join(header)}")
-        for position, cells in records:
-            yield position, _row(header, cells)
-
-
-def _records(reader: Any) -> Iterator[tuple[int, list[str] | _Unreadable]]:
-    """Pair each record with the line that it starts on; blank lines are skipped."""
-    while True:
-        start = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield start, _Unreadable(f"not CSV: {error}")
-        else:
-            if cells:
-                yield start, cells
-
-
-def _row(header: list[str], cells: list[str] | _Unreadable) -> dict[str, str] | _Unreadable:
-    if isinstance(cells, _Unreadable):
-        return cells
-    if len(cells) != len(header):
-        told = f"{len(cells)} cells where the header has {len(header)}"
-        return _Unreadable(f"{told}; quote a cell that holds a separator", cells)
-    return dict(zip(header, cells, strict=True))
-
-
-TEXT_READERS: dict[str, Reader] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": partial(_read_csv, delimiter="\t"),
-}

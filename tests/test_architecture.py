@@ -16,9 +16,9 @@ LAYERS = [
     {"prediction_error", "sketch", "exact", "batching", "prompts", "reports"}
     | {"model_files"},  # kernels
     {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"},
-    {"repeats", "rejects", "interrupts", "writer_lock"},
+    {"repeats", "rejects", "interrupts", "writer_lock", "formats"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
-    {"search", "search.library", "snapshot"},
+    {"search", "search.library", "snapshot", "references"},
     {"search.flat", "catalog", "removal", "features", "model_profile"},  # joins
     {"manifest"},
     {"storage", "index_samples"},
@@ -48,14 +48,14 @@ HOMES = {
     "rich": {"cli", "cli."},
     "sqlite3": {"repeats"},
     "filelock": {"writer_lock"},
-    "pyarrow": {"sources", "exports"},
-    "datasets": {"sources"},
+    "pyarrow": {"formats", "sources", "exports"},
+    "datasets": {"formats"},
     "safetensors": {"segments", "storage"},
 }
 WITHOUT_TORCH = {
     *("exceptions", "records", "settings", "contracts", "manifest", "reports"),
     *("sources", "columns", "demo_data", "exports", "forvalue_index", "cli", "cli."),
-    *("results", "removal", "index_samples", "writer_lock", "repeats", "rejects"),
+    *("formats", "references", "results", "removal", "index_samples", "writer_lock", "repeats", "rejects"),
     *SQL,
 }
 # What --help must not wait for.
