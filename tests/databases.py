@@ -32,9 +32,14 @@ def postgresql_url():
 def database_url(request, tmp_path):
     """An empty database of its own for each test."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'catalog.sqlite'}"
-        return
-    server = sa.make_url(request.getfixturevalue("postgresql_url"))
+        return f"sqlite:///{tmp_path / 'catalog.sqlite'}"
+    return request.getfixturevalue("postgresql_database")
+
+
+@pytest.fixture
+def postgresql_database(postgresql_url):
+    """An empty database of its own on the server."""
+    server = sa.make_url(postgresql_url)
     name = f"forvalue_{uuid.uuid4().hex}"
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with admin.connect() as connection:

@@ -1,12 +1,20 @@
+import dataclasses
 import hashlib
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import forvalue_index.segments as segments
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.segments import SegmentStore, write_durably
+from forvalue_index.records import SegmentRecord, StoredSegment
+from forvalue_index.segments import (
+    MissingSegmentError,
+    SegmentStore,
+    row_checksums,
+    write_durably,
+)
 
 ROWS = torch.randn(11, 16, generator=torch.Generator().manual_seed(0))
 
@@ -16,8 +24,12 @@ def store(tmp_path):
     return SegmentStore(tmp_path)
 
 
-def stored(store, uid, n_rows):
-    return torch.cat(list(store.blocks(uid, n_rows)))
+def blocks_of(store, record, first_id=0):
+    return list(store.open(StoredSegment(first_id, record)).blocks())
+
+
+def stored(store, record):
+    return torch.cat([block.rows for block in blocks_of(store, record)])
 
 
 def path_of(directory, record):
@@ -31,9 +43,9 @@ def test_rows_come_back_as_they_were_written(store, tmp_path, dtype):
     content = path_of(tmp_path, record).read_bytes()
     assert record.n_bytes == len(content)
     assert record.sha256 == hashlib.sha256(content).hexdigest()
-    rows = stored(store, record.uid, 11)
-    assert rows.dtype == torch.float32
-    assert torch.equal(rows, ROWS.to(dtype).float())
+    rows = stored(store, record)
+    assert rows.dtype == dtype
+    assert torch.equal(rows, ROWS.to(dtype))
 
 
 def test_bfloat16_takes_half_the_bytes(store):
@@ -45,17 +57,18 @@ def test_bfloat16_takes_half_the_bytes(store):
 
 def test_rows_that_are_not_contiguous_are_written_in_their_order(store):
     record = store.write(ROWS.T, dtype=torch.float32)
-    assert torch.equal(stored(store, record.uid, 16), ROWS.T)
+    assert torch.equal(stored(store, record), ROWS.T)
 
 
 @pytest.mark.parametrize("block_rows", [1, 4, 11, 12])
 def test_blocks_are_bounded_and_in_order(store, monkeypatch, block_rows):
     monkeypatch.setattr(segments, "BLOCK_ROWS", block_rows)
     record = store.write(ROWS, dtype=torch.float32)
-    blocks = list(store.blocks(record.uid, 11))
-    assert all(len(b) == block_rows for b in blocks[:-1])
-    assert 0 < len(blocks[-1]) <= block_rows
-    assert torch.equal(torch.cat(blocks), ROWS)
+    blocks = blocks_of(store, record, first_id=7)
+    assert all(len(b.ids) == len(b.rows) == block_rows for b in blocks[:-1])
+    assert 0 < len(blocks[-1].rows) <= block_rows
+    assert torch.equal(torch.cat([b.rows for b in blocks]), ROWS)
+    assert np.concatenate([b.ids for b in blocks]).tolist() == list(range(7, 18))
 
 
 def test_segments_have_names_of_their_own_and_are_left_alone(store, tmp_path):
@@ -70,7 +83,7 @@ def test_nothing_temporary_is_left_behind_and_what_a_crash_left_does_not_matter(
     record = store.write(ROWS, dtype=torch.float32)
     assert [p.name for p in tmp_path.iterdir()] == [f"{record.uid}.safetensors"]
     (tmp_path / f"{record.uid}.safetensors.partial").write_bytes(b"half a fi")
-    assert torch.equal(stored(store, record.uid, 11), ROWS)
+    assert torch.equal(stored(store, record), ROWS)
 
 
 def test_a_file_is_replaced_whole_even_where_an_earlier_write_was_cut_off(tmp_path):
@@ -138,12 +151,115 @@ def test_a_damaged_segment_is_named_with_what_to_do(store, tmp_path, damage):
     path = path_of(tmp_path, record)
     damage(path)
     with pytest.raises(BrokenIndexError) as error:
-        list(store.blocks(record.uid, 11))
+        blocks_of(store, record)
     assert str(path) in str(error.value)
-    assert "restore the file from a backup, or build the index anew" in str(error.value)
+    assert "run: forvalue check INDEX --repair" in str(error.value)
 
 
 def test_another_number_of_rows_is_said(store):
     record = store.write(ROWS, dtype=torch.float32)
     with pytest.raises(BrokenIndexError, match=r"has 11 rows, the catalog says 1,200;"):
-        list(store.blocks(record.uid, 1200))
+        blocks_of(store, dataclasses.replace(record, n_rows=1200))
+
+
+def test_ids_with_gaps_come_back_with_their_rows(store):
+    offsets = np.array([0, 1, 4, 5, 9, 10, 11, 30, 31, 32, 1000])
+    record = store.write(ROWS, dtype=torch.float32, offsets=offsets)
+    block = blocks_of(store, record, first_id=5)[0]
+    assert block.ids.tolist() == (offsets + 5).tolist()
+    assert block.ids.dtype == np.int64
+    assert torch.equal(block.rows, ROWS)
+
+
+def test_an_open_segment_outlives_its_file(store, tmp_path):
+    record = store.write(ROWS, dtype=torch.float32)
+    opened = store.open(StoredSegment(0, record))
+    store.delete(record.uid)
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(next(opened.blocks()).rows, ROWS)
+    with pytest.raises(MissingSegmentError, match="is missing, and it holds rows of the index"):
+        store.open(StoredSegment(0, record))
+
+
+def test_deleting_what_is_not_there_is_no_error(store):
+    store.delete("0" * 32)
+
+
+@pytest.mark.parametrize("offsets", [None, np.arange(0, 22, 2)], ids=["plain", "gaps"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_flipped_bit_anywhere_in_a_segment_is_found(store, tmp_path, dtype, offsets):
+    """Header, names, shapes, checksums, offsets and rows: each byte, one bit of it."""
+    record = store.write(ROWS, dtype=dtype, offsets=offsets)
+    path = path_of(tmp_path, record)
+    content = path.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(BrokenIndexError, match="run: forvalue check INDEX --repair"):
+            pytest.fail(f"byte {position}: {blocks_of(store, record)}")
+
+
+def swap_rows(path):
+    tensors = load_file(path)
+    tensors[segments.GEOMETRY][[2, 3]] = tensors[segments.GEOMETRY][[3, 2]]
+    save_file(tensors, path)
+
+
+def swap_rows_with_checksums(path):
+    tensors = load_file(path)
+    for name in (segments.GEOMETRY, segments.CHECKSUM):
+        tensors[name][[2, 3]] = tensors[name][[3, 2]]
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("swap", [swap_rows, swap_rows_with_checksums])
+def test_rows_that_changed_places_are_found(store, tmp_path, swap):
+    record = store.write(ROWS, dtype=torch.float32)
+    swap(path_of(tmp_path, record))
+    with pytest.raises(BrokenIndexError, match="the row of sample 2 is not what was stored"):
+        blocks_of(store, record)
+
+
+def test_a_segment_from_before_there_were_checksums_is_read_whole(store, tmp_path):
+    path = tmp_path / f"{'a' * 32}.safetensors"
+    save_file({segments.GEOMETRY: ROWS}, path)
+    content = path.read_bytes()
+    record = SegmentRecord("a" * 32, 11, len(content), hashlib.sha256(content).hexdigest())
+    assert torch.equal(stored(store, record), ROWS)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BrokenIndexError, match="its checksum is not that in the catalog"):
+        blocks_of(store, record)
+
+
+def slow_checksum(row, place):
+    """The definition, in whole numbers of any size."""
+    content = row.contiguous().view(torch.uint8).numpy().tobytes()
+    content += bytes(-len(content) % 8)
+    words = np.frombuffer(content, "<u8").tolist()
+    total = (sum(words) + int(place)) % 2**64
+    return ((total % 2**32) + (total >> 32)) % (2**32 - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [1, 3, 16, 17])
+def test_checksums_are_what_they_are_defined_to_be(dtype, width):
+    rows = torch.randn(50, width, generator=torch.Generator().manual_seed(width)).to(dtype)
+    places = torch.arange(50) * 10**9
+    found = row_checksums(rows, places)
+    assert found.dtype == torch.int32
+    expected = [slow_checksum(row, place) for row, place in zip(rows, places, strict=True)]
+    assert [value % 2**32 for value in found.tolist()] == expected
+
+
+@pytest.mark.parametrize("uid", ["../../etc/passwd", "", "A" * 32, "a" * 31, "a" * 32 + "\n"])
+def test_a_segment_that_leads_out_of_the_index_is_refused(store, uid):
+    with pytest.raises(BrokenIndexError, match="nothing outside of an index is read"):
+        store.path(uid)
+
+
+def test_a_link_out_of_the_index_is_refused(tmp_path):
+    (tmp_path / "ix").mkdir()
+    (tmp_path / "ix" / "segments").symlink_to(tmp_path)
+    with pytest.raises(BrokenIndexError, match="nothing outside of an index is read"):
+        SegmentStore(tmp_path / "ix" / "segments").path("a" * 32)

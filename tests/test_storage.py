@@ -46,10 +46,20 @@ def fill(storage, count=5, prefix="r", seed=0):
     return rows
 
 
+def blocks_of(storage):
+    with storage.view() as view:
+        return list(view.blocks())
+
+
 def all_rows(storage):
-    blocks = list(storage.blocks())
+    blocks = blocks_of(storage)
     ids = np.concatenate([block.ids for block in blocks])
     return ids, torch.cat([block.rows for block in blocks])
+
+
+def search_index(storage):
+    with storage.view() as view:
+        return view.search_index()
 
 
 @pytest.fixture
@@ -60,8 +70,8 @@ def storage(tmp_path):
 
 
 def test_an_empty_index(storage):
-    assert list(storage.blocks()) == []
-    index = storage.search_index()
+    assert blocks_of(storage) == []
+    index = search_index(storage)
     assert len(index) == 0
     ids, scores = index.search(np.zeros((1, DIM), np.float32), 3)[0]
     assert len(ids) == len(scores) == 0
@@ -96,7 +106,7 @@ def test_blocks_are_bounded(storage, monkeypatch):
     monkeypatch.setattr("forvalue_index.segments.BLOCK_ROWS", 2)
     rows = fill(storage)
     storage.catalog.remove([1])
-    blocks = list(storage.blocks())
+    blocks = blocks_of(storage)
     assert [block.ids.tolist() for block in blocks] == [[0], [2, 3], [4]]
     assert torch.cat([block.rows for block in blocks]).equal(rows[[0, 2, 3, 4]])
 
@@ -107,7 +117,7 @@ def test_removed_samples_are_left_out(storage):
     storage.catalog.remove([0, 3, 6])
     ids, _ = all_rows(storage)
     assert ids.tolist() == [1, 2, 4, 5, 7]
-    index = storage.search_index()
+    index = search_index(storage)
     assert len(index) == 5
     found, _ = index.search(rows[:1].numpy(), 8)[0]
     assert sorted(found.tolist()) == [1, 2, 4, 5, 7]
@@ -116,7 +126,7 @@ def test_removed_samples_are_left_out(storage):
 def test_the_search_index_gives_inner_products_under_ids(storage):
     rows = fill(storage, 20)
     query = random_rows(1, seed=9)
-    ids, scores = storage.search_index().search(query.numpy(), 20)[0]
+    ids, scores = search_index(storage).search(query.numpy(), 20)[0]
     expected = (rows @ query[0]).numpy()
     assert ids.tolist() == np.argsort(-expected).tolist()
     np.testing.assert_allclose(scores, expected[ids], rtol=1e-5, atol=1e-5)
@@ -145,7 +155,7 @@ def test_creation_that_was_interrupted_is_done_again(tmp_path):
     again.close()
     opened = Storage.open(tmp_path / "ix")
     assert opened.manifest.uid == again.manifest.uid != storage.manifest.uid
-    assert len(opened.search_index()) == 5
+    assert len(search_index(opened)) == 5
     opened.close()
 
 
@@ -178,15 +188,20 @@ def test_hash_tables_that_cannot_be_read(storage, content):
         storage.tables()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"garbage" * 9])
-def test_rows_that_cannot_be_read(storage, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "is missing"), (b"", "is damaged"), (b"garbage" * 9, "is damaged")],
+)
+def test_rows_that_cannot_be_read(storage, content, said):
     fill(storage)
     segment = next((storage.path / SEGMENTS).iterdir())
     segment.unlink()
     if content is not None:
         segment.write_bytes(content)
-    with pytest.raises(BrokenIndexError, match=r"\.safetensors cannot be read .* restore"):
-        list(storage.blocks())
+    with pytest.raises(
+        BrokenIndexError, match=rf"\.safetensors {said}.* forvalue check INDEX --repair"
+    ):
+        blocks_of(storage)
 
 
 def test_a_segment_of_another_length_is_refused(storage):
@@ -195,7 +210,7 @@ def test_a_segment_of_another_length_is_refused(storage):
     files = sorted((storage.path / SEGMENTS).iterdir())
     shutil.copy(files[0], files[1])
     with pytest.raises(BrokenIndexError, match="rows, the catalog says"):
-        list(storage.blocks())
+        blocks_of(storage)
 
 
 def test_a_moved_index_opens(storage, tmp_path):
@@ -215,12 +230,12 @@ def test_an_opened_index_does_not_depend_on_the_working_directory(storage, tmp_p
     monkeypatch.chdir(tmp_path)
     opened = Storage.open(storage.path.relative_to(tmp_path))
     monkeypatch.chdir("/")
-    assert len(opened.search_index()) == len(rows)
+    assert len(search_index(opened)) == len(rows)
     opened.close()
 
 
-def test_two_indexes_share_a_database(database_url, tmp_path):
-    one, two = (create(tmp_path / name, catalog=database_url) for name in ("one", "two"))
+def test_two_indexes_share_a_database(postgresql_database, tmp_path):
+    one, two = (create(tmp_path / name, catalog=postgresql_database) for name in ("one", "two"))
     assert not (one.path / CATALOG).exists()
     rows = {storage.path.name: fill(storage, seed=n) for n, storage in enumerate((one, two))}
     fill(two, 2, prefix="s")
@@ -228,7 +243,7 @@ def test_two_indexes_share_a_database(database_url, tmp_path):
     for storage in (one, two):
         storage.close()
     one, two = (Storage.open(tmp_path / name) for name in ("one", "two"))
-    assert json.loads((one.path / MANIFEST).read_text())["catalog"] == database_url
+    assert json.loads((one.path / MANIFEST).read_text())["catalog"] == postgresql_database
     ids, found = all_rows(one)
     assert ids.tolist() == list(range(5))
     assert found.equal(rows["one"])
@@ -239,17 +254,88 @@ def test_two_indexes_share_a_database(database_url, tmp_path):
         storage.close()
 
 
-def test_a_database_that_lost_the_index(database_url, tmp_path):
-    create(tmp_path / "ix", catalog=database_url).close()
-    engine = sa.create_engine(database_url)
+def lose_the_index(url):
+    engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM indexes"))
     engine.dispose()
+
+
+def test_a_server_that_lost_the_index(postgresql_database, tmp_path):
+    create(tmp_path / "ix", catalog=postgresql_database).close()
+    lose_the_index(postgresql_database)
     with pytest.raises(BrokenIndexError, match="holds no index"):
         Storage.open(tmp_path / "ix")
 
 
-def test_a_catalog_that_is_no_address(tmp_path):
-    with pytest.raises(UsageError, match="is not understood"):
-        create(tmp_path / "ix", catalog="my catalog")
+def test_a_catalog_that_lost_the_index(tmp_path):
     create(tmp_path / "ix").close()
+    lose_the_index(f"sqlite:///{tmp_path / 'ix' / CATALOG}")
+    with pytest.raises(BrokenIndexError, match="holds no index"):
+        Storage.open(tmp_path / "ix")
+
+
+def test_a_manifest_that_leads_to_another_file_is_refused(storage, tmp_path):
+    """An index may come from a stranger, and its catalog's address could name any file."""
+    storage.close()
+    manifest = storage.path / MANIFEST
+    stored = json.loads(manifest.read_text("utf-8"))
+    manifest.write_text(json.dumps(stored | {"catalog": f"sqlite:///{tmp_path}/x.sqlite"}))
+    with pytest.raises(UsageError, match="the scheme sqlite is not allowed"):
+        Storage.open(storage.path)
+    assert not (tmp_path / "x.sqlite").exists()
+
+
+def test_a_view_is_one_state_whatever_comes_after(storage):
+    rows = fill(storage)
+    with storage.view() as view:
+        fill(storage, 3, prefix="s", seed=1)
+        storage.catalog.remove([0])
+        assert view.version == 1
+        assert next(view.blocks()).rows.equal(rows)
+        assert len(view.search_index()) == view.catalog.count() == 5
+    with storage.view() as view:
+        assert view.version == 3
+        assert len(view.search_index()) == view.catalog.count() == 7
+
+
+def replace_all(storage, live):
+    with storage.catalog.snapshot() as snapshot:
+        uids = [segment.file.uid for segment in snapshot.segments()]
+    ids, rows = all_rows(storage)
+    chosen = np.isin(ids, live)
+    storage.replace(uids, ids[chosen], rows[torch.from_numpy(chosen)])
+
+
+def test_rows_are_the_same_where_a_new_segment_takes_the_place_of_others(storage):
+    rows = torch.cat([fill(storage), fill(storage, 3, prefix="s", seed=1)])
+    storage.catalog.remove([0, 6])
+    replace_all(storage, live := [1, 2, 3, 4, 5, 7])
+    ids, found = all_rows(storage)
+    assert ids.tolist() == live
+    assert found.equal(rows[live])
+    assert len(list((storage.path / SEGMENTS).iterdir())) == 1
+    assert fill(storage, 2, prefix="t").shape == (2, DIM)
+    assert all_rows(storage)[0].tolist() == [*live, 8, 9], "ids are never given twice"
+
+
+def test_a_segment_without_the_rows_of_all_samples_replaces_nothing(storage):
+    rows = fill(storage)
+    with pytest.raises(CatalogError, match="nothing has changed. Run the same again"):
+        replace_all(storage, [0, 1, 3, 4])
+    assert all_rows(storage)[1].equal(rows)
+
+
+def test_a_reader_starts_over_where_rows_were_compacted_while_it_opened(storage, monkeypatch):
+    rows = fill(storage)
+    open_segment, calls = storage.segments.open, []
+
+    def compacted_before_it_opens(segment):
+        if not calls:
+            calls.append(segment)
+            replace_all(Storage(storage.path, storage.manifest, storage.catalog), range(5))
+        return open_segment(segment)
+
+    monkeypatch.setattr(storage.segments, "open", compacted_before_it_opens)
+    assert all_rows(storage)[1].equal(rows)
+    assert len(calls) == 1

@@ -20,7 +20,8 @@ VALIDATION = rows(4, seed=2, prefix="v")
 
 def stored_rows(path):
     storage = Storage.open(path)
-    blocks = list(storage.blocks())
+    with storage.view() as view:
+        blocks = list(view.blocks())
     storage.close()
     ids = np.concatenate([block.ids for block in blocks])
     return ids, torch.cat([block.rows for block in blocks]).numpy()
