@@ -98,7 +98,9 @@ class Catalog:
     def snapshot(self) -> Iterator[Snapshot]:
         """Read one state of the catalog, whatever is committed meanwhile."""
         with translated_errors(self._engine), self._snapshots.connect() as connection:
-            yield Snapshot(connection, self._id)
+            snapshot = Snapshot(connection, self._id)
+            snapshot.version()  # databases settle on a state with the first read
+            yield snapshot
 
     def start_run(self, source_names: Sequence[str]) -> int:
         """Begin an `add` of these sources, or go on with one that was stopped; returns its id."""
@@ -180,9 +182,12 @@ class Catalog:
             self._allocate(connection, 0)
             source_ids = self._source_ids(connection, {s.source for s in restored.values()})
             for id_, sample in restored.items():
-                values = revise(dataclasses.replace(stored[id_], sample=sample))
+                # The messages are equal, though the order of their fields may not be.
+                given = {name: getattr(sample, name) for name in ("source", "position", "metadata")}
+                kept = dataclasses.replace(stored[id_].sample, **given)
+                values = revise(dataclasses.replace(stored[id_], sample=kept))
                 values |= {"removed": False, "source_id": source_ids[sample.source]}
-                connection.execute(self._update(id_, values | {"position": sample.position}))
+                connection.execute(self._update(id_, values))
 
     def update_metadata(self, changed: Mapping[int, Mapping[str, Any]]) -> None:
         """Replace the metadata of samples, by id."""

@@ -7,6 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -18,35 +19,36 @@ T = TypeVar("T")
 # SQLite accepts 999 variables in its older versions.
 CHUNK = 900
 MAX_METADATA_DEPTH = 50
+_WRITTEN = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_SORTED = json.JSONEncoder(sort_keys=True).encode
+_MEASURED = tuple(field.name for field in dataclasses.fields(SampleStatistics))
+_FACTS = ("id", "key", "content_hash", "position", *_MEASURED)
 
 
 def pack(id_: int, sample: Sample, statistics: SampleStatistics) -> dict[str, Any]:
     """Make the columns that depend on the sample and its id alone. Raises BadSampleError."""
-    measured = dataclasses.asdict(statistics)
-    if not all(math.isfinite(value) for value in measured.values()):
+    measured = vars(statistics)
+    if not all(map(math.isfinite, measured.values())):
         raise _bad(sample, f"its statistics {statistics} are not all finite; leave the sample out")
     if reason := unstorable(sample):
         raise _bad(sample, reason)
-    text, metadata = _text(sample), clean_metadata(sample.metadata)
-    return {
+    text = _text(sample)
+    row = {
         "id": id_,
         "key": sample.key,
         "content_hash": sample.content_hash,
         "position": sample.position,
-        "metadata": metadata,
+        "metadata": clean_metadata(sample.metadata),
         "payload": zlib.compress(text),
-        "checksum": _checksum(id_, sample, statistics, text=text, metadata=metadata),
         **measured,
     }
+    return row | {"checksum": _checksum(row, sample.source, text)}
 
 
 def revise(stored: StoredSample) -> dict[str, Any]:
     """The columns that change where a stored sample gets other metadata or another source."""
-    sample, metadata = stored.sample, clean_metadata(stored.sample.metadata)
-    checksum = _checksum(
-        stored.id, sample, stored.statistics, text=_text(sample), metadata=metadata
-    )
-    return {"position": sample.position, "metadata": metadata, "checksum": checksum}
+    row = pack(stored.id, stored.sample, stored.statistics)
+    return {name: row[name] for name in ("position", "metadata", "checksum")}
 
 
 def unstorable(sample: Sample) -> str | None:
@@ -76,19 +78,17 @@ def unpack(row: Any) -> StoredSample:
         own_id=None if row.key == row.content_hash else row.key,
         metadata=row.metadata,
     )
-    names = (field.name for field in dataclasses.fields(SampleStatistics))
-    statistics = SampleStatistics(**{name: getattr(row, name) for name in names})
-    found = _checksum(row.id, sample, statistics, text=text, metadata=row.metadata)
+    found = _checksum(row._mapping, row.source, text)
     if row.checksum not in (None, found):
         raise _damaged(row.id, f"its checksum is {found}, and was {row.checksum}")
+    statistics = SampleStatistics(*(getattr(row, name) for name in _MEASURED))
     return StoredSample(row.id, sample, statistics, row.segment)
 
 
 def changed_metadata(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """Stored metadata with new and other values of a row read again; None where it has none."""
     merged = {**stored, **clean_metadata(given)}
-    before, after = (json.dumps(_canonical(m), sort_keys=True) for m in (stored, merged))
-    return None if before == after else merged
+    return None if _SORTED(_canonical(stored)) == _SORTED(_canonical(merged)) else merged
 
 
 def clean_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _bad(sample: Sample, reason: str) -> BadSampleError:
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
-    if not isinstance(value, Mapping | list | tuple):
+    if isinstance(value, str) or not isinstance(value, Mapping | list | tuple):
         return False
     entries = value.values() if isinstance(value, Mapping) else value
     return limit == 0 or any(_depth_exceeds(entry, limit - 1) for entry in entries)
@@ -128,6 +128,8 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
 def _clean(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return clean_text(str(value))
     if isinstance(value, int):
         return int(value) if -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, float):
@@ -145,8 +147,7 @@ def _without_half_pairs(text: str) -> str:
 
 def _text(sample: Sample) -> bytes:
     messages = [message.as_dict() for message in sample.messages]
-    text = json.dumps(messages, ensure_ascii=False, default=str)
-    return text.encode("utf-8", "surrogatepass")
+    return _WRITTEN(messages).encode("utf-8", "surrogatepass")
 
 
 def _decompress(id_: int, payload: bytes) -> bytes:
@@ -163,31 +164,26 @@ def _damaged(id_: int, reason: str) -> BrokenIndexError:
     )
 
 
-def _checksum(
-    id_: int,
-    sample: Sample,
-    statistics: SampleStatistics,
-    *,
-    text: bytes,
-    metadata: Mapping[str, Any],
-) -> int:
+def _checksum(row: Mapping[str, Any], source: str, text: bytes) -> int:
     """CRC-32 of all that a reader sees of a sample.
 
     Databases check their structure, and not all of them what they hold.
     """
-    measured = list(dataclasses.asdict(statistics).values())
-    facts = [id_, sample.key, sample.content_hash, sample.source, sample.position, *measured]
-    described = json.dumps([facts, _canonical(metadata)], sort_keys=True)
-    return zlib.crc32(text, zlib.crc32(described.encode()))
+    facts = [source, *(row[name] for name in _FACTS), _canonical(row["metadata"])]
+    return zlib.crc32(text, zlib.crc32(_SORTED(facts).encode()))
 
 
 def _canonical(value: Any) -> Any:
-    """JSON with whole numbers as integers: PostgreSQL does not tell 2.0 from 2."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
+    """JSON with whole numbers as integers: PostgreSQL does not tell 2.0 from 2, nor 1e23 from 10²³.
+
+    It keeps the digits that were written, not the nearest binary fraction.
+    """
+    if isinstance(value, dict):
         return {name: _canonical(entry) for name, entry in value.items()}
-    return [_canonical(entry) for entry in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_canonical(entry) for entry in value]
+    whole = isinstance(value, float) and value.is_integer()
+    return int(Decimal(repr(value))) if whole else value
 
 
 def _message(fields: dict[str, Any]) -> Message:
