@@ -19,6 +19,7 @@ from forvalue_index import ValuationIndex
 from forvalue_index.cli import main
 from forvalue_index.manifest import open_catalog
 from forvalue_index.reports import info_document
+from forvalue_index.settings import FORMAT_VERSION
 
 pytest_plugins = ("tiny",)
 
@@ -113,10 +114,12 @@ def edit(path, **changes):
 
 
 def test_an_index_of_a_newer_version(broken, train, model_dir):
-    edit(broken, format_version=2)
+    newer = FORMAT_VERSION + 1
+    edit(broken, format_version=newer)
     for command in (*reading(broken, train), ("init", broken, "--model", model_dir)):
         said = refused(*command)
-        assert "format version 2, and this forvalue-index reads up to 1; install a newer" in said
+        assert f"format version {newer}, and this forvalue-index reads up to" in said
+        assert f"{FORMAT_VERSION}; install a newer forvalue-index" in said
 
 
 def test_an_index_that_was_edited(broken, train):

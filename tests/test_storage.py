@@ -321,7 +321,7 @@ def test_rows_are_the_same_where_a_new_segment_takes_the_place_of_others(storage
 
 def test_a_segment_without_the_rows_of_all_samples_replaces_nothing(storage):
     rows = fill(storage)
-    with pytest.raises(CatalogError, match="nothing has changed. Run the same again"):
+    with pytest.raises(CatalogError, match=r"nothing has changed\. Run the same again"):
         replace_all(storage, [0, 1, 3, 4])
     assert all_rows(storage)[1].equal(rows)
 
