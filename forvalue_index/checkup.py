@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,11 @@ CATALOG = "damaged catalog"
 def check(storage: Storage, *, on_progress: OnProgress = ignore_progress) -> CheckReport:
     """Look at everything that an index holds; changes nothing."""
     report = _examine(storage, on_progress)
-    orphans = [finding for finding in report.findings if finding.kind == ORPHAN]
-    if not orphans or not _is_being_written(storage):
+    if not any(finding.kind == ORPHAN for finding in report.findings):
         return report
-    # The writer is about to record them, or will be found to have died without doing so.
+    # Files may have been recorded or deleted since they were listed.
     others = [finding for finding in report.findings if finding.kind != ORPHAN]
-    return dataclasses.replace(report, findings=tuple(others))
+    return dataclasses.replace(report, findings=(*others, *_orphans_at_rest(storage)))
 
 
 def repair(
@@ -133,6 +133,8 @@ def _segment(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Fi
         _compare(storage, segment, file.blocks(), snapshot.norms(segment.file.uid))
         if file_digest(path) != segment.file.sha256:
             raise BrokenIndexError(f"{path} has another checksum than the catalog says")
+    except OSError as error:  # deleted since, or unreadable
+        return Finding("missing segment", f"{path} cannot be read ({error.strerror})", cure)
     except BrokenIndexError as error:
         missing = isinstance(error, MissingSegmentError)
         kind = "missing segment" if missing else "damaged segment"
@@ -198,12 +200,16 @@ def _orphan(path: Path) -> Finding:
     return Finding(ORPHAN, what, f"{CURE}, which deletes it")
 
 
-def _is_being_written(storage: Storage) -> bool:
-    """Whether another process may be about to record the files that the catalog lacks."""
-    try:
-        with writer_lock(storage.path):
-            return False
-    except BusyIndexError:
-        return True
-    except OSError:  # a directory that nobody can write to
-        return False
+def _orphans_at_rest(storage: Storage) -> list[Finding]:
+    """Files that the catalog lacks while nobody writes; none where somebody may be about to."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(writer_lock(storage.path))
+        except BusyIndexError:
+            return []
+        except OSError:
+            pass  # a directory that nobody can write to
+        files = _own_files(storage)
+        with storage.catalog.snapshot() as snapshot:
+            recorded = {segment.file.uid for segment in snapshot.segments()}
+    return [_orphan(path) for path in files if path.stem not in recorded]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,10 @@ _MIGRATION_LOCK = 0x666F7276  # any number that nobody else takes
 # SQLite finds a JSON key only where it is written as it is named, without \u escapes.
 _to_json = partial(json.dumps, ensure_ascii=False)
 _DAMAGED = ("not a database", "malformed", "disk image")
+# What SQLite calls it where the file that connections share cannot be made, and what everybody
+# calls it where nothing can be written.
+_NO_SHARED_FILE = "SQLITE_IOERR_SHMSIZE"
+_FULL = ("disk is full", "No space left")
 
 
 class CatalogError(ForValueError):
@@ -200,6 +205,11 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
                 f"{name} is not a catalog or is damaged ({reason}). Restore it from a backup, or "
                 "create the index anew"
             ) from error
+        if any(sign in reason for sign in _FULL) or _errorname(error.orig) == _NO_SHARED_FILE:
+            raise CatalogError(
+                f"{name} has no room to write ({reason}). Make room on its disk, then run the same "
+                "again"
+            ) from error
         raise CatalogError(
             f"{name} does not do what was asked ({reason}). See that the database can be reached "
             "and written to and is not locked, then run the same again"
@@ -248,16 +258,46 @@ def _sqlite_engine(url: URL) -> sa.Engine:
         address = f"{path.absolute().as_uri()}?immutable=1"
         url = url.set(database=address).update_query_dict({"uri": "true"})
     engine = sa.create_engine(url, json_serializer=_to_json)
-    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "do_connect", _connect_sqlite)
+    event.listen(engine, "checkin", _let_go)
     event.listen(engine, "begin", _begin)
     return engine
 
 
-def _set_up_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own transaction control leaves SELECT and DDL outside of transactions.
-    connection.isolation_level = None
-    for pragma in _PRAGMAS:
-        connection.execute(f"PRAGMA {pragma}").close()
+def _connect_sqlite(dialect: sa.Dialect, record: Any, arguments: Any, options: Any) -> Any:
+    try:
+        return _set_up_sqlite(dialect.connect(*arguments, **options), _PRAGMAS)
+    except sqlite3.OperationalError as error:
+        if _errorname(error) != _NO_SHARED_FILE:
+            raise
+    # The disk is too full for the 32 KB that the connections of WAL share. One that locks out all
+    # others needs no such file, and what is stored can still be read.
+    record.info["alone"] = True
+    alone = ("locking_mode = EXCLUSIVE", *_PRAGMAS)
+    return _set_up_sqlite(dialect.connect(*arguments, **options), alone)
+
+
+def _set_up_sqlite(connection: Any, pragmas: Sequence[str]) -> Any:
+    try:
+        # The driver's own transaction control leaves SELECT and DDL outside of transactions.
+        connection.isolation_level = None
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}").close()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _let_go(_connection: Any, record: Any) -> None:
+    """Close a connection that locks out all others as soon as it is not used."""
+    if record.info.get("alone"):
+        record.invalidate()
+
+
+def _errorname(error: Any) -> str:
+    """SQLite's own name of an error; empty for other databases."""
+    return str(getattr(error, "sqlite_errorname", ""))
 
 
 def _begin(connection: sa.Connection) -> None:

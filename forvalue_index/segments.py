@@ -77,7 +77,16 @@ class SegmentStore:
 
     def open(self, segment: StoredSegment) -> SegmentFile:
         """Map a segment; it stays readable when its file is deleted. Raises BrokenIndexError."""
-        return SegmentFile(self.path(segment.file.uid), segment)
+        path = self.path(segment.file.uid)
+        try:
+            return SegmentFile(path, segment)
+        except BrokenIndexError as error:
+            if path.is_file():
+                raise
+            # It may be deleted at any moment while it is opened.
+            raise MissingSegmentError(
+                f"{path} is missing, and it holds rows of the index; {CURE}"
+            ) from error
 
     def path(self, uid: str) -> Path:
         """Where a segment's file lies. Raises BrokenIndexError for one outside of the index."""
@@ -107,8 +116,6 @@ class SegmentFile:
     def __init__(self, path: Path, segment: StoredSegment) -> None:
         self._path = path
         self._first_id, self._n_rows = segment.first_id, segment.file.n_rows
-        if not path.is_file():
-            raise MissingSegmentError(f"{path} is missing, and it holds rows of the index; {CURE}")
         with self._errors():
             file: Any = safe_open(path, framework="pt")
             self._file, names = file, set(file.keys())
@@ -196,9 +203,11 @@ def write_durably(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write does not know it, and a user must
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:

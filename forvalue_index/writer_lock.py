@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -46,7 +46,8 @@ def writer_lock(
         # Into the locked file itself: what a dead writer leaves in it is never asked for.
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        path.write_text(json.dumps(holder) + "\n", "utf-8")
+        with suppress(OSError):  # on a full disk; it is a help to others, no more
+            path.write_text(json.dumps(holder) + "\n", "utf-8")
         yield
     finally:
         lock.release()
