@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from forvalue_index.catalog_rows import chunks, pack, revise
+from forvalue_index.contracts import Source, Texts
 from forvalue_index.database import (
     CatalogError,
     check_schema,
@@ -30,7 +31,7 @@ from forvalue_index.database import (
     snapshots_of,
     translated_errors,
 )
-from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.exceptions import BrokenIndexError, UsageError
 from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.tables import LIVE, indexes, runs, samples, segments, sources
@@ -39,8 +40,9 @@ from forvalue_index.tables import LIVE, indexes, runs, samples, segments, source
 class Catalog:
     """The catalog of one index; several indexes may share a database."""
 
-    def __init__(self, engine: sa.Engine, uid: str) -> None:
+    def __init__(self, engine: sa.Engine, uid: str, texts: Texts | None = None) -> None:
         self._engine = engine
+        self._texts = texts
         self._snapshots = snapshots_of(engine)
         with translated_errors(engine), engine.connect() as connection:
             query = sa.select(indexes.c.id, indexes.c.fingerprint).where(indexes.c.uid == uid)
@@ -54,15 +56,20 @@ class Catalog:
         self.fingerprint: str = row.fingerprint
 
     @classmethod
-    def create(cls, address: str | Path, uid: str, fingerprint: str) -> Catalog:
-        """Migrate the database and enter a new index. Raises CatalogError if it is there."""
+    def create(
+        cls, address: str | Path, uid: str, fingerprint: str, *, texts: Texts | None = None
+    ) -> Catalog:
+        """Migrate the database and enter a new index. Raises CatalogError if it is there.
+
+        With `texts`, the catalog refers to the texts of samples and does not hold them.
+        """
         engine = connect(address)
         try:
             migrate(engine)
             row = sa.insert(indexes).values(uid=uid, fingerprint=fingerprint)
             with translated_errors(engine), engine.begin() as connection:
                 connection.execute(row)
-            return cls(engine, uid)
+            return cls(engine, uid, texts)
         except sa.exc.IntegrityError as error:
             engine.dispose()
             raise CatalogError(
@@ -74,12 +81,12 @@ class Catalog:
             raise
 
     @classmethod
-    def open(cls, address: str | Path, uid: str) -> Catalog:
+    def open(cls, address: str | Path, uid: str, *, texts: Texts | None = None) -> Catalog:
         """Open an index. Raises BrokenIndexError unless it is there and its schema is current."""
         engine = connect(address)
         try:
             check_schema(engine)
-            return cls(engine, uid)
+            return cls(engine, uid, texts)
         except BaseException:
             engine.dispose()
             raise
@@ -98,9 +105,30 @@ class Catalog:
     def snapshot(self) -> Iterator[Snapshot]:
         """Read one state of the catalog, whatever is committed meanwhile."""
         with translated_errors(self._engine), self._snapshots.connect() as connection:
-            snapshot = Snapshot(connection, self._id)
+            snapshot = Snapshot(connection, self._id, self._texts)
             snapshot.version()  # databases settle on a state with the first read
             yield snapshot
+
+    def refer_to(self, found: Sequence[Source]) -> None:
+        """Note where the texts of sources lie, in a catalog that only refers to them.
+
+        Raises UsageError where they cannot be referred to, or a name stands for another file.
+        """
+        if self._texts is None:
+            return
+        located = {source.name: self._texts.locate(source.name, source.path) for source in found}
+        with self._writing() as connection:
+            ids = self._source_ids(connection, set(located))
+            for source in found:
+                mine = sources.c.id == ids[source.name]
+                before = connection.scalar(sa.select(sources.c.path).where(mine))
+                if before not in (None, located[source.name]):
+                    raise UsageError(
+                        f"{source.name} stands for {before} in this index, and is now "
+                        f"{located[source.name]}; give its full path"
+                    )
+                place = {"path": located[source.name], "columns": dict(source.columns)}
+                connection.execute(sa.update(sources).where(mine).values(place))
 
     def start_run(self, source_names: Sequence[str]) -> int:
         """Begin an `add` of these sources, or go on with one that was stopped; returns its id."""
@@ -142,7 +170,7 @@ class Catalog:
                 segment_id = self._insert_segment(connection, segment, first_id, run_id)
                 source_ids = self._source_ids(connection, {sample.source for sample in new})
                 rows = [
-                    pack(first_id + offset, sample, measured)
+                    pack(first_id + offset, sample, measured, referenced=self._texts is not None)
                     | {
                         "index_id": self._id,
                         "segment_id": segment_id,
@@ -183,7 +211,8 @@ class Catalog:
             source_ids = self._source_ids(connection, {s.source for s in restored.values()})
             for id_, sample in restored.items():
                 # The messages are equal, though the order of their fields may not be.
-                given = {name: getattr(sample, name) for name in ("source", "position", "metadata")}
+                names = ("source", "position", "offset", "metadata")
+                given = {name: getattr(sample, name) for name in names}
                 kept = dataclasses.replace(stored[id_].sample, **given)
                 values = revise(dataclasses.replace(stored[id_], sample=kept))
                 values |= {"removed": False, "source_id": source_ids[sample.source]}

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
-from forvalue_index.records import Message, Sample, SampleStatistics, StoredSample
+from forvalue_index.records import TEXT_ROLE, Message, Sample, SampleStatistics, StoredSample
 
 T = TypeVar("T")
 
@@ -22,24 +22,30 @@ MAX_METADATA_DEPTH = 50
 _WRITTEN = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _SORTED = json.JSONEncoder(sort_keys=True).encode
 _MEASURED = tuple(field.name for field in dataclasses.fields(SampleStatistics))
-_FACTS = ("id", "key", "content_hash", "position", *_MEASURED)
+_FACTS = ("id", "key", "content_hash", "position", "offset", *_MEASURED)
 
 
-def pack(id_: int, sample: Sample, statistics: SampleStatistics) -> dict[str, Any]:
-    """Make the columns that depend on the sample and its id alone. Raises BadSampleError."""
+def pack(
+    id_: int, sample: Sample, statistics: SampleStatistics, *, referenced: bool = False
+) -> dict[str, Any]:
+    """Make the columns that depend on the sample and its id alone. Raises BadSampleError.
+
+    The text of a `referenced` sample stays where it is.
+    """
     measured = vars(statistics)
     if not all(map(math.isfinite, measured.values())):
         raise _bad(sample, f"its statistics {statistics} are not all finite; leave the sample out")
     if reason := unstorable(sample):
         raise _bad(sample, reason)
-    text = _text(sample)
+    text = b"" if referenced else _text(sample)
     row = {
         "id": id_,
         "key": sample.key,
         "content_hash": sample.content_hash,
         "position": sample.position,
         "metadata": clean_metadata(sample.metadata),
-        "payload": zlib.compress(text),
+        "payload": None if referenced else zlib.compress(text),
+        "offset": sample.offset if referenced else None,
         **measured,
     }
     return row | {"checksum": _checksum(row, sample.source, text)}
@@ -47,8 +53,8 @@ def pack(id_: int, sample: Sample, statistics: SampleStatistics) -> dict[str, An
 
 def revise(stored: StoredSample) -> dict[str, Any]:
     """The columns that change where a stored sample gets other metadata or another source."""
-    row = pack(stored.id, stored.sample, stored.statistics)
-    return {name: row[name] for name in ("position", "metadata", "checksum")}
+    row = pack(stored.id, stored.sample, stored.statistics, referenced=stored.referenced)
+    return {name: row[name] for name in ("position", "offset", "metadata", "checksum")}
 
 
 def unstorable(sample: Sample) -> str | None:
@@ -61,28 +67,33 @@ def unstorable(sample: Sample) -> str | None:
     return None
 
 
-def unpack(row: Any) -> StoredSample:
+def unpack(row: Any, text_found: tuple[Message, ...] | str = "") -> StoredSample:
     """Rebuild a sample from its row joined with the names of its source and segment.
 
-    Raises BrokenIndexError where it is not what was stored.
+    `text_found` is the text of a referenced sample, or why there is none. Raises BrokenIndexError
+    where the row is not what was stored.
     """
-    text = _decompress(row.id, row.payload)
-    try:
-        messages = tuple(_message(fields) for fields in json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(row.id, repr(error)) from error
+    referenced = row.payload is None
+    text = b"" if referenced else _decompress(row.id, row.payload)
+    lost = text_found if referenced and isinstance(text_found, str) else None
+    messages = _messages(row.id, text)
+    if referenced:
+        placeholder = (Message(TEXT_ROLE, f"[{lost}]"),)
+        messages = text_found if isinstance(text_found, tuple) else placeholder
+    keyed = row.key == row.content_hash and lost is None
     sample = Sample(
         messages=messages,
         source=row.source,
         position=row.position,
-        own_id=None if row.key == row.content_hash else row.key,
+        own_id=None if keyed else row.key,
         metadata=row.metadata,
+        offset=row.offset,
     )
     found = _checksum(row._mapping, row.source, text)
     if row.checksum not in (None, found):
         raise _damaged(row.id, f"its checksum is {found}, and was {row.checksum}")
     statistics = SampleStatistics(*(getattr(row, name) for name in _MEASURED))
-    return StoredSample(row.id, sample, statistics, row.segment)
+    return StoredSample(row.id, sample, statistics, row.segment, referenced, lost)
 
 
 def changed_metadata(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -155,6 +166,13 @@ def _decompress(id_: int, payload: bytes) -> bytes:
         return zlib.decompress(payload)
     except zlib.error as error:
         raise _damaged(id_, str(error)) from error
+
+
+def _messages(id_: int, text: bytes) -> tuple[Message, ...]:
+    try:
+        return tuple(_message(fields) for fields in json.loads(text or b"[]"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(id_, repr(error)) from error
 
 
 def _damaged(id_: int, reason: str) -> BrokenIndexError:

@@ -104,6 +104,7 @@ def add(
     """
     started = time.perf_counter()
     names = [source.name for source in sources]
+    storage.catalog.refer_to(sources)
     ingestion = _Ingestion(storage, embedder, on_progress=on_progress)
     with closing(Rejects(storage.path / REJECTED)) as rejects:
         total = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from forvalue_index.catalog import Catalog
+from forvalue_index.contracts import Texts
 from forvalue_index.database import upgrade
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
 from forvalue_index.settings import (
@@ -46,7 +47,8 @@ def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
     """
     manifest = read_manifest(path)
     refuse_strange_catalog(manifest.catalog)
-    catalog = Catalog.open(catalog_address(path, manifest.catalog), manifest.uid)
+    address = catalog_address(path, manifest.catalog)
+    catalog = Catalog.open(address, manifest.uid, texts=texts_of(path, manifest.settings))
     if catalog.fingerprint != manifest.fingerprint:
         catalog.close()
         raise SettingsMismatchError(
@@ -81,6 +83,16 @@ def read_manifest(path: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenIndexError(f"{path / MANIFEST} cannot be read ({error}); mend it") from error
     return Manifest.from_json(text, where=str(path))
+
+
+def texts_of(path: Path, settings: Settings) -> Texts | None:
+    """The texts that the catalog of the index at `path` refers to, or None where it holds them."""
+    if settings.payload != "reference":
+        return None
+    # Imported here because few indexes need it, and it loads every reader of data files.
+    from forvalue_index.references import FileTexts
+
+    return FileTexts(path.resolve().parent)
 
 
 def is_index(path: Path) -> bool:

@@ -87,6 +87,7 @@ def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) 
         "template": settings.template,
         "max_length": settings.max_length,
         "seed": settings.seed,
+        "payload": settings.payload,
         "fingerprint": manifest.fingerprint,
         "index_version": version,
         "catalog": manifest.shown_catalog,
@@ -116,7 +117,7 @@ def sample_document(stored: StoredSample) -> dict[str, Any]:
         "key": sample.key,
         "source": sample.source,
         "position": sample.position,
-        "content_hash": sample.content_hash,
+        "content_hash": None if stored.text_error else sample.content_hash,
         "n_tokens": statistics.n_tokens,
         "n_label_tokens": statistics.n_label_tokens,
         "truncated": statistics.truncated,
@@ -125,6 +126,7 @@ def sample_document(stored: StoredSample) -> dict[str, Any]:
         "norm": statistics.norm,
         "metadata": dict(sample.metadata),
         "messages": [message.as_dict() for message in sample.messages],
+        "text_error": stored.text_error,
     }
 
 

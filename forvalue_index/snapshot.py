@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,18 @@ from numpy.typing import NDArray
 
 from forvalue_index.catalog_rows import chunks, clean_text, unpack
 from forvalue_index.catalog_summary import summarise
+from forvalue_index.contracts import Texts
 from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.records import KnownSample, Sample, SegmentRecord, StoredSample, StoredSegment
+from forvalue_index.records import (
+    KnownSample,
+    Message,
+    Reference,
+    Sample,
+    SegmentRecord,
+    StoredSample,
+    StoredSegment,
+)
 from forvalue_index.results import CatalogSummary
 from forvalue_index.tables import LIVE, indexes, samples, segments, sources
 
@@ -25,6 +34,8 @@ _NAMED = samples.join(sources)
 _STORED = sa.select(
     *(column for column in samples.c if column.name not in ("index_id", "segment_id", "source_id")),
     sources.c.name.label("source"),
+    sources.c.path,
+    sources.c["columns"].label("mapping"),
     segments.c.uid.label("segment"),
 ).select_from(_NAMED.join(segments))
 _KNOWN = sa.select(
@@ -36,9 +47,12 @@ _KNOWN = sa.select(
 class Snapshot:
     """Reads of one index within one transaction. Made by `Catalog.snapshot`."""
 
-    def __init__(self, connection: sa.Connection, index_id: int) -> None:
+    def __init__(
+        self, connection: sa.Connection, index_id: int, texts: Texts | None = None
+    ) -> None:
         self._connection = connection
         self._id = index_id
+        self._texts = texts
 
     def version(self) -> int:
         """Count the committed changes."""
@@ -79,11 +93,15 @@ class Snapshot:
         """Read every sample; give those that are not what was stored, with the reason."""
         streamed = {"yield_per": STREAMED_ROWS}
         query = _STORED.where(self._own(samples)).order_by(samples.c.id)
-        for row in self._connection.execute(query, execution_options=streamed):
-            try:
-                unpack(row)
-            except BrokenIndexError as error:
-                yield row.id, error
+        for rows in self._connection.execute(query, execution_options=streamed).partitions():
+            for row, text in zip(rows, self._read(rows), strict=True):
+                try:
+                    stored = unpack(row, text)
+                except BrokenIndexError as error:
+                    yield row.id, error
+                else:
+                    if stored.text_error:
+                        yield row.id, BrokenIndexError(stored.text_error)
 
     def segment_ids(self, uid: str) -> NDArray[np.int64]:
         """List the ids of the samples of a segment, removed ones too, in order."""
@@ -112,26 +130,26 @@ class Snapshot:
         """Read samples by id, removed ones too; ids that were never given are left out."""
         query = _STORED.where(self._own(samples))
         return {
-            row.id: unpack(row)
+            stored.id: stored
             for chunk in chunks(int(id_) for id_ in ids)
-            for row in self._connection.execute(query.where(samples.c.id.in_(chunk)))
+            for stored in self._stored(query.where(samples.c.id.in_(chunk)))
         }
 
     def sample(self, name: str) -> StoredSample:
         """Find a sample by key, a live one first, or else by id. Raises CatalogError."""
         query = _STORED.where(self._own(samples)).order_by(samples.c.removed, samples.c.id.desc())
-        row = None
+        found: list[StoredSample] = []
         for state in (LIVE, samples.c.removed):
             keyed = query.where(state, samples.c.key == clean_text(name)).limit(1)
-            row = row or self._connection.execute(keyed).one_or_none()
-        if row is None and name.isascii() and name.isdecimal() and int(name) <= MAX_COUNT:
-            row = self._connection.execute(query.where(samples.c.id == int(name))).one_or_none()
-        if row is None:
+            found = found or self._stored(keyed)
+        if not found and name.isascii() and name.isdecimal() and int(name) <= MAX_COUNT:
+            found = self._stored(query.where(samples.c.id == int(name)))
+        if not found:
             raise CatalogError(
                 f"There is no sample with the key or id {name!r} in the index. List them with: "
                 "forvalue list"
             )
-        return unpack(row)
+        return found[0]
 
     def list_samples(
         self, where: str | None = None, *, limit: int, offset: int = 0
@@ -141,7 +159,7 @@ class Snapshot:
         page = self._filtered(samples.c.id, where).order_by(samples.c.id)
         page = page.limit(min(limit, MAX_COUNT)).offset(min(offset, MAX_COUNT))
         query = _STORED.where(self._own(samples), samples.c.id.in_(page)).order_by(samples.c.id)
-        return [unpack(row) for row in self._connection.execute(query)]
+        return self._stored(query)
 
     def count(self, where: str | None = None) -> int:
         """Count live samples, all or those that meet a condition."""
@@ -159,6 +177,21 @@ class Snapshot:
     def summary(self) -> CatalogSummary:
         """Count and measure what the index holds."""
         return summarise(self._connection, self._id)
+
+    def _stored(self, query: sa.Select[Any]) -> list[StoredSample]:
+        rows = self._connection.execute(query).all()
+        return [unpack(row, text) for row, text in zip(rows, self._read(rows), strict=True)]
+
+    def _read(self, rows: Sequence[Any]) -> Sequence[tuple[Message, ...] | str]:
+        """The texts of rows that only refer to them; nothing for the others."""
+        if self._texts is None:
+            return [""] * len(rows)
+        return self._texts.read(
+            [
+                Reference(row.path, row.mapping, row.position, row.offset, row.content_hash)
+                for row in rows
+            ]
+        )
 
     def _source_id(self, name: str) -> int:
         mine = sa.select(sources.c.id).where(self._own(sources), sources.c.name == name)

@@ -29,6 +29,7 @@ from forvalue_index.manifest import (
     catalog_address,
     open_catalog,
     refuse_occupied,
+    texts_of,
 )
 from forvalue_index.records import Sample, SampleStatistics
 from forvalue_index.search.flat import FlatIndex
@@ -109,7 +110,12 @@ class Storage:
         )
         write_durably(path / TABLES, save({name: np.asarray(t) for name, t in tables.items()}))
         manifest = Manifest(uuid.uuid4().hex, catalog, settings, model, tables_digest(tables))
-        opened = Catalog.create(catalog_address(path, catalog), manifest.uid, manifest.fingerprint)
+        opened = Catalog.create(
+            catalog_address(path, catalog),
+            manifest.uid,
+            manifest.fingerprint,
+            texts=texts_of(path, settings),
+        )
         write_durably(path / MANIFEST, manifest.to_json().encode())
         return cls(path, manifest, opened)
 

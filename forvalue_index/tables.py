@@ -49,6 +49,9 @@ sources = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("index_id", sa.ForeignKey("indexes.id"), nullable=False),
     sa.Column("name", sa.Text, nullable=False),
+    # Where the texts are that an index refers to: below the directory that holds the index.
+    sa.Column("path", sa.Text),
+    sa.Column("columns", JSON),
     sa.UniqueConstraint("index_id", "name"),
 )
 
@@ -96,7 +99,9 @@ samples = sa.Table(
     sa.Column("norm", sa.Double, nullable=False),
     sa.Column("removed", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("metadata", JSON, nullable=False),
-    sa.Column("payload", sa.LargeBinary, nullable=False),
+    # The text, or none where it lies in the source's file, there at `offset` if that is known.
+    sa.Column("payload", sa.LargeBinary),
+    sa.Column("offset", sa.BigInteger),
     # Over all that a reader sees of a sample; none in rows from before there were checksums.
     sa.Column("checksum", sa.BigInteger),
     sa.PrimaryKeyConstraint("index_id", "id"),

@@ -150,7 +150,7 @@ class Valuer:
             harmful=answers[0][1],
             per_sample=tuple(ValidationResult(i, *both) for i, both in enumerate(answers[1:])),
             seconds={"search": time.perf_counter() - started},
-            warnings=(*validation.warnings, *self._remarks(answers[0][1])),
+            warnings=(*validation.warnings, *self._remarks(answers[0][1]), *_lost_texts(stored)),
         )
 
     def _remarks(self, harmful: Sequence[ScoredSample]) -> Iterator[str]:
@@ -223,6 +223,12 @@ def named_values(catalog: Snapshot, scored: Values) -> Iterator[dict[str, list[o
             "score": scored.scores[chunk].tolist(),
             "stderr": scored.stderrs[chunk].tolist(),
         }
+
+
+def _lost_texts(stored: Mapping[int, StoredSample]) -> Iterator[str]:
+    lost = [sample.text_error for sample in stored.values() if sample.text_error]
+    if lost:
+        yield f"the texts of {len(lost)} of these samples cannot be shown; the first: {lost[0]}"
 
 
 def refuse_counts(*, top: int, bottom: int) -> None:

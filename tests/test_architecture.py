@@ -46,7 +46,7 @@ HOMES = {
     "sqlglot": SQL,
     "click": {"cli", "cli."},
     "rich": {"cli", "cli."},
-    "sqlite3": {"repeats"},
+    "sqlite3": {"repeats", "database"},
     "filelock": {"writer_lock"},
     "pyarrow": {"formats", "sources", "exports"},
     "datasets": {"formats"},

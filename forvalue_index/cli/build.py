@@ -23,6 +23,7 @@ from forvalue_index.settings import (
     DEFAULT_DIM,
     DTYPES,
     LABELS,
+    PAYLOADS,
     ROW_DTYPES,
     TEMPLATES,
 )
@@ -73,6 +74,13 @@ from forvalue_index.settings import (
     help="sqlite, or postgresql+psycopg://USER@HOST/NAME.",
 )
 @trust_option
+@click.option(
+    "--payload",
+    type=click.Choice(PAYLOADS),
+    default="catalog",
+    show_default=True,
+    help="Keep the texts, or refer to them: files and offsets, below the directory of INDEX.",
+)
 @json_option
 def init(index: Path, as_json: bool, **settings: Any) -> None:
     """Create an empty index in directory INDEX. All settings are frozen."""

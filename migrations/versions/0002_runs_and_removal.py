@@ -1,4 +1,4 @@
-"""Runs that can be taken up again, keys that removed samples set free, checksums of samples."""
+"""Runs to go on with, keys that removed samples set free, checksums, texts that lie in files."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -33,9 +33,13 @@ def upgrade() -> None:
     with op.batch_alter_table("segments") as segments:
         segments.add_column(sa.Column("run_id", sa.Integer))
         segments.create_foreign_key("fk_segments_run_id_runs", "runs", ["run_id"], ["id"])
+    op.add_column("sources", sa.Column("path", sa.Text))
+    op.add_column("sources", sa.Column("columns", JSON))
     op.drop_index("ix_samples_index_id_content_hash", "samples")
     with op.batch_alter_table("samples") as samples:
         samples.drop_constraint("uq_samples_index_id_key", type_="unique")
+        samples.alter_column("payload", existing_type=sa.LargeBinary, nullable=True)
+        samples.add_column(sa.Column("offset", sa.BigInteger))
         samples.add_column(sa.Column("checksum", sa.BigInteger))
     op.create_index("ix_samples_segment_id", "samples", ["segment_id"])
     create_partial_index("uq_samples_live_key", "key", ~removed, unique=True)
@@ -50,15 +54,23 @@ def create_partial_index(name, column, where, *, unique=False) -> None:
 
 
 def downgrade() -> None:
-    """Fails, and changes nothing, where a removed sample and another one have the same key."""
+    """Fails and changes nothing where a removed sample and another one have the same key.
+
+    Or where the catalog does not hold the texts.
+    """
     for name in (*LIVE_INDEXES, "ix_samples_removed_key", "uq_samples_live_key"):
         op.drop_index(name, "samples")
     op.drop_index("ix_samples_segment_id", "samples")
     with op.batch_alter_table("samples") as samples:
         samples.drop_column("checksum")
+        samples.drop_column("offset")
+        samples.alter_column("payload", existing_type=sa.LargeBinary, nullable=False)
         samples.create_unique_constraint("uq_samples_index_id_key", ["index_id", "key"])
     op.create_index("ix_samples_index_id_content_hash", "samples", ["index_id", "content_hash"])
     with op.batch_alter_table("segments") as segments:
         segments.drop_constraint("fk_segments_run_id_runs", type_="foreignkey")
         segments.drop_column("run_id")
     op.drop_table("runs")
+    with op.batch_alter_table("sources") as sources:
+        sources.drop_column("path")
+        sources.drop_column("columns")
