@@ -1,6 +1,8 @@
 import json
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
 from forvalue_index.catalog import Catalog
-from forvalue_index.exceptions import BadSampleError, SourceError
+from forvalue_index.exceptions import BadSampleError, ModelError, SourceError
 from forvalue_index.features import Embedder
 from forvalue_index.storage import Storage
+from forvalue_index.writer_lock import LOCK
 
 pytest_plugins = ("tiny",)
 
@@ -59,6 +62,17 @@ def small_batches(index, token_budget=128):
     index.embedder.token_budget = token_budget
 
 
+def windows_of(monkeypatch, index, rows_each):
+    """Read this many rows at a time."""
+    share = (rows_each + 0.5) / index.embedder.token_budget
+    monkeypatch.setattr("forvalue_index.ingest.WINDOW_ROWS", share)
+
+
+def segments_of(index):
+    with index._storage.catalog.snapshot() as snapshot:
+        return snapshot.segments()
+
+
 def keys(index):
     return [stored.sample.key for stored in index.list_samples(limit=10_000)]
 
@@ -66,12 +80,13 @@ def keys(index):
 def stored_rows(path):
     """Key -> row, as a reader of the directory finds them."""
     storage = Storage.open(path)
-    by_id = {id_: key for id_, key, _ in storage.catalog.identities()}
-    found = {
-        by_id[id_]: row
-        for block in storage.blocks()
-        for id_, row in zip(block.ids.tolist(), block.rows, strict=True)
-    }
+    with storage.view() as view:
+        by_id = {id_: key for id_, key, _ in view.catalog.identities()}
+        found = {
+            by_id[id_]: row
+            for block in view.blocks()
+            for id_, row in zip(block.ids.tolist(), block.rows, strict=True)
+        }
     storage.close()
     return found
 
@@ -83,12 +98,18 @@ def assert_same_rows(found, expected):
         assert gap < SAME_TO_ROUNDING, key
 
 
+def assert_identical_rows(found, expected):
+    assert found.keys() == expected.keys()
+    for key, row in expected.items():
+        assert found[key].equal(row), key
+
+
 def listing(path):
-    """Files with sizes; SQLite's own side files come and go."""
+    """Files with sizes; SQLite's own side files and the name of the last writer come and go."""
     return {
         str(p.relative_to(path)): p.stat().st_size
         for p in path.rglob("*")
-        if p.is_file() and "catalog.sqlite-" not in p.name
+        if p.is_file() and "catalog.sqlite-" not in p.name and p.name != LOCK
     }
 
 
@@ -157,12 +178,81 @@ def test_a_sample_without_an_id_is_known_by_its_content(index, embedded):
     assert sum(embedded) == 5
 
 
-def test_a_removed_sample_stays_known(index):
+def test_a_removed_sample_is_restored_without_a_forward_pass(index, embedded, tmp_path):
     data = rows(3)
     index.add(data)
-    index._storage.catalog.remove([1])
+    before = index.sample("r1"), stored_rows(tmp_path / "index")
+    assert index.remove(["r1"]) == 1
+    report = index.add(data)
+    assert (report.known, report.restored, report.added, report.updated) == (2, 1, 0, 0)
+    assert (report.segments, report.tokens) == (0, 0)
+    assert sum(embedded) == 3
+    assert (index.sample("r1"), keys(index)) == (before[0], ["r0", "r1", "r2"])
+    assert_identical_rows(stored_rows(tmp_path / "index"), before[1])
     assert index.add(data).known == 3
-    assert len(index) == 2
+
+
+def test_a_restored_sample_is_where_it_was_read_now(index, tmp_path):
+    data = rows(3)
+    index.add(write_jsonl(tmp_path / "one.jsonl", data))
+    index.remove(["r1"])
+    path = write_jsonl(tmp_path / "other.jsonl", [{**data[1], "topic": "new", "more": 1}])
+    assert index.add(path).restored == 1
+    sample = index.sample("r1").sample
+    assert (sample.source, sample.position) == (str(path), 1)
+    assert sample.metadata == {"topic": "new", "more": 1}
+
+
+def test_the_key_of_a_removed_sample_is_free_for_other_content(index, embedded):
+    data, other = rows(3), {**rows(3)[1], "response": "another answer"}
+    index.add(data)
+    index.remove(["r1"])
+    assert index.add([other]).added == 1
+    assert (index.sample("r1").id, index.sample("r1").sample.response) == (3, "another answer")
+    with pytest.raises(BadSampleError, match="its id 'r1' is taken by a sample of other content"):
+        index.add(data)
+    index.remove(["r1"])
+    assert index.add(data).restored == 1
+    assert index.sample("r1").id == 1
+    assert sum(embedded) == 4
+
+
+def test_new_metadata_of_a_known_sample_is_stored_without_a_forward_pass(index, embedded, tmp_path):
+    data = rows(4)
+    index.add(data)
+    before = stored_rows(tmp_path / "index")
+    report = index.add([data[0], {**data[1], "topic": "new", "more": [1]}, *data[2:]])
+    assert (report.known, report.updated, report.added, report.restored) == (4, 1, 0, 0)
+    assert sum(embedded) == 4
+    assert index.sample("r1").sample.metadata == {"topic": "new", "more": [1]}
+    assert index.count("metadata.topic = 'new'") == 1
+    assert index.sample("r0").sample.metadata == {"topic": "law"}
+    assert_identical_rows(stored_rows(tmp_path / "index"), before)
+
+
+def test_metadata_that_a_row_does_not_have_stays(index):
+    index.add(rows(1))
+    version = index.version
+    bare = {name: rows(1)[0][name] for name in ("id", "prompt", "response")}
+    assert index.add([bare]).updated == 0
+    assert (index.sample("r0").sample.metadata, index.version) == ({"topic": "law"}, version)
+
+
+def test_the_first_of_several_rows_of_a_key_counts_and_again_changes_nothing(index, embedded):
+    first, second = ({**rows(1)[0], "topic": topic} for topic in ("first", "second"))
+    other = rows(3)[1:]
+    report = index.add([first, *other, second])
+    assert (report.added, report.known, report.updated) == (3, 1, 0)
+    version = index.version
+    assert index.add([first, *other, second]).updated == 0
+    assert (index.sample("r0").sample.metadata, index.version) == ({"topic": "first"}, version)
+
+    report = index.add([second, *other, first])
+    assert (report.known, report.updated) == (4, 1)
+    version = index.version
+    assert index.add([second, *other, first]).updated == 0
+    assert (index.sample("r0").sample.metadata, index.version) == ({"topic": "second"}, version)
+    assert sum(embedded) == 3
 
 
 def test_a_repeated_sample_is_stored_once(index, embedded):
@@ -173,9 +263,8 @@ def test_a_repeated_sample_is_stored_once(index, embedded):
     assert keys(index) == [row["id"] for row in data]
 
 
-def test_repetitions_are_found_across_windows_and_chunks(index, embedded, monkeypatch):
-    monkeypatch.setattr("forvalue_index.ingest.WINDOW_SAMPLES", 4)
-    monkeypatch.setattr("forvalue_index.ingest.READ_ROWS", 3)
+def test_repetitions_are_found_across_windows(index, embedded, monkeypatch):
+    windows_of(monkeypatch, index, 4)
     data = rows(10)
     report = index.add([*data, *data[:9]])
     assert (report.read, report.added, report.known) == (19, 10, 9)
@@ -219,24 +308,68 @@ def test_the_path_of_the_rejected_file_is_that_of_the_index(index, tmp_path):
     assert report.rejected_file.startswith(str(tmp_path / "index" / "rejected"))
 
 
-def test_windows_are_stored_one_by_one(index, monkeypatch):
-    monkeypatch.setattr("forvalue_index.ingest.WINDOW_SAMPLES", 4)
+@pytest.mark.parametrize(
+    ("constant", "value"), [("COMMIT_BYTES", 4 * 256 * 4), ("COMMIT_S", 0.0)], ids=["bytes", "time"]
+)
+def test_what_is_finished_is_stored_once_it_is_large_or_old_enough(
+    index, embedded, monkeypatch, constant, value
+):
+    """After four rows of 256 floats, that is after the batch that brings the fourth."""
+    monkeypatch.setattr(f"forvalue_index.ingest.{constant}", value)
+    small_batches(index)
     seen = []
     index._on_progress = lambda step: seen.append(len(index)) if step.stage == "embedding" else None
-    report = index.add(rows(10))
-    assert report.segments == 3
-    assert seen == [0, 4, 8]
-    assert [s.file.n_rows for s in index._storage.catalog.segments()] == [4, 4, 2]
-    assert keys(index) == [row["id"] for row in rows(10)]
+    report = index.add(rows(40))
+    expected, waiting = [], 0
+    for size in embedded:
+        waiting += size
+        if constant == "COMMIT_S" or waiting >= 4:
+            expected.append(waiting)
+            waiting = 0
+    expected += [waiting] if waiting else []
+    assert [s.file.n_rows for s in segments_of(index)] == expected
+    assert report.segments == len(expected) > 5
+    assert {0, 40 - sum(expected[-1:])} <= set(seen), "seen by others before the end"
+    assert sorted(keys(index)) == sorted(row["id"] for row in rows(40))
 
 
-def test_a_window_is_bounded_in_tokens_too(index, monkeypatch):
-    monkeypatch.setattr("forvalue_index.ingest.WINDOW_BATCHES", 2)
-    small_batches(index, 100)
-    report = index.add(rows(20))
-    sizes = [s.file.n_rows for s in index._storage.catalog.segments()]
-    assert len(sizes) == report.segments > 3
-    assert sum(sizes) == 20
+def test_a_commit_is_due_before_the_next_batch_would_end_too_late(index, monkeypatch):
+    """A clock that only forward passes move, 10 s each: after 30 s it is too late for a third."""
+    seconds = [0.0]
+    monkeypatch.setattr("forvalue_index.ingest.time.perf_counter", lambda: seconds[0])
+    original = Embedder.embed_batch
+
+    def slow(self, batch, prepared):
+        seconds[0] += 10.0
+        return original(self, batch, prepared)
+
+    monkeypatch.setattr(Embedder, "embed_batch", slow)
+    small_batches(index, 1)
+    index.add(rows(10))
+    assert [s.file.n_rows for s in segments_of(index)] == [3, 3, 3, 1]
+
+
+def test_a_small_add_is_one_segment(index):
+    small_batches(index)
+    assert index.add(rows(40)).segments == 1
+
+
+def window_sizes(index, data):
+    read = [0]
+    index._on_progress = lambda step: read.append(step.done) if step.total is None else None
+    index.add(data)
+    return [after - before for before, after in pairwise(read)]
+
+
+def test_a_window_is_bounded_in_rows(index, monkeypatch):
+    windows_of(monkeypatch, index, 4)
+    assert window_sizes(index, rows(10)) == [4, 4, 2]
+
+
+def test_a_window_is_bounded_in_characters_too(index, monkeypatch):
+    monkeypatch.setattr("forvalue_index.ingest.WINDOW_CHARACTERS", 10)
+    texts = ["a" * 4, "b" * 4, "c" * 4, "d" * 25, "e" * 10, "f" * 2]
+    assert window_sizes(index, [{"text": text} for text in texts]) == [3, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -262,8 +395,7 @@ class TestBadRow:
         return path
 
     def test_fail_leaves_the_index_untouched(self, index, path, said, embedded, monkeypatch):
-        monkeypatch.setattr("forvalue_index.ingest.WINDOW_SAMPLES", 2)
-        monkeypatch.setattr("forvalue_index.ingest.READ_ROWS", 3)
+        windows_of(monkeypatch, index, 2)
         directory = path.parent / "index"
         before = listing(directory)
         with pytest.raises(BadSampleError, match=rf"{said}.*Mend the row, or use --on-bad skip$"):
@@ -284,7 +416,7 @@ class TestBadRow:
 
 def test_rows_that_can_be_read_once_are_stored_as_far_as_they_are_good(index, monkeypatch):
     """A generator cannot be checked beforehand: finished windows stay."""
-    monkeypatch.setattr("forvalue_index.ingest.WINDOW_SAMPLES", 4)
+    windows_of(monkeypatch, index, 4)
     good = rows(10)
     with pytest.raises(BadSampleError, match=r"<iterable>:11: 'text' is int"):
         index.add(row for row in [*good, {"text": 5}])
@@ -296,8 +428,8 @@ def test_rows_that_can_be_read_once_are_stored_as_far_as_they_are_good(index, mo
 def test_what_is_finished_is_stored_and_the_rest_can_follow(
     index, tmp_path, model_dir, monkeypatch, error
 ):
-    monkeypatch.setattr("forvalue_index.ingest.WINDOW_SAMPLES", 16)
     small_batches(index)
+    windows_of(monkeypatch, index, 16)
     path = write_jsonl(tmp_path / "train.jsonl", rows(40))
     first_window = len(list(index.embedder.batches(prepared(index, rows(16)))))
     with monkeypatch.context() as patched:
@@ -308,6 +440,7 @@ def test_what_is_finished_is_stored_and_the_rest_can_follow(
     assert 16 < len(finished) < 32
     assert finished[:16] == [row["id"] for row in rows(16)]
     assert finished == sorted(finished, key=lambda key: int(key[1:]))
+    assert index.info().stopped == ((str(path),),)
     assert len(stored_rows(tmp_path / "index")) == len(finished)
 
     report = index.add(path)
@@ -315,9 +448,11 @@ def test_what_is_finished_is_stored_and_the_rest_can_follow(
     assert report.added == 40 - len(finished)
 
     other = tmp_path / "uninterrupted"
+    assert index.info().stopped == ()
     with ValuationIndex.create(other, str(model_dir), dim=256, row_dtype="float32") as straight:
+        small_batches(straight)
         straight.add(path)
-    assert_same_rows(stored_rows(tmp_path / "index"), stored_rows(other))
+    assert_identical_rows(stored_rows(tmp_path / "index"), stored_rows(other))
 
 
 def prepared(index, data):
@@ -326,20 +461,21 @@ def prepared(index, data):
     return [index.embedder.prepare(to_sample(row)) for row in data]
 
 
-def test_an_interrupt_waits_until_a_window_is_stored(index, monkeypatch):
-    """Ctrl-C between the segment file and its record lost all forward passes of a window."""
-    monkeypatch.setattr("forvalue_index.ingest.WINDOW_SAMPLES", 4)
+def test_an_interrupt_waits_until_what_is_finished_is_stored(index, embedded, monkeypatch):
+    """Ctrl-C between the segment file and its record lost the forward passes before it."""
+    monkeypatch.setattr("forvalue_index.ingest.COMMIT_BYTES", 1)
+    small_batches(index)
     commit = Catalog.commit_segment
 
-    def interrupted(self, *arguments):
+    def interrupted(self, *arguments, **options):
         signal.raise_signal(signal.SIGINT)
-        return commit(self, *arguments)
+        return commit(self, *arguments, **options)
 
     monkeypatch.setattr(Catalog, "commit_segment", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         index.add(rows(10))
-    assert len(index) == 4
+    assert [len(index)] == embedded
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -435,3 +571,203 @@ def test_progress_of_a_generator_has_no_total(index):
     index.add(row for row in rows(5))
     assert {step.stage for step in steps} == {"embedding"}
     assert (steps[-1].done, steps[-1].total) == (5, None)
+
+
+def halves(data):
+    return data[: len(data) // 2], data[len(data) // 2 :]
+
+
+def plain_data(directory, _index):
+    return {"data": write_jsonl(directory / "all.jsonl", rows(20, words=5))}
+
+
+def several_sources(directory, _index):
+    """Windows lie across their borders."""
+    first, second = halves(rows(20, words=5))
+    paths = [("one.jsonl", first), ("other.jsonl", second)]
+    return {"data": [write_jsonl(directory / name, items) for name, items in paths]}
+
+
+def bad_rows_between(directory, _index):
+    data = rows(20, words=5)
+    for place in (0, 5, 6, 12, 23):
+        data.insert(place, {"text": place})
+    return {"data": write_jsonl(directory / "bad.jsonl", data), "on_bad": "skip"}
+
+
+def known_samples_between(directory, index):
+    data = rows(26, words=5)
+    index.add(data[::4])
+    return {"data": write_jsonl(directory / "partly.jsonl", data)}
+
+
+def removed_samples_between(directory, index):
+    data = rows(26, words=5)
+    index.add(data[::4])
+    index.remove([row["id"] for row in data[::8]])
+    return {"data": write_jsonl(directory / "partly.jsonl", data)}
+
+
+def repeated_rows(directory, _index):
+    data = rows(20, words=5)
+    return {"data": write_jsonl(directory / "twice.jsonl", [*data[:12], *data[6:], *data[:5]])}
+
+
+class Stopped(Exception):
+    """What a caller's progress raises."""
+
+
+def stop_after(index, batch_number):
+    """Raise after this many batches, counted from 1; returns the list of batches seen."""
+    seen = []
+
+    def callback(step):
+        if step.stage == "embedding":
+            seen.append(step)
+            if len(seen) == batch_number:
+                raise Stopped
+
+    index._on_progress = callback
+    return seen
+
+
+DATA = [
+    plain_data,
+    several_sources,
+    bad_rows_between,
+    known_samples_between,
+    removed_samples_between,
+    repeated_rows,
+]
+
+
+@pytest.mark.parametrize("make", DATA)
+class TestStoppedAnywhere:
+    """Rows are the same to the bit as if the `add` had never stopped."""
+
+    @pytest.fixture
+    def begun(self, index, tmp_path, monkeypatch, make):
+        """An index as it is before the `add`, how to open copies of it, and the `add`."""
+        small_batches(index)
+        windows_of(monkeypatch, index, 8)
+        call = make(tmp_path, index)
+        index._storage.close()
+        copies = []
+
+        def copy():
+            path = shutil.copytree(tmp_path / "index", tmp_path / f"copy{len(copies)}")
+            copies.append(ValuationIndex.open(path))
+            copies[-1]._embedder = index.embedder
+            return copies[-1]
+
+        yield copy, call
+        for opened in copies:
+            opened.close()
+
+    @pytest.fixture
+    def straight(self, begun):
+        """Rows of an `add` that nothing stops, what it reported, and its number of batches."""
+        copy, call = begun
+        index = copy()
+        seen = stop_after(index, 0)
+        report = index.add(**call)
+        return stored_rows(index.path), report, len(seen)
+
+    def test_once(self, begun, straight):
+        copy, call = begun
+        expected, report, n_batches = straight
+        assert n_batches > 5
+        for batch_number in range(1, n_batches + 1):
+            index = copy()
+            before = sum(s.file.n_rows for s in segments_of(index))
+            stop_after(index, batch_number)
+            with pytest.raises(Stopped):
+                index.add(**call)
+            stored = sum(s.file.n_rows for s in segments_of(index)) - before
+            assert len(index.info().stopped) == 1
+            index._on_progress = lambda _: None
+            assert index.add(**call).added == report.added - stored, batch_number
+            assert_identical_rows(stored_rows(index.path), expected)
+            assert index.info().stopped == ()
+
+    def test_after_each_batch(self, begun, straight):
+        copy, call = begun
+        expected, report, n_batches = straight
+        index, added, stops = copy(), [], 0
+        while True:
+            stop_after(index, 1)
+            try:
+                index.add(**call)
+            except Stopped:
+                stops += 1
+                added.append(len(segments_of(index)))
+            else:
+                break
+        assert stops == n_batches, "no batch was embedded twice"
+        assert added == sorted(set(added)), "each batch was stored"
+        assert_identical_rows(stored_rows(index.path), expected)
+        assert report.added == sum(s.file.n_rows for s in segments_of(index)[-n_batches:])
+
+    def test_by_an_error_of_the_model(self, begun, straight, embedded, monkeypatch):
+        copy, call = begun
+        expected, report, n_batches = straight
+        for batch_number in (1, n_batches // 2, n_batches):
+            index = copy()
+            embedded.clear()
+            with monkeypatch.context() as patched:
+                stop_at(patched, batch_number, ModelError("infinite numbers"))
+                with pytest.raises(ModelError):
+                    index.add(**call)
+            finished = sum(embedded)
+            assert len(embedded) == batch_number - 1
+            assert index.add(**call).added == report.added - finished
+            assert sum(embedded) == report.added
+            assert_identical_rows(stored_rows(index.path), expected)
+
+
+def test_an_id_that_is_taken_far_away_is_found_before_anything_is_embedded(
+    index, tmp_path, embedded
+):
+    data = [{"id": str(i), "text": f"text {i}"} for i in range(3000)]
+    path = write_jsonl(tmp_path / "train.jsonl", [*data, {"id": "7", "text": "another text"}])
+    said = r"train\.jsonl:3001: its id '7' is taken by a sample of other content"
+    with pytest.raises(BadSampleError, match=said):
+        index.add(path)
+    assert embedded == []
+    assert (len(index), index.version, index.info().stopped) == (0, 0, ())
+
+
+def test_a_stopped_add_of_other_data_does_not_go_on_with_this_one(index, tmp_path):
+    """Samples that it stored are known, and that is all."""
+    small_batches(index)
+    one = write_jsonl(tmp_path / "one.jsonl", rows(30))
+    other = write_jsonl(tmp_path / "other.jsonl", rows(40))
+    stop_after(index, 2)
+    with pytest.raises(Stopped):
+        index.add(one)
+    known = len(index)
+    index._on_progress = lambda _: None
+    report = index.add(other)
+    assert (report.known, report.added) == (known, 40 - known)
+    assert index.info().stopped == ((str(one),),)
+    assert index.add(one).known == 30
+    assert index.info().stopped == ()
+
+
+def test_an_add_goes_on_though_its_data_has_changed(index, tmp_path, model_dir):
+    """Rows of batches that were stored in part are the same to rounding."""
+    small_batches(index)
+    data = rows(40)
+    path = write_jsonl(tmp_path / "train.jsonl", data)
+    stop_after(index, 4)
+    with pytest.raises(Stopped):
+        index.add(path)
+    known = len(index)
+    index._on_progress = lambda _: None
+    changed = [*rows(3, seed=5, prefix="n"), *data[::-1]]
+    report = index.add(write_jsonl(path, changed))
+    assert (report.known, report.added) == (known, 43 - known)
+    other = tmp_path / "other"
+    with ValuationIndex.create(other, str(model_dir), dim=256, row_dtype="float32") as straight:
+        straight.add(path)
+    assert_same_rows(stored_rows(tmp_path / "index"), stored_rows(other))
