@@ -214,7 +214,8 @@ class Catalog:
                 names = ("source", "position", "offset", "metadata")
                 given = {name: getattr(sample, name) for name in names}
                 kept = dataclasses.replace(stored[id_].sample, **given)
-                values = revise(dataclasses.replace(stored[id_], sample=kept))
+                found = sample if stored[id_].referenced else kept
+                values = revise(dataclasses.replace(stored[id_], sample=found))
                 values |= {"removed": False, "source_id": source_ids[sample.source]}
                 connection.execute(self._update(id_, values))
 

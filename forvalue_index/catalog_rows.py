@@ -130,7 +130,7 @@ def _bad(sample: Sample, reason: str) -> BadSampleError:
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
-    if isinstance(value, str) or not isinstance(value, Mapping | list | tuple):
+    if isinstance(value, str | int | float) or not isinstance(value, Mapping | list | tuple):
         return False
     entries = value.values() if isinstance(value, Mapping) else value
     return limit == 0 or any(_depth_exceeds(entry, limit - 1) for entry in entries)

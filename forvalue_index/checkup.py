@@ -102,9 +102,17 @@ def _contents(
             yield finding
         done += segment.file.n_rows
         on_progress(Progress("checking", done, total))
-    for id_, error in snapshot.damaged_samples():
-        cure = f"run: forvalue remove INDEX {id_}, then add the sample again"
-        yield Finding("damaged sample", str(error), cure)
+    changed: dict[str, list[str]] = {}
+    for id_, source, reason in snapshot.damaged_samples():
+        if source is None:
+            cure = f"run: forvalue remove INDEX {id_}, then add the sample again"
+            yield Finding("damaged sample", reason, cure)
+        else:
+            changed.setdefault(source, []).append(reason)
+    for source, reasons in changed.items():
+        what = f"{len(reasons):,} texts of {source} are not where they were, first {reasons[0]}"
+        cure = f"restore the file, or run: forvalue add INDEX {source}"
+        yield Finding("changed data", what, cure)
 
 
 def _tables(storage: Storage) -> Iterator[Finding]:
@@ -174,6 +182,9 @@ def _embed_anew(storage: Storage, segment: StoredSegment, embedder: Embedder) ->
         removed = snapshot.removed_ids()
         ids = np.setdiff1d(snapshot.segment_ids(segment.file.uid), removed)
         stored = snapshot.samples(ids)
+    for sample in stored.values():
+        if sample.text_error:
+            raise BrokenIndexError(f"{segment.file.uid} cannot be made anew: {sample.text_error}")
     prepared = [embedder.prepare(stored[id_].sample) for id_ in ids.tolist()]
     usable = [p for p in prepared if isinstance(p, Prepared)]
     for bad in prepared:

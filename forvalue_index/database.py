@@ -11,7 +11,6 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,13 @@ _PRAGMAS = (
     # A catalog may come from a stranger: its views and triggers may call nothing that has effects.
     "trusted_schema = OFF",
     "cell_size_check = ON",
+    # All that a commit of one segment changes in the trees of a large catalog, 256 MB at most: with
+    # less, pages are written to the log again and again.
+    "cache_size = -262144",
 )
 _MIGRATION_LOCK = 0x666F7276  # any number that nobody else takes
 # SQLite finds a JSON key only where it is written as it is named, without \u escapes.
-_to_json = partial(json.dumps, ensure_ascii=False)
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 _DAMAGED = ("not a database", "malformed", "disk image")
 # What SQLite calls it where the file that connections share cannot be made, and what everybody
 # calls it where nothing can be written.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -225,8 +225,10 @@ class _Ingestion:
             return
         self.tally.known += 1
         metadata = changed_metadata(known.metadata, row.metadata)
-        if metadata is not None:
-            self.tally.updated += 1
+        self.tally.updated += metadata is not None
+        if known.place not in (None, (row.source, row.position, row.offset)):
+            window.restored[known.id] = replace(row, metadata=metadata or known.metadata)
+        elif metadata is not None:
             window.updated[known.id] = metadata
 
     def _prepare(self, sample: Sample, reject: Reject) -> Prepared | None:

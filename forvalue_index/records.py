@@ -172,13 +172,17 @@ class StoredSegment:
 
 @dataclass(frozen=True)
 class KnownSample:
-    """What is stored under a key. `run_id` is that of the `add` whose segment holds its row."""
+    """What is stored under a key. `run_id` is that of the `add` whose segment holds its row.
+
+    `place` are the source, position and offset of a text that the catalog only refers to.
+    """
 
     id: int
     content_hash: str
     removed: bool
     metadata: Mapping[str, Any]
     run_id: int | None
+    place: tuple[str, int, int | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,6 @@ def _checked(reference: Reference, sample: Sample | None) -> tuple[Message, ...]
     if sample is not None and sample.content_hash == reference.content_hash:
         return sample.messages
     return (
-        f"{reference.path}:{reference.position} has changed since it was added; restore the file, "
-        "or remove its samples and add it again"
+        f"{reference.path}:{reference.position} has changed since it was added; restore the file "
+        "or add it again"
     )

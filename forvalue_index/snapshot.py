@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
+from sqlalchemy.sql.visitors import iterate
 
 from forvalue_index.catalog_rows import chunks, clean_text, unpack
 from forvalue_index.catalog_summary import summarise
@@ -24,7 +25,7 @@ from forvalue_index.records import (
     StoredSegment,
 )
 from forvalue_index.results import CatalogSummary
-from forvalue_index.tables import LIVE, indexes, samples, segments, sources
+from forvalue_index.tables import LIVE, REMOVED, indexes, samples, segments, sources
 
 STREAMED_ROWS = 10_000
 # The largest number that a database counts to.
@@ -40,8 +41,10 @@ _STORED = sa.select(
 ).select_from(_NAMED.join(segments))
 _KNOWN = sa.select(
     *(samples.c[name] for name in ("id", "key", "content_hash", "removed", "metadata")),
+    *(samples.c[name] for name in ("position", "offset")),
+    sources.c.name.label("source"),
     segments.c.run_id,
-).select_from(samples.join(segments))
+).select_from(_NAMED.join(segments))
 
 
 class Snapshot:
@@ -76,7 +79,7 @@ class Snapshot:
 
     def removed_ids(self) -> NDArray[np.int64]:
         """List the ids of removed samples in order."""
-        return self._ids(sa.select(samples.c.id).where(self._own(samples), samples.c.removed))
+        return self._ids(sa.select(samples.c.id).where(self._own(samples), REMOVED))
 
     def total(self) -> int:
         """Count all samples, removed ones too."""
@@ -89,8 +92,11 @@ class Snapshot:
         mine = query.where(self._own(samples), segments.c.uid == uid)
         return {row.id: row.norm for row in self._connection.execute(mine)}
 
-    def damaged_samples(self) -> Iterator[tuple[int, BrokenIndexError]]:
-        """Read every sample; give those that are not what was stored, with the reason."""
+    def damaged_samples(self) -> Iterator[tuple[int, str | None, str]]:
+        """Read every sample; give those that are not what was stored, with the reason.
+
+        Between id and reason stands the source of a text that the catalog only refers to.
+        """
         streamed = {"yield_per": STREAMED_ROWS}
         query = _STORED.where(self._own(samples)).order_by(samples.c.id)
         for rows in self._connection.execute(query, execution_options=streamed).partitions():
@@ -98,10 +104,10 @@ class Snapshot:
                 try:
                     stored = unpack(row, text)
                 except BrokenIndexError as error:
-                    yield row.id, error
+                    yield row.id, None, str(error)
                 else:
-                    if stored.text_error:
-                        yield row.id, BrokenIndexError(stored.text_error)
+                    if stored.text_error and not row.removed:
+                        yield row.id, row.source, stored.text_error
 
     def segment_ids(self, uid: str) -> NDArray[np.int64]:
         """List the ids of the samples of a segment, removed ones too, in order."""
@@ -116,14 +122,12 @@ class Snapshot:
         contents = {clean_text(sample.key): sample.content_hash for sample in candidates}
         found: dict[str, KnownSample] = {}
         # One query for each index over keys; what is live comes last and wins.
-        for state in (samples.c.removed, LIVE):
-            query = _KNOWN.where(self._own(samples), state).order_by(samples.c.id)
+        for state in (REMOVED, LIVE):
+            query = _KNOWN.where(self._own(samples), state)
             for keys in chunks(contents):
                 for row in self._connection.execute(query.where(samples.c.key.in_(keys))):
                     if not row.removed or row.content_hash == contents[row.key]:
-                        found[row.key] = KnownSample(
-                            row.id, row.content_hash, row.removed, row.metadata, row.run_id
-                        )
+                        found[row.key] = self._known(row)
         return found
 
     def samples(self, ids: Iterable[int] | NDArray[np.int64]) -> dict[int, StoredSample]:
@@ -139,7 +143,7 @@ class Snapshot:
         """Find a sample by key, a live one first, or else by id. Raises CatalogError."""
         query = _STORED.where(self._own(samples)).order_by(samples.c.removed, samples.c.id.desc())
         found: list[StoredSample] = []
-        for state in (LIVE, samples.c.removed):
+        for state in (LIVE, REMOVED):
             keyed = query.where(state, samples.c.key == clean_text(name)).limit(1)
             found = found or self._stored(keyed)
         if not found and name.isascii() and name.isdecimal() and int(name) <= MAX_COUNT:
@@ -157,7 +161,7 @@ class Snapshot:
         """Read live samples in order of id, all or those that meet a condition."""
         # The page's ids first: the database may sort these, never whole rows.
         page = self._filtered(samples.c.id, where).order_by(samples.c.id)
-        page = page.limit(min(limit, MAX_COUNT)).offset(min(offset, MAX_COUNT))
+        page = page.limit(min(limit, MAX_COUNT)).offset(min(offset, MAX_COUNT)).correlate(None)
         query = _STORED.where(self._own(samples), samples.c.id.in_(page)).order_by(samples.c.id)
         return self._stored(query)
 
@@ -177,6 +181,10 @@ class Snapshot:
     def summary(self) -> CatalogSummary:
         """Count and measure what the index holds."""
         return summarise(self._connection, self._id)
+
+    def _known(self, row: Any) -> KnownSample:
+        place = None if self._texts is None else (row.source, row.position, row.offset)
+        return KnownSample(row.id, row.content_hash, row.removed, row.metadata, row.run_id, place)
 
     def _stored(self, query: sa.Select[Any]) -> list[StoredSample]:
         rows = self._connection.execute(query).all()
@@ -203,17 +211,21 @@ class Snapshot:
         return int(found)
 
     def _ids(self, query: sa.Select[Any]) -> NDArray[np.int64]:
-        ordered = query.order_by(samples.c.id)
-        return np.fromiter(self._connection.scalars(ordered), dtype=np.int64)
+        # Sorted here, so that the database may go through the smallest index.
+        return np.sort(np.fromiter(self._connection.scalars(query), dtype=np.int64))
 
     def _filtered(self, column: Any, where: str | None) -> sa.Select[Any]:
-        query = sa.select(column).where(self._own(samples), LIVE)
+        query = sa.select(column).select_from(samples).where(self._own(samples), LIVE)
         if where is None:
-            return query.select_from(samples)
+            return query
         # Imported here because few commands take a condition, and sqlglot takes its time.
         from forvalue_index.filters import compile_filter
 
-        return query.select_from(_NAMED).where(compile_filter(where))
+        condition = compile_filter(where)
+        query = query.where(condition)
+        if all(part is not sources.c.name for part in iterate(condition)):
+            return query  # a join would look up the source of every sample
+        return query.where(samples.c.source_id == sources.c.id, self._own(sources))
 
     def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
         return table.c.index_id == self._id
