@@ -24,8 +24,9 @@ OPTIONS = {
     "init": {
         *("--model", "--adapter", "--revision", "--dim", "--seed", "--labels", "--template"),
         *("--max-length", "--row-dtype", "--dtype", "--catalog", "--trust-remote-code", "--json"),
+        "--payload",
     },
-    "add": {"--columns", "--on-bad", "--json", *MODEL_OPTIONS},
+    "add": {"--columns", "--on-bad", "--wait", "--json", *MODEL_OPTIONS},
     "query": {
         "--columns",
         "--on-bad",
@@ -39,16 +40,20 @@ OPTIONS = {
     "show": {"--json"},
     "list": {"--where", "--limit", "--offset", "--json"},
     "info": {"--json"},
+    "remove": {"--source", "--where", "--dry-run", "--yes", "--wait", "--json"},
+    "compact": {"--wait", "--json"},
+    "check": {"--repair", "--wait", "--json", *MODEL_OPTIONS},
+    "migrate": {"--wait", "--json"},
     "make-demo-data": {"--seed"},
 }
 INFO_KEYS = [
     *("samples", "removed", "segments", "bytes", "dim", "row_dtype", "model", "adapter"),
     *("revision", "trust_remote_code", "dtype", "labels", "template", "max_length", "seed"),
-    "fingerprint",
-    *("index_version", "catalog", "search", "sources", "loss", "label_error_mass"),
+    *("payload", "fingerprint"),
+    *("index_version", "catalog", "search", "sources", "loss", "label_error_mass", "stopped"),
 ]
 ADD_KEYS = [
-    *("read", "added", "known", "rejected", "truncated", "label_tokens", "segments", "seconds"),
+    *("read", "added", "restored", "known", "updated", "rejected", "truncated", "label_tokens", "segments", "seconds"),
     *("tokens_per_s", "rejected_file"),
 ]
 QUERY_KEYS = [
@@ -61,6 +66,7 @@ HIT_KEYS = [
 SAMPLE_KEYS = [
     *("id", "key", "source", "position", "content_hash", "n_tokens", "n_label_tokens"),
     *("truncated", "loss", "label_error_mass", "norm", "metadata", "messages"),
+    "text_error",
 ]
 
 

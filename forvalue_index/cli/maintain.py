@@ -54,9 +54,9 @@ def remove(
     if as_json:
         print_json({"matching": matching, "removed": removed, "dry_run": dry_run})
     elif dry_run:
-        click.echo(f"{matching:,} samples would be removed.")
+        click.echo(f"{_counted(matching, 'sample')} would be removed.")
     else:
-        click.echo(f"{removed:,} samples removed.")
+        click.echo(f"{_counted(removed, 'sample')} removed.")
 
 
 @click.command()
@@ -73,7 +73,7 @@ def compact(index: Path, wait: bool, as_json: bool) -> None:
         print_json(compact_document(report))
     else:
         click.echo(
-            f"{report.segments_before:,} segments became {report.segments_after:,}; "
+            f"{_counted(report.segments_before, 'segment')} became {report.segments_after:,}; "
             f"{report.dropped:,} removed samples were forgotten; "
             f"{report.bytes_before:,} bytes became {report.bytes_after:,}."
         )
@@ -136,7 +136,15 @@ def migrate(index: Path, wait: bool, as_json: bool) -> None:
         click.echo(f"{index} had schema {before}, and has {after} now.")
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
+
+
 def _ask(question: str) -> None:
-    if not sys.stdin.isatty():
+    if not _somebody_is_there():
         raise UsageError("nobody is there to be asked; give --yes, or see with --dry-run")
     click.confirm(question, abort=True, err=True)
