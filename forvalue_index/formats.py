@@ -77,7 +77,7 @@ def read_jsonl(path: Path) -> Rows:
             offset += len(line)
 
 
-def lines_at(path: Path, places: list[tuple[int, int]]) -> Rows:
+def lines_at(path: Path, places: list[tuple[int, int]]) -> Iterator[tuple[int, Any, int]]:
     """Rows of a JSONL file by position and offset in bytes."""
     with path.open("rb") as file:
         for position, offset in places:

@@ -13,7 +13,7 @@ from forvalue_index.exceptions import SourceError, UsageError
 from forvalue_index.records import Message, Reference, Sample
 from forvalue_index.sources import RowSource, open_sources
 
-Place = tuple[str, tuple[tuple[str, str], ...]]
+File = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class FileTexts:
@@ -39,10 +39,10 @@ class FileTexts:
 
     def read(self, references: Sequence[Reference]) -> list[tuple[Message, ...] | str]:
         """The messages of each sample, or why they are not there any more."""
-        wanted: dict[Place, list[Reference]] = {}
+        wanted: dict[File, list[Reference]] = {}
         for reference in references:
-            place = (reference.path, tuple(reference.columns.items()))
-            wanted.setdefault(place, []).append(reference)
+            file = (reference.path, tuple(reference.columns.items()))
+            wanted.setdefault(file, []).append(reference)
         found: dict[Reference, tuple[Message, ...] | str] = {}
         for (path, columns), group in wanted.items():
             found.update(self._read_file(path, dict(columns), group))
@@ -53,10 +53,10 @@ class FileTexts:
     ) -> dict[Reference, tuple[Message, ...] | str]:
         try:
             source = self._source(name, columns)
-            samples = source.samples_at({r.position: r.offset for r in wanted})
+            samples = source.samples_at({(r.position, r.offset) for r in wanted})
         except SourceError as error:
             return {reference: str(error) for reference in wanted}
-        return {r: _checked(r, samples.get(r.position)) for r in wanted}
+        return {r: _checked(r, samples.get((r.position, r.offset))) for r in wanted}
 
     def _source(self, name: str, columns: Mapping[str, str]) -> RowSource:
         path = (self._root / name).resolve()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +37,8 @@ from forvalue_index.formats import (
 )
 from forvalue_index.records import BadRow, Sample
 
+Place = tuple[int, int | None]
+
 
 @dataclass(eq=False)
 class RowSource:
@@ -53,17 +55,23 @@ class RowSource:
         for position, row, *offset in self.read():
             yield self._checked(position, row, *offset)
 
-    def samples_at(self, places: Mapping[int, int | None]) -> dict[int, Sample]:
-        """Samples by position, with offsets where they are known. Raises SourceError."""
-        if self.path is not None and None not in places.values():
-            wanted = [(place, places[place] or 0) for place in sorted(places)]
+    def samples_at(self, places: Collection[Place]) -> dict[Place, Sample]:
+        """The samples at places of a file: positions, with offsets where they are known.
+
+        Raises SourceError.
+        """
+        found: dict[Place, Sample | BadRow] = {}
+        lines = sorted((p, offset) for p, offset in places if offset is not None)
+        if self.path is not None and lines:
             with _readable(self.name):
-                rows = [self._checked(*line) for line in lines_at(self.path, wanted)]
-        else:
-            last = max(places)
-            read = takewhile(lambda row: row.position <= last, self.samples())
-            rows = [row for row in read if row.position in places]
-        return {row.position: row for row in rows if isinstance(row, Sample)}
+                for line in lines_at(self.path, lines):
+                    found[line[0], line[2]] = self._checked(*line)
+        last = max((p for p, offset in places if offset is None), default=0)
+        if last:
+            for row in takewhile(lambda row: row.position <= last, self.samples()):
+                found[row.position, None] = row
+        samples = ((place, found.get(place)) for place in places)
+        return {place: sample for place, sample in samples if isinstance(sample, Sample)}
 
     def _checked(self, position: int, row: Any, offset: int | None = None) -> Sample | BadRow:
         bad = partial(BadRow, self.name, position)
