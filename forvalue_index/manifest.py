@@ -72,6 +72,7 @@ def migrate_catalog(path: Path, *, wait: bool = False) -> tuple[str, str]:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the index at `path`. Raises BrokenIndexError where there is none."""
+    _refuse_links(path)
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -183,6 +184,17 @@ def refuse_strange_catalog(catalog: str) -> None:
 def catalog_address(path: Path, catalog: str) -> str | Path:
     """The default catalog lies in the index, so that the directory can be moved."""
     return path.resolve() / CATALOG if catalog == DEFAULT_CATALOG else catalog
+
+
+def _refuse_links(path: Path) -> None:
+    """An index may come from a stranger: nothing of it may stand for a file elsewhere."""
+    inside = path.resolve()
+    for name in (MANIFEST, TABLES, CATALOG, SEGMENTS, REJECTED):
+        if not (path / name).resolve().is_relative_to(inside):
+            raise BrokenIndexError(
+                f"{path / name} is a link that leads out of the index, and nothing outside of an "
+                "index is read; put the file itself there, or link the whole directory"
+            )
 
 
 def _is_part(name: str) -> bool:
