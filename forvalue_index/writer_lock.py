@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from forvalue_index.records import Progress
 
 LOCK = "writer.lock"
 POLL_S = 0.1
+REPORT_S = 1.0
 
 
 @contextmanager
@@ -39,8 +40,10 @@ def writer_lock(
                 f"{index} is being written to by {_holder(path)}. Wait for it to finish, or give "
                 "--wait"
             ) from None
-        on_progress(Progress("waiting", 0, 1))
-        lock.acquire(timeout=-1, poll_interval=POLL_S)
+        while not lock.is_locked:
+            on_progress(Progress("waiting", 0, 1))
+            with suppress(Timeout):
+                lock.acquire(timeout=REPORT_S, poll_interval=POLL_S)
         on_progress(Progress("waiting", 1, 1))
     try:
         # Into the locked file itself: what a dead writer leaves in it is never asked for.
