@@ -56,6 +56,10 @@ class CatalogError(ForValueError):
     """The catalog's database cannot be reached, or refuses a change."""
 
 
+class NoRoomError(CatalogError):
+    """The catalog's disk is full, and nothing has changed."""
+
+
 def connect(address: str | Path) -> sa.Engine:
     """Prepare connections to an SQLite file or to the database of a URL; none is made yet.
 
@@ -207,11 +211,15 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
                 f"{name} is not a catalog or is damaged ({reason}). Restore it from a backup, or "
                 "create the index anew"
             ) from error
-        if any(sign in reason for sign in _FULL) or _errorname(error.orig) == _NO_SHARED_FILE:
-            raise CatalogError(
-                f"{name} has no room to write ({reason}). Make room on its disk, then run the same "
-                "again"
-            ) from error
+        no_room = (
+            f"{name} has no room to write ({reason}). Make room on its disk, then run the same "
+            "again"
+        )
+        if any(sign in reason for sign in _FULL):
+            raise NoRoomError(no_room) from error
+        if _errorname(error.orig) == _NO_SHARED_FILE:
+            # No NoRoomError: a commit may be in the log already.
+            raise CatalogError(no_room) from error
         raise CatalogError(
             f"{name} does not do what was asked ({reason}). See that the database can be reached "
             "and written to and is not locked, then run the same again"

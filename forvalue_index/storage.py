@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from forvalue_index.catalog import Catalog
+from forvalue_index.database import NoRoomError
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.interrupts import interrupts_held
 from forvalue_index.manifest import (
@@ -31,7 +32,7 @@ from forvalue_index.manifest import (
     refuse_occupied,
     texts_of,
 )
-from forvalue_index.records import Sample, SampleStatistics
+from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.segments import (
     Block,
@@ -159,7 +160,8 @@ class Storage:
     ) -> None:
         """Store rows and samples: the segment file first, then one transaction."""
         segment = self.segments.write(rows, dtype=self.row_dtype)
-        self.catalog.commit_segment(segment, samples, statistics, run_id=run_id)
+        with self._unrecorded(segment):
+            self.catalog.commit_segment(segment, samples, statistics, run_id=run_id)
 
     def replace(self, uids: Sequence[str], ids: NDArray[np.int64], rows: Tensor) -> None:
         """Let one new segment with the rows [id, dim] take the place of others, by uid.
@@ -174,9 +176,23 @@ class Storage:
                 new = self.segments.write(
                     rows, dtype=self.row_dtype, offsets=None if plain else offsets
                 )
-            self.catalog.replace_segments(uids, new, first_id=first_id)
+            with self._unrecorded(new):
+                self.catalog.replace_segments(uids, new, first_id=first_id)
             for uid in uids:
                 self.segments.delete(uid)
+
+    @contextmanager
+    def _unrecorded(self, segment: SegmentRecord | None) -> Iterator[None]:
+        """Take back a written segment that a full disk kept from being recorded.
+
+        After any other error it stays: whether it was recorded may show only later.
+        """
+        try:
+            yield
+        except NoRoomError:
+            if segment is not None:
+                self.segments.delete(segment.uid)
+            raise
 
     @property
     def row_dtype(self) -> torch.dtype:
