@@ -1,0 +1,201 @@
+"""What changes stored samples: removal, restoring, new metadata, merged segments; and runs."""
+
+import dataclasses
+
+import pytest
+import sqlalchemy as sa
+from catalogs import UID, Now, commit, sample, segment, statistics
+
+from forvalue_index.catalog import Catalog
+from forvalue_index.database import CatalogError
+from forvalue_index.records import Message, Sample
+from forvalue_index.tables import runs, samples
+
+pytest_plugins = ("catalog_fixtures",)
+
+
+def uids(catalog):
+    return [stored.file.uid for stored in Now(catalog).segments()]
+
+
+def removed_flags(catalog):
+    with catalog._engine.connect() as connection:
+        query = sa.select(samples.c.id, samples.c.removed).order_by(samples.c.id)
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def test_the_key_of_a_removed_sample_can_be_taken_by_other_content(filled):
+    filled.remove([1])
+    other = sample(8, own_id="own-1")
+    assert Now(filled).known([other]) == {}
+    assert commit(filled, [other]) == 5
+    assert Now(filled).sample("own-1").sample == other
+    assert Now(filled).sample("1").sample == sample(1, own_id="own-1")
+    assert Now(filled).known([other])["own-1"].id == 5
+    # The live one answers, also where the removed one has the content that is asked for.
+    found = Now(filled).known([sample(1, own_id="own-1")])["own-1"]
+    assert (found.id, found.content_hash, found.removed) == (5, other.content_hash, False)
+    with pytest.raises(CatalogError, match="a key is taken"):
+        commit(filled, [sample(1, own_id="own-1")])
+
+
+def test_of_removed_samples_with_one_key_that_of_equal_content_is_known(filled):
+    filled.remove([1])
+    commit(filled, [sample(8, own_id="own-1")])
+    filled.remove([5])
+    for number, id_ in ((1, 1), (8, 5)):
+        found = Now(filled).known([sample(number, own_id="own-1")])
+        assert (found["own-1"].id, found["own-1"].removed) == (id_, True)
+    assert Now(filled).known([sample(9, own_id="own-1")]) == {}
+
+
+def test_restoring_brings_source_position_and_metadata_of_the_new_row(filled):
+    before = Now(filled).samples([1])[1]
+    filled.remove([1, 3])
+    again = dataclasses.replace(sample(1, own_id="own-1"), source="c.jsonl", position=77)
+    again = dataclasses.replace(again, metadata={"lang": "fr", "bad": float("nan")})
+    filled.restore({1: again})
+    found = Now(filled).sample("own-1")
+    stored = dataclasses.replace(again, metadata={"lang": "fr", "bad": None})
+    assert found == dataclasses.replace(before, sample=stored)
+    assert Now(filled).live_ids("source = 'c.jsonl' AND metadata.lang = 'fr'").tolist() == [1]
+    assert Now(filled).removed_ids().tolist() == [3]
+    assert Now(filled).version() == 4
+
+
+def test_restoring_keeps_the_messages_as_they_were_stored(catalog):
+    """Content is equal whatever the order of a message's fields, and the text is not."""
+    first = Message("user", "question", {"name": "a", "weight": 1})
+    second = Message("user", "question", {"weight": 1, "name": "a"})
+    assert Sample((first,)).content_hash == Sample((second,)).content_hash
+    catalog.commit_segment(segment(1), [Sample((first,), "a", 1)], [statistics(1)])
+    catalog.remove([0])
+    catalog.restore({0: Sample((second,), "b", 2)})
+    assert Now(catalog).samples([0])[0].sample == Sample((first,), "b", 2)
+
+
+def test_new_metadata_replace_all_that_a_sample_had_and_nothing_else(filled):
+    before = Now(filled).samples(range(5))
+    filled.update_metadata({3: {"new": 1}, 0: {}})
+    after = Now(filled).samples(range(5))
+    for id_, metadata in ((3, {"new": 1}), (0, {})):
+        changed = dataclasses.replace(before[id_].sample, metadata=metadata)
+        before[id_] = dataclasses.replace(before[id_], sample=changed)
+    assert after == before
+    assert Now(filled).live_ids("metadata.new = 1").tolist() == [3]
+    assert Now(filled).version() == 3
+
+
+def test_removed_samples_get_new_metadata_and_stay_removed(filled):
+    filled.remove([3])
+    filled.update_metadata({3: {"new": 1}})
+    assert Now(filled).samples([3])[3].sample.metadata == {"new": 1}
+    assert Now(filled).removed_ids().tolist() == [3]
+
+
+def test_an_unfinished_run_of_the_same_sources_goes_on(catalog):
+    first = catalog.start_run(["a.jsonl", "b.jsonl"])
+    assert catalog.start_run(["a.jsonl", "b.jsonl"]) == first
+    others = [["b.jsonl", "a.jsonl"], ["a.jsonl"], []]
+    started = [catalog.start_run(names) for names in others]
+    assert len({first, *started}) == 4
+    assert Now(catalog).summary().stopped == (
+        ("a.jsonl", "b.jsonl"), ("b.jsonl", "a.jsonl"), ("a.jsonl",), (),
+    )  # fmt: skip
+
+
+def test_a_finished_run_does_not_go_on(catalog):
+    first = catalog.start_run(["a.jsonl"])
+    catalog.finish_run(first)
+    assert Now(catalog).summary().stopped == ()
+    assert catalog.start_run(["a.jsonl"]) != first
+    with catalog._engine.connect() as connection:
+        times = connection.execute(sa.select(runs.c.started_at, runs.c.finished_at)).all()
+    assert [finished is None for _, finished in times] == [False, True]
+    assert times[0].finished_at >= times[0].started_at
+
+
+def test_samples_know_the_run_that_added_them_until_their_segment_is_merged(catalog):
+    run = catalog.start_run(["a.jsonl"])
+    commit(catalog, [sample(0)], run_id=run)
+    commit(catalog, [sample(1)])
+    known = Now(catalog).known([sample(0), sample(1)])
+    assert [known[sample(n).key].run_id for n in (0, 1)] == [run, None]
+    catalog.replace_segments(uids(catalog), segment(2), first_id=0)
+    assert Now(catalog).known([sample(0)])[sample(0).key].run_id is None
+
+
+def test_runs_belong_to_their_index(catalog, database_url):
+    run = catalog.start_run(["a.jsonl"])
+    with Catalog.create(database_url, "other", "print") as other:
+        assert other.start_run(["a.jsonl"]) != run
+        assert len(Now(other).summary().stopped) == 1
+
+
+def test_a_merged_segment_takes_the_place_of_others_and_what_was_removed_is_forgotten(filled):
+    commit(filled, [sample(5)])
+    filled.remove([1, 3])
+    before = Now(filled).samples([0, 2, 4, 5])
+    merged = segment(3)
+    filled.replace_segments(uids(filled)[:2], merged, first_id=0)
+    files = Now(filled).segments()
+    assert [(s.first_id, s.file.n_rows) for s in files] == [(0, 3), (5, 1)]
+    assert files[0].file == merged
+    after = Now(filled).samples(range(6))
+    assert after.keys() == {0, 2, 4, 5}
+    for id_ in (0, 2, 4):
+        assert after[id_] == dataclasses.replace(before[id_], segment=merged.uid)
+    assert after[5] == before[5]
+    assert Now(filled).segment_ids(merged.uid).tolist() == [0, 2, 4]
+    assert Now(filled).removed_ids().tolist() == []
+    assert commit(filled, [sample(1, own_id="own-1")]) == 6
+
+
+def test_segments_without_live_samples_go_without_a_successor(filled):
+    filled.remove([3, 4])
+    filled.replace_segments(uids(filled)[1:], None, first_id=3)
+    assert [s.first_id for s in Now(filled).segments()] == [0]
+    assert (Now(filled).total(), Now(filled).count()) == (3, 3)
+    assert Now(filled).list_samples("source = 'b.jsonl'", limit=1) == []
+    assert commit(filled, [sample(3)]) == 5
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "n_rows"),
+    [
+        pytest.param(lambda catalog: catalog.remove([0]), 4, id="removed"),
+        pytest.param(
+            lambda catalog: catalog.restore({1: sample(1, own_id="own-1")}), 4, id="restored"
+        ),
+        pytest.param(lambda catalog: None, 3, id="too few rows"),
+        pytest.param(lambda catalog: None, 5, id="too many rows"),
+        pytest.param(lambda catalog: None, None, id="none at all"),
+    ],
+)
+def test_segments_whose_samples_changed_meanwhile_are_not_replaced(filled, meanwhile, n_rows):
+    filled.remove([1])
+    meanwhile(filled)
+    version, before = Now(filled).version(), Now(filled).segments()
+    stored, flags = Now(filled).samples(range(5)), removed_flags(filled)
+    new = None if n_rows is None else segment(n_rows)
+    with pytest.raises(CatalogError, match=r"changed while .* nothing has changed"):
+        filled.replace_segments(uids(filled), new, first_id=0)
+    assert (Now(filled).version(), Now(filled).segments()) == (version, before)
+    assert (Now(filled).samples(range(5)), removed_flags(filled)) == (stored, flags)
+
+
+def test_merging_leaves_other_indexes_alone(filled, database_url):
+    with Catalog.create(database_url, "other", "print") as other:
+        commit(other, [sample(0), sample(1)])
+        other.remove([0])
+        filled.replace_segments(uids(filled) + uids(other), segment(5), first_id=0)
+        assert Now(other).total() == 2
+        assert len(Now(other).segments()) == 1
+
+
+def test_a_sound_catalog_has_no_complaints_and_can_be_reindexed(filled, database_url):
+    filled.remove([1])
+    filled.reindex()
+    assert filled.complaints() == []
+    with Catalog.open(database_url, UID) as again:
+        assert Now(again).count("source = 'a.jsonl'") == 2
