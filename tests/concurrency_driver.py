@@ -205,7 +205,7 @@ class Reader:
             self.index = ValuationIndex.open(self.path)
         act = self.chosen.choice((self.values, self.export, self.query, self.ask, self.read))
         act()
-        if self.chosen.random() < 0.02:
+        if self.chosen.random() < 0.05:
             self.check()
         self.did[act.__name__] += 1
         if not self.keeps:
