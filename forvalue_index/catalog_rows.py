@@ -89,7 +89,10 @@ def unpack(row: Any, text_found: tuple[Message, ...] | str = "") -> StoredSample
         metadata=row.metadata,
         offset=row.offset,
     )
-    found = _checksum(row._mapping, row.source, text)
+    try:
+        found = _checksum(row._mapping, row.source, text)
+    except TypeError as error:  # a text that has become bytes
+        raise _damaged(row.id, str(error)) from error
     if row.checksum not in (None, found):
         raise _damaged(row.id, f"its checksum is {found}, and was {row.checksum}")
     statistics = SampleStatistics(*(getattr(row, name) for name in _MEASURED))
@@ -178,7 +181,7 @@ def _messages(id_: int, text: bytes) -> tuple[Message, ...]:
 def _damaged(id_: int, reason: str) -> BrokenIndexError:
     return BrokenIndexError(
         f"What the catalog holds of sample {id_} is damaged ({reason}). Restore the catalog from a "
-        "backup, or remove the sample and add it again"
+        "backup, or remove the sample, compact the index and add it again"
     )
 
 

@@ -105,7 +105,10 @@ def _contents(
     changed: dict[str, list[str]] = {}
     for id_, source, reason in snapshot.damaged_samples():
         if source is None:
-            cure = f"run: forvalue remove INDEX {id_}, then add the sample again"
+            cure = (
+                f"run: forvalue remove INDEX {id_}; forvalue compact INDEX; then add the sample "
+                "again"
+            )
             yield Finding("damaged sample", reason, cure)
         else:
             changed.setdefault(source, []).append(reason)

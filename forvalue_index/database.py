@@ -204,6 +204,11 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
         yield
     except sa.exc.IntegrityError:
         raise
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BrokenIndexError(
+            f"{describe(engine)} is damaged ({error}). Run: forvalue check INDEX, which names what "
+            "is; or restore it from a backup"
+        ) from error
     except sa.exc.DBAPIError as error:
         name, reason = describe(engine), str(error.orig).strip()
         if any(sign in reason for sign in _DAMAGED):

@@ -32,5 +32,5 @@ def chosen_ids(
         )
     if described:
         return snapshot.live_ids(where, source=source)
-    found = {stored.id for stored in (snapshot.sample(str(name)) for name in names)}
+    found = {snapshot.sample_id(str(name)) for name in names}
     return np.intersect1d(snapshot.live_ids(), np.array(sorted(found), dtype=np.int64))

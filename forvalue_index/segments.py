@@ -31,6 +31,7 @@ from forvalue_index.records import SegmentRecord, StoredSegment
 GEOMETRY = "raw"
 CHECKSUM = "checksum"
 OFFSET = "offset"
+UID_FIELD = "uid"
 BLOCK_ROWS = 1024
 SUFFIX = ".safetensors"
 UID = re.compile(r"[0-9a-f]{32}")
@@ -70,7 +71,7 @@ class SegmentStore:
         tensors = {GEOMETRY: stored, CHECKSUM: row_checksums(stored, places)}
         if offsets is not None:
             tensors[OFFSET] = places
-        content = save(tensors)
+        content = save(tensors, {UID_FIELD: uid})
         self._directory.mkdir(exist_ok=True)
         write_durably(self.path(uid), content)
         return SegmentRecord(uid, len(rows), len(content), hashlib.sha256(content).hexdigest())
@@ -114,14 +115,18 @@ class SegmentFile:
     """One mapped segment."""
 
     def __init__(self, path: Path, segment: StoredSegment) -> None:
-        self._path = path
+        self.path = path
         self._first_id, self._n_rows = segment.first_id, segment.file.n_rows
         with self._errors():
             file: Any = safe_open(path, framework="pt")
             self._file, names = file, set(file.keys())
             rows = file.get_slice(GEOMETRY)
             self.dim, found = int(rows.get_shape()[1]), int(rows.get_shape()[0])
-            if CHECKSUM not in names and file_digest(path) != segment.file.sha256:
+            written_as = (file.metadata() or {}).get(UID_FIELD)
+            if written_as not in (None, segment.file.uid):
+                raise self._broken(f"it holds the segment {written_as}")
+            whole = written_as is not None and CHECKSUM in names
+            if not whole and file_digest(path) != segment.file.sha256:
                 raise self._broken("its checksum is not that in the catalog")
             self._checksums = file.get_tensor(CHECKSUM) if CHECKSUM in names else None
             self._offsets = file.get_tensor(OFFSET) if OFFSET in names else torch.arange(found)
@@ -153,7 +158,7 @@ class SegmentFile:
             yield Block(ids[chunk], rows)
 
     def _broken(self, reason: str) -> BrokenIndexError:
-        return BrokenIndexError(f"{self._path} is damaged: {reason}; {CURE}")
+        return BrokenIndexError(f"{self.path} is damaged: {reason}; {CURE}")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -46,6 +46,8 @@ _KNOWN = sa.select(
     segments.c.run_id,
 ).select_from(_NAMED.join(segments))
 
+_SEGMENT = tuple(segments.c[name] for name in ("first_id", "uid", "n_rows", "n_bytes", "sha256"))
+
 
 class Snapshot:
     """Reads of one index within one transaction. Made by `Catalog.snapshot`."""
@@ -64,8 +66,11 @@ class Snapshot:
 
     def segments(self) -> list[StoredSegment]:
         """List the segments in order of their ids."""
-        query = sa.select(segments).where(self._own(segments)).order_by(segments.c.first_id)
-        return [_segment(row) for row in self._connection.execute(query)]
+        query = sa.select(*_SEGMENT).where(self._own(segments)).order_by(segments.c.first_id)
+        return [
+            StoredSegment(row.first_id, SegmentRecord(row.uid, row.n_rows, row.n_bytes, row.sha256))
+            for row in self._connection.execute(query)
+        ]
 
     def live_ids(self, where: str | None = None, *, source: str | None = None) -> NDArray[np.int64]:
         """List the ids of live samples in order: all, or those of a source or a condition.
@@ -126,7 +131,7 @@ class Snapshot:
             query = _KNOWN.where(self._own(samples), state)
             for keys in chunks(contents):
                 for row in self._connection.execute(query.where(samples.c.key.in_(keys))):
-                    if not row.removed or row.content_hash == contents[row.key]:
+                    if not row.removed or row.content_hash == contents.get(row.key):
                         found[row.key] = self._known(row)
         return found
 
@@ -141,19 +146,31 @@ class Snapshot:
 
     def sample(self, name: str) -> StoredSample:
         """Find a sample by key, a live one first, or else by id. Raises CatalogError."""
-        query = _STORED.where(self._own(samples)).order_by(samples.c.removed, samples.c.id.desc())
-        found: list[StoredSample] = []
-        for state in (LIVE, REMOVED):
-            keyed = query.where(state, samples.c.key == clean_text(name)).limit(1)
-            found = found or self._stored(keyed)
-        if not found and name.isascii() and name.isdecimal() and int(name) <= MAX_COUNT:
-            found = self._stored(query.where(samples.c.id == int(name)))
-        if not found:
-            raise CatalogError(
-                f"There is no sample with the key or id {name!r} in the index. List them with: "
-                "forvalue list"
+        id_ = self.sample_id(name)
+        found = self.samples([id_]).get(id_)
+        if found is None or (found.sample.key != clean_text(name) and _as_id(name) != id_):
+            raise BrokenIndexError(
+                f"The catalog does not find the sample {name!r} any more: it is damaged. "
+                "Run: forvalue check INDEX --repair"
             )
-        return found[0]
+        return found
+
+    def sample_id(self, name: str) -> int:
+        """Find the id of a sample as `sample` does, though what is stored of it be damaged."""
+        query = sa.select(samples.c.id).where(self._own(samples))
+        matches = [
+            *(state & (samples.c.key == clean_text(name)) for state in (LIVE, REMOVED)),
+            *(samples.c.id == number for number in (_as_id(name),) if number is not None),
+        ]
+        for match in matches:
+            latest = query.where(match).order_by(samples.c.id.desc()).limit(1)
+            found = self._connection.execute(latest).scalar_one_or_none()
+            if found is not None:
+                return int(found)
+        raise CatalogError(
+            f"There is no sample with the key or id {name!r} in the index. List them with: "
+            "forvalue list"
+        )
 
     def list_samples(
         self, where: str | None = None, *, limit: int, offset: int = 0
@@ -238,5 +255,7 @@ def _mentions(query: sa.Select[Any], column: sa.Column[Any]) -> bool:
     return any(part is column for part in iterate(query))
 
 
-def _segment(row: Any) -> StoredSegment:
-    return StoredSegment(row.first_id, SegmentRecord(row.uid, row.n_rows, row.n_bytes, row.sha256))
+def _as_id(name: str) -> int | None:
+    """The id that a name of digits may mean."""
+    plain = name.isascii() and name.isdecimal() and len(name) <= len(str(MAX_COUNT))
+    return int(name) if plain and int(name) <= MAX_COUNT else None

@@ -35,6 +35,7 @@ from forvalue_index.manifest import (
 from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.segments import (
+    CURE,
     Block,
     MissingSegmentError,
     SegmentFile,
@@ -209,6 +210,22 @@ class Storage:
         with ExitStack() as stack:
             yield self._view(stack)
 
+    def _refuse_strange_rows(self, catalog: Snapshot, files: Sequence[SegmentFile]) -> None:
+        """Raise BrokenIndexError unless there is one row for each sample, of the right width."""
+        width = self.manifest.row_width
+        stored = np.concatenate([np.empty(0, np.int64), *(file.ids for file in files)])
+        recorded = np.concatenate([catalog.live_ids(), catalog.removed_ids()])
+        if not np.array_equal(np.sort(stored), np.sort(recorded)):
+            raise BrokenIndexError(
+                f"{self.path} is damaged: its segments hold other samples than its catalog; {CURE}"
+            )
+        for file in files:
+            if file.dim != width:
+                raise BrokenIndexError(
+                    f"{file.path} is damaged: its rows have {file.dim} floats, and those of the "
+                    f"index {width}; {CURE}"
+                )
+
     def _view(self, stack: ExitStack) -> View:
         for _ in range(ATTEMPTS):
             snapshot = stack.enter_context(self.catalog.snapshot())
@@ -221,6 +238,7 @@ class Storage:
                         raise
                 stack.close()
             else:
+                self._refuse_strange_rows(snapshot, files)
                 return View(snapshot, files, self.manifest)
         raise BrokenIndexError(
             f"{self.path} was compacted {ATTEMPTS} times while it was opened; run the same again"

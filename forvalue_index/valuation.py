@@ -15,11 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.contracts import OnProgress, SearchIndex, Source, ignore_progress
-from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
+from forvalue_index.exceptions import (
+    BadSampleError,
+    BrokenIndexError,
+    SourceError,
+    UsageError,
+)
 from forvalue_index.features import Embedder, Prepared
 from forvalue_index.records import BadRow, Progress, StoredSample
 from forvalue_index.results import QueryResult, ScoredSample, ValidationResult, Values
-from forvalue_index.segments import GEOMETRY
+from forvalue_index.segments import CURE, GEOMETRY
 from forvalue_index.sketch import standard_errors
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.storage import Storage, View
@@ -133,6 +138,7 @@ class Valuer:
         harmful = [(ids, -scores) for ids, scores in self._search.search(-queries, bottom)]
         found = np.unique(np.concatenate([ids for ids, _ in [*helpful, *harmful]]))
         stored = catalog.samples(found.tolist())
+        _refuse_other_ids(np.array(sorted(stored), dtype=np.int64), found)
         answers = [
             (self._hits(query, best, stored), self._hits(query, worst, stored))
             for query, best, worst in zip(queries, helpful, harmful, strict=True)
@@ -216,6 +222,7 @@ def named_values(catalog: Snapshot, scored: Values) -> Iterator[dict[str, list[o
     for start in range(0, len(scored.ids), EXPORTED_ROWS):
         chunk = slice(start, start + EXPORTED_ROWS)
         named = list(islice(identities, EXPORTED_ROWS))
+        _refuse_other_ids(np.array([id_ for id_, _, _ in named], np.int64), scored.ids[chunk])
         yield {
             "id": scored.ids[chunk].tolist(),
             "key": [key for _, key, _ in named],
@@ -223,6 +230,11 @@ def named_values(catalog: Snapshot, scored: Values) -> Iterator[dict[str, list[o
             "score": scored.scores[chunk].tolist(),
             "stderr": scored.stderrs[chunk].tolist(),
         }
+
+
+def _refuse_other_ids(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> None:
+    if not np.array_equal(found, wanted):
+        raise BrokenIndexError(f"The catalog does not find all samples by their ids; {CURE}")
 
 
 def _lost_texts(stored: Mapping[int, StoredSample]) -> Iterator[str]:

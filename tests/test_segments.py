@@ -203,14 +203,14 @@ def test_a_flipped_bit_anywhere_in_a_segment_is_found(store, tmp_path, dtype, of
 def swap_rows(path):
     tensors = load_file(path)
     tensors[segments.GEOMETRY][[2, 3]] = tensors[segments.GEOMETRY][[3, 2]]
-    save_file(tensors, path)
+    save_file(tensors, path, {"uid": path.stem})
 
 
 def swap_rows_with_checksums(path):
     tensors = load_file(path)
     for name in (segments.GEOMETRY, segments.CHECKSUM):
         tensors[name][[2, 3]] = tensors[name][[3, 2]]
-    save_file(tensors, path)
+    save_file(tensors, path, {"uid": path.stem})
 
 
 @pytest.mark.parametrize("swap", [swap_rows, swap_rows_with_checksums])
@@ -219,6 +219,13 @@ def test_rows_that_changed_places_are_found(store, tmp_path, swap):
     swap(path_of(tmp_path, record))
     with pytest.raises(BrokenIndexError, match="the row of sample 2 is not what was stored"):
         blocks_of(store, record)
+
+
+def test_the_file_of_another_segment_is_found(store, tmp_path):
+    one, other = (store.write(rows, dtype=torch.float32) for rows in (ROWS, -ROWS))
+    path_of(tmp_path, one).write_bytes(path_of(tmp_path, other).read_bytes())
+    with pytest.raises(BrokenIndexError, match=f"it holds the segment {other.uid}"):
+        blocks_of(store, one)
 
 
 def test_a_segment_from_before_there_were_checksums_is_read_whole(store, tmp_path):

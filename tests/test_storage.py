@@ -1,5 +1,6 @@
 import json
 import shutil
+import sqlite3
 
 import numpy as np
 import pytest
@@ -204,12 +205,38 @@ def test_rows_that_cannot_be_read(storage, content, said):
         blocks_of(storage)
 
 
-def test_a_segment_of_another_length_is_refused(storage):
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_file_of_another_segment_is_refused(storage, count):
     fill(storage)
-    fill(storage, 3, prefix="s")
+    fill(storage, count, prefix="s")
     files = sorted((storage.path / SEGMENTS).iterdir())
     shutil.copy(files[0], files[1])
-    with pytest.raises(BrokenIndexError, match="rows, the catalog says"):
+    with pytest.raises(BrokenIndexError, match=f"it holds the segment {files[0].stem}"):
+        blocks_of(storage)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE segments SET first_id = first_id + 1 WHERE first_id = 5",
+        "UPDATE samples SET id = 9 WHERE id = 7",
+        "DELETE FROM samples WHERE id = 2",
+        "UPDATE samples SET index_id = 2 WHERE id = 2",
+    ],
+)
+def test_a_catalog_that_knows_other_samples_than_the_segments_hold_is_refused(storage, change):
+    fill(storage)
+    fill(storage, 3, prefix="s")
+    with sqlite3.connect(storage.path / CATALOG) as connection:
+        connection.execute(change)
+    connection.close()
+    with pytest.raises(BrokenIndexError, match="its segments hold other samples than its catalog"):
+        blocks_of(storage)
+
+
+def test_rows_of_another_width_are_refused(storage):
+    storage.append(torch.zeros(2, DIM - 1), samples(2), statistics(2))
+    with pytest.raises(BrokenIndexError, match="its rows have 15 floats, and those of the index 1"):
         blocks_of(storage)
 
 
