@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import islice
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
@@ -19,10 +20,11 @@ T = TypeVar("T")
 # SQLite accepts 999 variables in its older versions.
 CHUNK = 900
 MAX_METADATA_DEPTH = 50
-_WRITTEN = json.JSONEncoder(ensure_ascii=False, default=str).encode
-_SORTED = json.JSONEncoder(sort_keys=True).encode
+# What comes here was encoded once already, for its hash, and a search for circles takes its time.
+_WRITTEN = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False).encode
+_SORTED = json.JSONEncoder(sort_keys=True, check_circular=False).encode
 _MEASURED = tuple(field.name for field in dataclasses.fields(SampleStatistics))
-_FACTS = ("id", "key", "content_hash", "position", "offset", *_MEASURED)
+_FACTS = itemgetter("id", "key", "content_hash", "position", "offset", *_MEASURED)
 
 
 def pack(
@@ -190,7 +192,7 @@ def _checksum(row: Mapping[str, Any], source: str, text: bytes) -> int:
 
     Databases check their structure, and not all of them what they hold.
     """
-    facts = [source, *(row[name] for name in _FACTS), _canonical(row["metadata"])]
+    facts = [source, *_FACTS(row), _canonical(row["metadata"])]
     return zlib.crc32(text, zlib.crc32(_SORTED(facts).encode()))
 
 

@@ -38,9 +38,9 @@ _PRAGMAS = (
     # A catalog may come from a stranger: its views and triggers may call nothing that has effects.
     "trusted_schema = OFF",
     "cell_size_check = ON",
-    # All that a commit of one segment changes in the trees of a large catalog, 256 MB at most: with
+    # All that a commit of one segment changes in the trees of a large catalog, 64 MB at most: with
     # less, pages are written to the log again and again.
-    "cache_size = -262144",
+    "cache_size = -65536",
 )
 _MIGRATION_LOCK = 0x666F7276  # any number that nobody else takes
 # SQLite finds a JSON key only where it is written as it is named, without \u escapes.
