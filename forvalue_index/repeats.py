@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from typing import Any
 
+from forvalue_index.exceptions import ForValueError
 from forvalue_index.records import Sample
 
 DIGEST_BYTES = 16
@@ -28,13 +30,22 @@ class Repeats:
     def content_of(self, key: str) -> str | None:
         """The content hash that the sample of this key came with first, None for a new key."""
         query = "SELECT content FROM seen WHERE key = ?"
-        row = self._database.execute(query, (_digest(key),)).fetchone()
+        row = self._run(query, _digest(key)).fetchone()
         return None if row is None else str(row[0])
 
     def note(self, sample: Sample) -> None:
         """Remember a sample, unless its key is known."""
-        row = (_digest(sample.key), sample.content_hash)
-        self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", row)
+        insert = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
+        self._run(insert, _digest(sample.key), sample.content_hash)
+
+    def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        try:
+            return self._database.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise ForValueError(
+                f"The keys of the rows read so far cannot be kept in a temporary file ({error}). "
+                "Make room for it, or set SQLITE_TMPDIR to a directory that has room"
+            ) from error
 
 
 def _digest(key: str) -> bytes:

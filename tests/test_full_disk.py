@@ -19,6 +19,16 @@ from forvalue_index.database import CatalogError, NoRoomError
 pytest_plugins = ("tiny",)
 
 MAIN = "from forvalue_index.cli import main; main()"
+REMEMBER_KEYS = """
+from forvalue_index.records import Message, Sample
+from forvalue_index.repeats import Repeats
+repeats = Repeats()
+try:
+    for i in range(200_000):
+        repeats.note(Sample((Message("text", ""),), own_id=str(i)))
+except Exception as error:
+    print(repr(error))
+"""
 KB = 1024
 PAGE = 4 * KB
 SIZE_KB, ENOUGH_KB = 2048, 700
@@ -183,6 +193,21 @@ def test_an_add_on_a_disk_that_fills_says_so_and_goes_on_when_there_is_room(
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["read"] == ALL
     assert answers(index, validation) == roomy
+
+
+def test_keys_that_do_not_fit_into_the_temporary_directory_are_an_error_that_says_so(disk):
+    # A process of its own, because SQLite asks for the directory once.
+    with filled(disk):
+        done = subprocess.run(
+            [sys.executable, "-c", REMEMBER_KEYS],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"SQLITE_TMPDIR": str(disk)},
+            check=False,
+        )
+    assert "ForValueError" in done.stdout, done.stderr
+    assert "temporary file (database or disk is full)" in done.stdout
+    assert "set SQLITE_TMPDIR" in done.stdout
 
 
 def test_more_room_lets_more_be_stored(index, disk, data):
