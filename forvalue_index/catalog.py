@@ -142,10 +142,18 @@ class Catalog:
             return int(connection.execute(begun.returning(runs.c.id)).scalar_one())
 
     def finish_run(self, run_id: int) -> None:
-        """Record that all of an `add` is stored."""
-        ended = sa.update(runs).where(runs.c.id == run_id).values(finished_at=datetime.now(UTC))
+        """Record that all of an `add` is stored, and with it each stopped one of its sources."""
+        mine = self._own(runs) & runs.c.finished_at.is_(None)
         with self._writing() as connection:
-            connection.execute(ended)
+            open_runs = {
+                row.id: set(row.sources)
+                for row in connection.execute(sa.select(runs.c.id, runs.c.sources).where(mine))
+            }
+            stored = [
+                id_ for id_, names in open_runs.items() if names <= open_runs.get(run_id, set())
+            ]
+            ended = sa.update(runs).where(mine, runs.c.id.in_(stored))
+            connection.execute(ended.values(finished_at=datetime.now(UTC)))
 
     def commit_segment(
         self,

@@ -115,6 +115,13 @@ def test_a_finished_run_does_not_go_on(catalog):
     assert times[0].finished_at >= times[0].started_at
 
 
+def test_a_finished_run_finishes_the_stopped_ones_that_it_holds(catalog):
+    for names in (["a.jsonl"], ["a.jsonl", "c.jsonl"], ["b.jsonl"]):
+        catalog.start_run(names)
+    catalog.finish_run(catalog.start_run(["b.jsonl", "a.jsonl"]))
+    assert Now(catalog).summary().stopped == (("a.jsonl", "c.jsonl"),)
+
+
 def test_samples_know_the_run_that_added_them_until_their_segment_is_merged(catalog):
     run = catalog.start_run(["a.jsonl"])
     commit(catalog, [sample(0)], run_id=run)
