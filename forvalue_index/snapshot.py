@@ -32,6 +32,7 @@ STREAMED_ROWS = 10_000
 MAX_COUNT = 2**63 - 1
 
 _NAMED = samples.join(sources)
+_INDEXED = (sources.c.name, *(samples.c[name] for name in MEASURED))
 _STORED = sa.select(
     *(column for column in samples.c if column.name not in ("index_id", "segment_id", "source_id")),
     sources.c.name.label("source"),
@@ -180,7 +181,7 @@ class Snapshot:
         page = self._filtered(samples.c.id, where)
         # Where an index finds what matches, databases are not to go through all samples in order
         # of id instead, in the hope to find a page of them soon.
-        found_by_index = any(_mentions(page, samples.c[name]) for name in MEASURED)
+        found_by_index = any(_mentions(page, column) for column in _INDEXED)
         page = page.order_by(samples.c.id + 0 if found_by_index else samples.c.id)
         page = page.limit(min(limit, MAX_COUNT)).offset(min(offset, MAX_COUNT)).correlate(None)
         query = _STORED.where(self._own(samples), samples.c.id.in_(page)).order_by(samples.c.id)

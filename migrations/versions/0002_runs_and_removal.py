@@ -73,6 +73,7 @@ def describe_sizes() -> None:
         )
     ]
     op.bulk_insert(sizes, rows)
+    op.execute("ANALYZE sqlite_schema")  # reads them, for this connection
 
 
 def downgrade() -> None:
