@@ -184,8 +184,8 @@ def fork(request):
         while True:
             left = max(0.0, deadline - time.perf_counter())
             if not select.select([pipe], [], [], left)[0]:
+                # It may have ended this very moment, so what it has said is read all the same.
                 os.kill(pid, signal.SIGKILL)
-                break
             part = pipe.read(1 << 16)
             if not part:
                 break

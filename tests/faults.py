@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,16 +77,18 @@ class _Driver:
 
     def answer(self, request: dict[str, Any] | None = None) -> str:
         """The next line, which answers the request; the first one says that it is ready."""
-        if request is not None:
-            self._requests.write(json.dumps(request) + "\n")
-            self._requests.flush()
+        with suppress(BrokenPipeError):  # its last words are below
+            if request is not None:
+                self._requests.write(json.dumps(request) + "\n")
+                self._requests.flush()
         line = self._answers.readline()
         if not line:
             raise RuntimeError(f"the fault driver ended: {self._errors.read_text()}")
         return line
 
     def close(self) -> None:
-        self._requests.close()
+        with suppress(BrokenPipeError):
+            self._requests.close()
         self._process.wait(timeout=30)
         self._answers.close()
 
