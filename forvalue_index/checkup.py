@@ -15,8 +15,14 @@ import numpy as np
 import torch
 
 from forvalue_index.contracts import OnProgress, ignore_progress
-from forvalue_index.exceptions import BadSampleError, BrokenIndexError, BusyIndexError
+from forvalue_index.exceptions import (
+    BadSampleError,
+    BrokenIndexError,
+    BusyIndexError,
+    ReadOnlyIndexError,
+)
 from forvalue_index.features import Embedder, Prepared
+from forvalue_index.manifest import MANIFEST, TABLES
 from forvalue_index.records import Progress, StoredSegment
 from forvalue_index.results import CheckReport, Finding
 from forvalue_index.segments import CURE, OWN_FILE, Block, MissingSegmentError, file_digest
@@ -63,7 +69,8 @@ def repair(
         on_progress(Progress("repairing", len(lost), len(lost)))
     with storage.catalog.snapshot() as snapshot:
         recorded = {segment.file.uid for segment in snapshot.segments()}
-    for path in _own_files(storage):
+    # Where the catalog is damaged still, a file may be lost to it that it once referred to.
+    for path in [] if storage.catalog.complaints() else _own_files(storage):
         if path.stem not in recorded:
             path.unlink()
     left = {(f.kind, f.what) for f in _examine(storage, on_progress).findings}
@@ -199,8 +206,9 @@ def _embed_anew(storage: Storage, segment: StoredSegment, embedder: Embedder) ->
 
 def _own_files(storage: Storage) -> list[Path]:
     """Whatever an index writes under a name of its own choosing."""
-    partial = storage.path.glob("*.partial")
-    return [p for p in storage.segments.files() if OWN_FILE.fullmatch(p.name)] + sorted(partial)
+    partial = [storage.path / f"{name}.partial" for name in (MANIFEST, TABLES)]
+    segments = [p for p in storage.segments.files() if OWN_FILE.fullmatch(p.name)]
+    return segments + [path for path in partial if path.exists()]
 
 
 def _is_recorded(storage: Storage, segment: StoredSegment) -> bool:
@@ -221,8 +229,8 @@ def _orphans_at_rest(storage: Storage) -> list[Finding]:
             stack.enter_context(writer_lock(storage.path))
         except BusyIndexError:
             return []
-        except OSError:
-            pass  # a directory that nobody can write to
+        except ReadOnlyIndexError:
+            pass  # nobody writes there
         files = _own_files(storage)
         with storage.catalog.snapshot() as snapshot:
             recorded = {segment.file.uid for segment in snapshot.segments()}

@@ -43,3 +43,7 @@ class MissingDependencyError(ForValueError):
 
 class BusyIndexError(ForValueError):
     """Another process writes to the index. The message names it."""
+
+
+class ReadOnlyIndexError(ForValueError):
+    """The directory of an index cannot be written to."""

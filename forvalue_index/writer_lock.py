@@ -6,14 +6,14 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from forvalue_index.contracts import OnProgress, ignore_progress
-from forvalue_index.exceptions import BusyIndexError
+from forvalue_index.exceptions import BusyIndexError, ReadOnlyIndexError
 from forvalue_index.records import Progress
 
 LOCK = "writer.lock"
@@ -29,11 +29,12 @@ def writer_lock(
 
     Raises:
         BusyIndexError: another process writes and `wait` is false; the message names it.
+        ReadOnlyIndexError: the directory cannot be written to.
     """
     path = index / LOCK
     lock = FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock, timeout_s=0.0)
     except Timeout:
         if not wait:
             raise BusyIndexError(
@@ -43,7 +44,7 @@ def writer_lock(
         while not lock.is_locked:
             on_progress(Progress("waiting", 0, 1))
             with suppress(Timeout):
-                lock.acquire(timeout=REPORT_S, poll_interval=POLL_S)
+                _acquire(lock, timeout_s=REPORT_S)
         on_progress(Progress("waiting", 1, 1))
     try:
         # Into the locked file itself: what a dead writer leaves in it is never asked for.
@@ -54,6 +55,18 @@ def writer_lock(
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, *, timeout_s: float) -> None:
+    try:
+        lock.acquire(timeout=timeout_s, poll_interval=POLL_S)
+    except Timeout:  # an OSError, too
+        raise
+    except OSError as error:
+        raise ReadOnlyIndexError(
+            f"{Path(lock.lock_file).parent} cannot be written to ({error.strerror}). See to the "
+            "rights to it, or copy the index to where you may write"
+        ) from error
 
 
 def _holder(path: Path) -> str:
