@@ -2,9 +2,10 @@
 """The catalog alone, in SQLite, with many samples: no model and no rows, only what SQL holds.
 
 Samples are written in segments of 8,192 as `add` does it. Most have an id of their own, in an
-order that looks random; every fifth one is known by its content. Times of reading are medians,
-each of them through a connection of its own as a command has it; `list` reads 50 samples and
-counts all that match.
+order that looks random; every fifth one is known by its content. The rates are medians over
+segments, and `cpu` counts the seconds of this process alone, whatever else runs on the machine.
+Times of reading are medians, each of them through a connection of its own as a command has it;
+`list` reads 50 samples and counts all that match.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from forvalue_index.snapshot import Snapshot
 SEGMENT = 8_192
 PAGE = 50
 SOURCES = 10
-WORDS = (
+TEXT = (
     "the of model gradient river answer question house seven because light between value number "
     "sample language stone carefully never and to a is that word reverse sentence training loss"
-).split()
+)
 UID = uuid.UUID(int=0).hex
 
 
@@ -80,21 +81,22 @@ def measure(path: Path, n_samples: int, rounds: int) -> dict[str, float]:
 
 def fill(path: Path, n_samples: int) -> dict[str, float]:
     """Write all samples; the rates count the time within the catalog alone."""
-    seconds: list[tuple[int, float]] = []
+    walls, cpus = [], []
     with Catalog.create(path, UID, "fingerprint") as catalog:
         for new in segments(n_samples):
             measured = [statistics_of(sample.position) for sample in new]
             record = SegmentRecord(uuid.uuid4().hex, len(new), len(new) * 8192, "0" * 64)
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             catalog.commit_segment(record, new, measured)
-            seconds.append((len(new), time.perf_counter() - started))
-    last = seconds[-max(1, len(seconds) // 10) :]
-    return {"inserted_per_s": rate(seconds), "inserted_per_s_last_tenth": rate(last)}
-
-
-def rate(seconds: list[tuple[int, float]]) -> int:
-    """Samples a second."""
-    return round(sum(n for n, _ in seconds) / sum(s for _, s in seconds))
+            walls.append((time.perf_counter() - started) / len(new))
+            cpus.append((time.process_time() - cpu_started) / len(new))
+    last = -max(1, len(walls) // 10)
+    return {
+        "inserted_per_s": round(1 / statistics.median(walls)),
+        "inserted_per_s_last_tenth": round(1 / statistics.median(walls[last:])),
+        "inserted_per_cpu_s": round(1 / statistics.median(cpus)),
+        "inserted_per_cpu_s_last_tenth": round(1 / statistics.median(cpus[last:])),
+    }
 
 
 def segments(n_samples: int, *, start: int = 0) -> Iterator[list[Sample]]:
@@ -109,7 +111,7 @@ def segments(n_samples: int, *, start: int = 0) -> Iterator[list[Sample]]:
 def sample(number: int) -> Sample:
     """A question and an answer of 200 to 400 characters together."""
     chosen = random.Random(number)
-    words = " ".join(chosen.choices(WORDS, k=chosen.randrange(32, 62)))
+    words = " ".join(chosen.choices(TEXT.split(), k=chosen.randrange(32, 62)))
     cut = len(words) // 3
     messages = (
         Message("user", f"{number}: {words[:cut]}?"),
