@@ -75,11 +75,14 @@ def plan_groups(
 
 
 def _rewrite(storage: Storage, group: Group, removed: NDArray[np.int64]) -> None:
-    ids, rows = [], []
+    n_rows = sum(segment.file.n_rows for segment in group.segments) - group.removed
+    ids = np.empty(n_rows, dtype=np.int64)
+    rows = torch.empty(n_rows, storage.manifest.row_width, dtype=storage.row_dtype)
+    done = 0
     for segment in group.segments:
         for block in storage.segments.open(segment).blocks():
             live = ~np.isin(block.ids, removed)
-            ids.append(block.ids[live])
-            rows.append(block.rows[torch.from_numpy(live)])
-    all_ids = np.concatenate(ids)
-    storage.replace([s.file.uid for s in group.segments], all_ids, torch.cat(rows))
+            kept = slice(done, done + int(live.sum()))
+            ids[kept], rows[kept] = block.ids[live], block.rows[torch.from_numpy(live)]
+            done = kept.stop
+    storage.replace([segment.file.uid for segment in group.segments], ids, rows)
