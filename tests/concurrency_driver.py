@@ -130,6 +130,8 @@ class Writer:
             time.sleep(self.chosen.random() / 20)
         else:
             self.did[act.__name__] += 1
+            if self.wait:  # or the one that does not wait never has its turn
+                time.sleep(self.chosen.random() / 5)
 
     def expect(self, pattern, error):
         """Of the errors that are promised, one that waits meets one alone."""
