@@ -125,7 +125,10 @@ class Snapshot:
 
         A removed sample of other content does not count; its key is free.
         """
-        contents = {clean_text(sample.key): sample.content_hash for sample in candidates}
+        contents: dict[str, str] = {}
+        for sample in candidates:
+            # The first of several samples of one key counts.
+            contents.setdefault(clean_text(sample.key), sample.content_hash)
         found: dict[str, KnownSample] = {}
         # One query for each index over keys; what is live comes last and wins.
         for state in (REMOVED, LIVE):

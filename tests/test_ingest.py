@@ -217,6 +217,19 @@ def test_the_key_of_a_removed_sample_is_free_for_other_content(index, embedded):
     assert sum(embedded) == 4
 
 
+@pytest.mark.parametrize("removed_first", [True, False])
+def test_the_first_row_of_a_key_counts_though_a_later_one_was_removed_before(index, removed_first):
+    """The first one was rejected, as if the removed sample still had the key."""
+    removed, other = rows(1)[0], {**rows(1)[0], "response": "another answer"}
+    index.add([removed])
+    index.remove(["r0"])
+    data = [removed, other] if removed_first else [other, removed]
+    report = index.add(data, on_bad="skip")
+    expected = (0, 1, 1) if removed_first else (1, 0, 1)
+    assert (report.added, report.restored, report.rejected) == expected
+    assert index.sample("r0").sample.response == data[0]["response"]
+
+
 def test_new_metadata_of_a_known_sample_is_stored_without_a_forward_pass(index, embedded, tmp_path):
     data = rows(4)
     index.add(data)

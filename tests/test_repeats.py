@@ -1,0 +1,48 @@
+from contextlib import closing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forvalue_index.records import Message, Sample
+from forvalue_index.repeats import Repeats
+
+
+def sample(key, text="text"):
+    return Sample((Message("text", text),), own_id=key)
+
+
+def test_the_first_content_of_a_key_is_remembered():
+    with closing(Repeats()) as repeats:
+        assert repeats.content_of("a") is None
+        repeats.note(sample("a", "one"))
+        repeats.note(sample("a", "other"))
+        assert repeats.content_of("a") == sample("a", "one").content_hash
+        assert repeats.content_of("b") is None
+
+
+def test_each_object_begins_anew():
+    with closing(Repeats()) as one, closing(Repeats()) as other:
+        one.note(sample("a"))
+        assert other.content_of("a") is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "A", "ä", "a ", "", "\0", "\ud800"]), st.text())))
+def test_it_is_what_a_dictionary_would_be(noted):
+    expected = {}
+    with closing(Repeats()) as repeats:
+        for key, text in noted:
+            assert repeats.content_of(key) == expected.get(key)
+            written = text.encode("utf-8", "replace").decode()
+            repeats.note(sample(key, written))
+            expected.setdefault(key, sample(key, written).content_hash)
+
+
+@pytest.mark.parametrize("count", [20_000])
+def test_many_samples_are_told_apart(count):
+    one = sample("x")
+    with closing(Repeats()) as repeats:
+        for number in range(count):
+            repeats.note(Sample(one.messages, own_id=str(number)))
+        assert repeats.content_of(str(count - 1)) == one.content_hash
+        assert repeats.content_of(str(count)) is None
