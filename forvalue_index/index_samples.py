@@ -14,6 +14,7 @@ from forvalue_index.records import StoredSample
 from forvalue_index.removal import chosen_ids
 from forvalue_index.results import CatalogSummary
 from forvalue_index.settings import Manifest
+from forvalue_index.snapshot import Snapshot
 from forvalue_index.writer_lock import writer_lock
 
 
@@ -42,6 +43,10 @@ class IndexSamples:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """One state of the catalog, for reads that have to fit together."""
+        return self._catalog.snapshot()
 
     def __len__(self) -> int:
         return self.count()

@@ -17,8 +17,8 @@ def info(index: Path, as_json: bool) -> None:
     from forvalue_index.index_samples import open_samples
     from forvalue_index.reports import info_document
 
-    with open_samples(index) as opened:
-        document = info_document(opened.manifest, opened.info(), version=opened.version)
+    with open_samples(index) as opened, opened.snapshot() as snapshot:
+        document = info_document(opened.manifest, snapshot.summary(), version=snapshot.version())
     if as_json:
         print_json(document)
     else:
@@ -57,9 +57,9 @@ def list_samples(index: Path, where: str | None, limit: int, offset: int, as_jso
     from forvalue_index.index_samples import open_samples
     from forvalue_index.reports import sample_document
 
-    with open_samples(index) as opened:
-        found = opened.list_samples(where, limit=limit, offset=offset)
-        matching = opened.count(where)
+    with open_samples(index) as opened, opened.snapshot() as snapshot:
+        found = snapshot.list_samples(where, limit=limit, offset=offset)
+        matching = snapshot.count(where)
     if as_json:
         print_json({"matching": matching, "samples": [sample_document(s) for s in found]})
     else:
