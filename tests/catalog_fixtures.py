@@ -15,7 +15,7 @@ def catalog(database_url):
 
 
 @pytest.fixture
-def filled(catalog):
+def full_catalog(catalog):
     """Ids 0 to 2 with ids of their own from a.jsonl, 3 and 4 without from b.jsonl."""
     commit(catalog, [sample(n, own_id=f"own-{n}") for n in range(3)])
     commit(catalog, [sample(n, source="b.jsonl", lang="de") for n in range(3, 5)])

@@ -81,32 +81,32 @@ def test_deep_metadata_and_infinite_statistics_are_refused(catalog):
     assert Now(catalog).version() == 0
 
 
-def test_ids_are_contiguous_over_segments_and_changes_are_counted(filled):
-    assert [s.first_id for s in Now(filled).segments()] == [0, 3]
-    assert [s.file.n_rows for s in Now(filled).segments()] == [3, 2]
-    assert Now(filled).live_ids().tolist() == [0, 1, 2, 3, 4]
-    assert Now(filled).version() == 2
+def test_ids_are_contiguous_over_segments_and_changes_are_counted(full_catalog):
+    assert [s.first_id for s in Now(full_catalog).segments()] == [0, 3]
+    assert [s.file.n_rows for s in Now(full_catalog).segments()] == [3, 2]
+    assert Now(full_catalog).live_ids().tolist() == [0, 1, 2, 3, 4]
+    assert Now(full_catalog).version() == 2
 
 
-def test_known_finds_keys_in_bulk_with_their_content(filled):
+def test_known_finds_keys_in_bulk_with_their_content(full_catalog):
     candidates = [sample(n, own_id=f"own-{n}") for n in range(2500)]
     expected = {
         f"own-{n}": KnownSample(n, sample(n).content_hash, False, {}, None) for n in range(3)
     }
-    assert Now(filled).known(iter(candidates)) == expected
+    assert Now(full_catalog).known(iter(candidates)) == expected
     by_content = sample(4, source="elsewhere")
-    assert Now(filled).known([by_content])[by_content.key].metadata == {"lang": "de"}
+    assert Now(full_catalog).known([by_content])[by_content.key].metadata == {"lang": "de"}
 
 
 @pytest.mark.parametrize("clash", ["own-1", "twice"])
-def test_a_taken_key_leaves_nothing(filled, clash):
-    before = Now(filled).summary()
+def test_a_taken_key_leaves_nothing(full_catalog, clash):
+    before = Now(full_catalog).summary()
     new = [sample(8, own_id="twice", source="new"), sample(9, own_id=clash, source="new")]
     with pytest.raises(CatalogError, match=rf"nothing has changed.*{clash}"):
-        commit(filled, new)
-    assert Now(filled).summary() == before
-    assert Now(filled).version() == 2
-    assert commit(filled, [sample(9)]) == 5
+        commit(full_catalog, new)
+    assert Now(full_catalog).summary() == before
+    assert Now(full_catalog).version() == 2
+    assert commit(full_catalog, [sample(9)]) == 5
 
 
 def test_a_segment_of_another_length_is_refused(catalog):
@@ -119,11 +119,11 @@ def test_an_empty_segment_is_a_segment(catalog):
     assert Now(catalog).live_ids().tolist() == []
 
 
-def test_samples_are_read_in_bulk_by_id(filled):
-    found = Now(filled).samples(np.array([4, 0, 99]))
+def test_samples_are_read_in_bulk_by_id(full_catalog):
+    found = Now(full_catalog).samples(np.array([4, 0, 99]))
     assert found.keys() == {0, 4}
     assert found[4].sample == sample(4, source="b.jsonl", lang="de")
-    assert set(Now(filled).samples(range(2000))) == {0, 1, 2, 3, 4}
+    assert set(Now(full_catalog).samples(range(2000))) == {0, 1, 2, 3, 4}
 
 
 def test_a_key_goes_before_an_id(catalog):
@@ -135,35 +135,35 @@ def test_a_key_goes_before_an_id(catalog):
             Now(catalog).sample(missing)
 
 
-def test_lists_and_counts_keep_conditions_limits_and_order(filled):
-    assert Now(filled).count("source = 'b.jsonl'") == 2
-    assert Now(filled).count("metadata.lang = 'de' AND n_tokens > 13") == 1
-    assert [s.id for s in Now(filled).list_samples("id >= 1", limit=2, offset=1)] == [2, 3]
-    assert Now(filled).live_ids("NOT truncated").tolist() == [1, 3]
+def test_lists_and_counts_keep_conditions_limits_and_order(full_catalog):
+    assert Now(full_catalog).count("source = 'b.jsonl'") == 2
+    assert Now(full_catalog).count("metadata.lang = 'de' AND n_tokens > 13") == 1
+    assert [s.id for s in Now(full_catalog).list_samples("id >= 1", limit=2, offset=1)] == [2, 3]
+    assert Now(full_catalog).live_ids("NOT truncated").tolist() == [1, 3]
 
 
-def test_removed_samples_stay_readable_but_are_not_listed(filled):
-    assert filled.remove(np.array([1, 3, 99])) == 2
-    assert filled.remove([1]) == 0
-    assert Now(filled).version() == 3
-    assert Now(filled).removed_ids().tolist() == [1, 3]
-    assert Now(filled).live_ids().tolist() == [0, 2, 4]
-    assert [row[0] for row in Now(filled).identities()] == [0, 2, 4]
-    assert [s.id for s in Now(filled).list_samples(limit=10)] == [0, 2, 4]
-    assert Now(filled).sample("own-1").id == 1
-    assert Now(filled).known([sample(1, own_id="own-1")])["own-1"].removed
-    assert Now(filled).total() == 5
+def test_removed_samples_stay_readable_but_are_not_listed(full_catalog):
+    assert full_catalog.remove(np.array([1, 3, 99])) == 2
+    assert full_catalog.remove([1]) == 0
+    assert Now(full_catalog).version() == 3
+    assert Now(full_catalog).removed_ids().tolist() == [1, 3]
+    assert Now(full_catalog).live_ids().tolist() == [0, 2, 4]
+    assert [row[0] for row in Now(full_catalog).identities()] == [0, 2, 4]
+    assert [s.id for s in Now(full_catalog).list_samples(limit=10)] == [0, 2, 4]
+    assert Now(full_catalog).sample("own-1").id == 1
+    assert Now(full_catalog).known([sample(1, own_id="own-1")])["own-1"].removed
+    assert Now(full_catalog).total() == 5
 
 
-def test_identities_stream_in_order(filled, monkeypatch):
+def test_identities_stream_in_order(full_catalog, monkeypatch):
     monkeypatch.setattr("forvalue_index.snapshot.STREAMED_ROWS", 2)
     keys = [f"own-{n}" for n in range(3)] + [sample(n).content_hash for n in (3, 4)]
     sources = ["a.jsonl"] * 3 + ["b.jsonl"] * 2
-    assert Now(filled).identities() == list(zip(range(5), keys, sources, strict=True))
+    assert Now(full_catalog).identities() == list(zip(range(5), keys, sources, strict=True))
 
 
-def test_the_summary_counts_live_samples_and_takes_real_medians(filled):
-    assert dataclasses.asdict(Now(filled).summary()) == {
+def test_the_summary_counts_live_samples_and_takes_real_medians(full_catalog):
+    assert dataclasses.asdict(Now(full_catalog).summary()) == {
         "samples": 5, "removed": 0, "segments": 2, "bytes": 500, "loss": 0.25,
         "label_error_mass": 0.5, "stopped": (),
         "sources": (
@@ -171,19 +171,19 @@ def test_the_summary_counts_live_samples_and_takes_real_medians(filled):
             {"source": "b.jsonl", "samples": 2},
         ),
     }  # fmt: skip
-    filled.remove([0])
-    assert Now(filled).summary().loss == (0.25 + 0.375) / 2
-    assert Now(filled).summary().removed == 1
+    full_catalog.remove([0])
+    assert Now(full_catalog).summary().loss == (0.25 + 0.375) / 2
+    assert Now(full_catalog).summary().removed == 1
 
 
-def test_indexes_that_share_a_database_do_not_meet(filled, database_url):
+def test_indexes_that_share_a_database_do_not_meet(full_catalog, database_url):
     with Catalog.create(database_url, uuid.uuid4().hex, "other") as other:
         assert commit(other, [sample(0, own_id="own-0")]) == 0
         assert Now(other).count() == 1
         assert Now(other).summary().segments == len(Now(other).segments()) == 1
         assert other.remove([0, 1]) == 1
-    assert Now(filled).count() == 5
-    assert Now(filled).removed_ids().tolist() == []
+    assert Now(full_catalog).count() == 5
+    assert Now(full_catalog).removed_ids().tolist() == []
 
 
 def test_writers_at_the_same_time_get_ids_of_their_own(catalog, database_url):
@@ -203,7 +203,7 @@ def test_writers_at_the_same_time_get_ids_of_their_own(catalog, database_url):
     assert len(Now(catalog).summary().sources) == 3
 
 
-def test_opening_finds_what_was_committed(filled, database_url):
+def test_opening_finds_what_was_committed(full_catalog, database_url):
     with Catalog.open(database_url, UID) as again:
         assert (again.fingerprint, Now(again).version(), Now(again).count()) == ("print", 2, 5)
 
@@ -215,10 +215,10 @@ def test_a_uid_is_created_once_and_opened_only_where_it_is(catalog, database_url
         Catalog.open(database_url, "f00d")
 
 
-def test_damaged_text_of_a_sample_is_reported(filled, database_url):
+def test_damaged_text_of_a_sample_is_reported(full_catalog, database_url):
     engine = connect(database_url)
     with engine.begin() as connection:
         connection.execute(sa.update(samples_table).values(payload=b"no zlib"))
     engine.dispose()
     with pytest.raises(BrokenIndexError, match=r"holds of sample 1 is damaged.*add it again"):
-        Now(filled).sample("own-1")
+        Now(full_catalog).sample("own-1")

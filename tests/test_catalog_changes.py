@@ -24,43 +24,43 @@ def removed_flags(catalog):
         return [tuple(row) for row in connection.execute(query)]
 
 
-def test_the_key_of_a_removed_sample_can_be_taken_by_other_content(filled):
-    filled.remove([1])
+def test_the_key_of_a_removed_sample_can_be_taken_by_other_content(full_catalog):
+    full_catalog.remove([1])
     other = sample(8, own_id="own-1")
-    assert Now(filled).known([other]) == {}
-    assert commit(filled, [other]) == 5
-    assert Now(filled).sample("own-1").sample == other
-    assert Now(filled).sample("1").sample == sample(1, own_id="own-1")
-    assert Now(filled).known([other])["own-1"].id == 5
+    assert Now(full_catalog).known([other]) == {}
+    assert commit(full_catalog, [other]) == 5
+    assert Now(full_catalog).sample("own-1").sample == other
+    assert Now(full_catalog).sample("1").sample == sample(1, own_id="own-1")
+    assert Now(full_catalog).known([other])["own-1"].id == 5
     # The live one answers, also where the removed one has the content that is asked for.
-    found = Now(filled).known([sample(1, own_id="own-1")])["own-1"]
+    found = Now(full_catalog).known([sample(1, own_id="own-1")])["own-1"]
     assert (found.id, found.content_hash, found.removed) == (5, other.content_hash, False)
     with pytest.raises(CatalogError, match="a key is taken"):
-        commit(filled, [sample(1, own_id="own-1")])
+        commit(full_catalog, [sample(1, own_id="own-1")])
 
 
-def test_of_removed_samples_with_one_key_that_of_equal_content_is_known(filled):
-    filled.remove([1])
-    commit(filled, [sample(8, own_id="own-1")])
-    filled.remove([5])
+def test_of_removed_samples_with_one_key_that_of_equal_content_is_known(full_catalog):
+    full_catalog.remove([1])
+    commit(full_catalog, [sample(8, own_id="own-1")])
+    full_catalog.remove([5])
     for number, id_ in ((1, 1), (8, 5)):
-        found = Now(filled).known([sample(number, own_id="own-1")])
+        found = Now(full_catalog).known([sample(number, own_id="own-1")])
         assert (found["own-1"].id, found["own-1"].removed) == (id_, True)
-    assert Now(filled).known([sample(9, own_id="own-1")]) == {}
+    assert Now(full_catalog).known([sample(9, own_id="own-1")]) == {}
 
 
-def test_restoring_brings_source_position_and_metadata_of_the_new_row(filled):
-    before = Now(filled).samples([1])[1]
-    filled.remove([1, 3])
+def test_restoring_brings_source_position_and_metadata_of_the_new_row(full_catalog):
+    before = Now(full_catalog).samples([1])[1]
+    full_catalog.remove([1, 3])
     again = dataclasses.replace(sample(1, own_id="own-1"), source="c.jsonl", position=77)
     again = dataclasses.replace(again, metadata={"lang": "fr", "bad": float("nan")})
-    filled.restore({1: again})
-    found = Now(filled).sample("own-1")
+    full_catalog.restore({1: again})
+    found = Now(full_catalog).sample("own-1")
     stored = dataclasses.replace(again, metadata={"lang": "fr", "bad": None})
     assert found == dataclasses.replace(before, sample=stored)
-    assert Now(filled).live_ids("source = 'c.jsonl' AND metadata.lang = 'fr'").tolist() == [1]
-    assert Now(filled).removed_ids().tolist() == [3]
-    assert Now(filled).version() == 4
+    assert Now(full_catalog).live_ids("source = 'c.jsonl' AND metadata.lang = 'fr'").tolist() == [1]
+    assert Now(full_catalog).removed_ids().tolist() == [3]
+    assert Now(full_catalog).version() == 4
 
 
 def test_restoring_keeps_the_messages_as_they_were_stored(catalog):
@@ -74,23 +74,23 @@ def test_restoring_keeps_the_messages_as_they_were_stored(catalog):
     assert Now(catalog).samples([0])[0].sample == Sample((first,), "b", 2)
 
 
-def test_new_metadata_replace_all_that_a_sample_had_and_nothing_else(filled):
-    before = Now(filled).samples(range(5))
-    filled.update_metadata({3: {"new": 1}, 0: {}})
-    after = Now(filled).samples(range(5))
+def test_new_metadata_replace_all_that_a_sample_had_and_nothing_else(full_catalog):
+    before = Now(full_catalog).samples(range(5))
+    full_catalog.update_metadata({3: {"new": 1}, 0: {}})
+    after = Now(full_catalog).samples(range(5))
     for id_, metadata in ((3, {"new": 1}), (0, {})):
         changed = dataclasses.replace(before[id_].sample, metadata=metadata)
         before[id_] = dataclasses.replace(before[id_], sample=changed)
     assert after == before
-    assert Now(filled).live_ids("metadata.new = 1").tolist() == [3]
-    assert Now(filled).version() == 3
+    assert Now(full_catalog).live_ids("metadata.new = 1").tolist() == [3]
+    assert Now(full_catalog).version() == 3
 
 
-def test_removed_samples_get_new_metadata_and_stay_removed(filled):
-    filled.remove([3])
-    filled.update_metadata({3: {"new": 1}})
-    assert Now(filled).samples([3])[3].sample.metadata == {"new": 1}
-    assert Now(filled).removed_ids().tolist() == [3]
+def test_removed_samples_get_new_metadata_and_stay_removed(full_catalog):
+    full_catalog.remove([3])
+    full_catalog.update_metadata({3: {"new": 1}})
+    assert Now(full_catalog).samples([3])[3].sample.metadata == {"new": 1}
+    assert Now(full_catalog).removed_ids().tolist() == [3]
 
 
 def test_an_unfinished_run_of_the_same_sources_goes_on(catalog):
@@ -139,32 +139,32 @@ def test_runs_belong_to_their_index(catalog, database_url):
         assert len(Now(other).summary().stopped) == 1
 
 
-def test_a_merged_segment_takes_the_place_of_others_and_what_was_removed_is_forgotten(filled):
-    commit(filled, [sample(5)])
-    filled.remove([1, 3])
-    before = Now(filled).samples([0, 2, 4, 5])
+def test_a_merged_segment_takes_the_place_of_others_and_what_was_removed_is_forgotten(full_catalog):
+    commit(full_catalog, [sample(5)])
+    full_catalog.remove([1, 3])
+    before = Now(full_catalog).samples([0, 2, 4, 5])
     merged = segment(3)
-    filled.replace_segments(uids(filled)[:2], merged, first_id=0)
-    files = Now(filled).segments()
+    full_catalog.replace_segments(uids(full_catalog)[:2], merged, first_id=0)
+    files = Now(full_catalog).segments()
     assert [(s.first_id, s.file.n_rows) for s in files] == [(0, 3), (5, 1)]
     assert files[0].file == merged
-    after = Now(filled).samples(range(6))
+    after = Now(full_catalog).samples(range(6))
     assert after.keys() == {0, 2, 4, 5}
     for id_ in (0, 2, 4):
         assert after[id_] == dataclasses.replace(before[id_], segment=merged.uid)
     assert after[5] == before[5]
-    assert Now(filled).segment_ids(merged.uid).tolist() == [0, 2, 4]
-    assert Now(filled).removed_ids().tolist() == []
-    assert commit(filled, [sample(1, own_id="own-1")]) == 6
+    assert Now(full_catalog).segment_ids(merged.uid).tolist() == [0, 2, 4]
+    assert Now(full_catalog).removed_ids().tolist() == []
+    assert commit(full_catalog, [sample(1, own_id="own-1")]) == 6
 
 
-def test_segments_without_live_samples_go_without_a_successor(filled):
-    filled.remove([3, 4])
-    filled.replace_segments(uids(filled)[1:], None, first_id=3)
-    assert [s.first_id for s in Now(filled).segments()] == [0]
-    assert (Now(filled).total(), Now(filled).count()) == (3, 3)
-    assert Now(filled).list_samples("source = 'b.jsonl'", limit=1) == []
-    assert commit(filled, [sample(3)]) == 5
+def test_segments_without_live_samples_go_without_a_successor(full_catalog):
+    full_catalog.remove([3, 4])
+    full_catalog.replace_segments(uids(full_catalog)[1:], None, first_id=3)
+    assert [s.first_id for s in Now(full_catalog).segments()] == [0]
+    assert (Now(full_catalog).total(), Now(full_catalog).count()) == (3, 3)
+    assert Now(full_catalog).list_samples("source = 'b.jsonl'", limit=1) == []
+    assert commit(full_catalog, [sample(3)]) == 5
 
 
 @pytest.mark.parametrize(
@@ -179,30 +179,30 @@ def test_segments_without_live_samples_go_without_a_successor(filled):
         pytest.param(lambda catalog: None, None, id="none at all"),
     ],
 )
-def test_segments_whose_samples_changed_meanwhile_are_not_replaced(filled, meanwhile, n_rows):
-    filled.remove([1])
-    meanwhile(filled)
-    version, before = Now(filled).version(), Now(filled).segments()
-    stored, flags = Now(filled).samples(range(5)), removed_flags(filled)
+def test_segments_whose_samples_changed_meanwhile_are_not_replaced(full_catalog, meanwhile, n_rows):
+    full_catalog.remove([1])
+    meanwhile(full_catalog)
+    version, before = Now(full_catalog).version(), Now(full_catalog).segments()
+    stored, flags = Now(full_catalog).samples(range(5)), removed_flags(full_catalog)
     new = None if n_rows is None else segment(n_rows)
     with pytest.raises(CatalogError, match=r"changed while .* nothing has changed"):
-        filled.replace_segments(uids(filled), new, first_id=0)
-    assert (Now(filled).version(), Now(filled).segments()) == (version, before)
-    assert (Now(filled).samples(range(5)), removed_flags(filled)) == (stored, flags)
+        full_catalog.replace_segments(uids(full_catalog), new, first_id=0)
+    assert (Now(full_catalog).version(), Now(full_catalog).segments()) == (version, before)
+    assert (Now(full_catalog).samples(range(5)), removed_flags(full_catalog)) == (stored, flags)
 
 
-def test_merging_leaves_other_indexes_alone(filled, database_url):
+def test_merging_leaves_other_indexes_alone(full_catalog, database_url):
     with Catalog.create(database_url, "other", "print") as other:
         commit(other, [sample(0), sample(1)])
         other.remove([0])
-        filled.replace_segments(uids(filled) + uids(other), segment(5), first_id=0)
+        full_catalog.replace_segments(uids(full_catalog) + uids(other), segment(5), first_id=0)
         assert Now(other).total() == 2
         assert len(Now(other).segments()) == 1
 
 
-def test_a_sound_catalog_has_no_complaints_and_can_be_reindexed(filled, database_url):
-    filled.remove([1])
-    filled.reindex()
-    assert filled.complaints() == []
+def test_a_sound_catalog_has_no_complaints_and_can_be_reindexed(full_catalog, database_url):
+    full_catalog.remove([1])
+    full_catalog.reindex()
+    assert full_catalog.complaints() == []
     with Catalog.open(database_url, UID) as again:
         assert Now(again).count("source = 'a.jsonl'") == 2

@@ -58,22 +58,22 @@ def test_no_shown_column_is_left_out():
     assert {column.name for column in samples.c} == OTHER.keys() | unseen
 
 
-def test_another_name_of_the_source_is_found(filled):
-    change(filled, sources, name=sa.literal("x-") + sources.c.name)
-    assert damaged(filled) == [0, 1, 2, 3, 4]
+def test_another_name_of_the_source_is_found(full_catalog):
+    change(full_catalog, sources, name=sa.literal("x-") + sources.c.name)
+    assert damaged(full_catalog) == [0, 1, 2, 3, 4]
 
 
-def test_a_changed_checksum_is_found(filled):
-    change(filled, samples, checksum=samples.c.checksum + 1)
-    assert damaged(filled) == [0, 1, 2, 3, 4]
+def test_a_changed_checksum_is_found(full_catalog):
+    change(full_catalog, samples, checksum=samples.c.checksum + 1)
+    assert damaged(full_catalog) == [0, 1, 2, 3, 4]
 
 
-def test_removal_restoring_and_new_metadata_leave_checksums_that_hold(filled):
-    filled.remove([0, 3])
-    filled.restore({3: sample(3, source="c.jsonl", year=2.0)})
-    filled.update_metadata({1: {"size": 1e23}, 0: {"size": -0.0}})
-    filled.remove([1])
-    assert damaged(filled) == []
+def test_removal_restoring_and_new_metadata_leave_checksums_that_hold(full_catalog):
+    full_catalog.remove([0, 3])
+    full_catalog.restore({3: sample(3, source="c.jsonl", year=2.0)})
+    full_catalog.update_metadata({1: {"size": 1e23}, 0: {"size": -0.0}})
+    full_catalog.remove([1])
+    assert damaged(full_catalog) == []
 
 
 def test_the_checksum_of_a_sample_does_not_depend_on_how_it_came_to_be(catalog):
@@ -105,14 +105,14 @@ def test_checksums_stay_what_they_were_in_earlier_versions():
 GOLDEN = 2669549142
 
 
-def test_samples_from_before_there_were_checksums_are_readable(filled):
-    change(filled, samples, checksum=None)
-    assert damaged(filled) == []
-    assert Now(filled).sample("own-1").sample == sample(1, own_id="own-1")
-    filled.update_metadata({1: {"lang": "de"}})
-    assert damaged(filled) == []
-    change(filled, samples, norm=7.0)
-    assert damaged(filled) == [1]  # the one that has a checksum by now
+def test_samples_from_before_there_were_checksums_are_readable(full_catalog):
+    change(full_catalog, samples, checksum=None)
+    assert damaged(full_catalog) == []
+    assert Now(full_catalog).sample("own-1").sample == sample(1, own_id="own-1")
+    full_catalog.update_metadata({1: {"lang": "de"}})
+    assert damaged(full_catalog) == []
+    change(full_catalog, samples, norm=7.0)
+    assert damaged(full_catalog) == [1]  # the one that has a checksum by now
 
 
 NUMBERS = st.one_of(

@@ -51,11 +51,11 @@ CHANGES = {
 
 
 @pytest.fixture
-def changed(filled, database_url):
+def changed(full_catalog, database_url):
     """A catalog with a removed sample, and another connection that changes it."""
-    filled.remove([1])
+    full_catalog.remove([1])
     with Catalog.open(database_url, UID) as other:
-        yield filled, other
+        yield full_catalog, other
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -85,32 +85,37 @@ def test_a_snapshot_sees_one_state_while_all_of_these_are_committed(changed):
     assert Now(catalog).live_ids().tolist() == [1, 2, 3, 5]
 
 
-def test_the_state_is_that_of_the_opening_even_if_nothing_was_read_since(filled, database_url):
-    with filled.snapshot() as snapshot, Catalog.open(database_url, UID) as other:
+def test_the_state_is_that_of_the_opening_even_if_nothing_was_read_since(
+    full_catalog, database_url
+):
+    with full_catalog.snapshot() as snapshot, Catalog.open(database_url, UID) as other:
         other.remove([0])
         assert snapshot.count() == 5
 
 
-def test_a_stream_of_samples_goes_on_over_a_removal(filled, database_url, monkeypatch):
+def test_a_stream_of_samples_goes_on_over_a_removal(full_catalog, database_url, monkeypatch):
     monkeypatch.setattr("forvalue_index.snapshot.STREAMED_ROWS", 1)
-    with filled.snapshot() as snapshot, Catalog.open(database_url, UID) as other:
+    with full_catalog.snapshot() as snapshot, Catalog.open(database_url, UID) as other:
         streamed = snapshot.identities()
         first = next(streamed)
         other.remove(range(5))
         merge(other)
         assert [first, *streamed] == list(snapshot.identities())
         assert first[0] == 0
-    assert Now(filled).total() == 0
+    assert Now(full_catalog).total() == 0
 
 
-def test_two_snapshots_of_one_catalog_see_a_state_each(filled):
-    with filled.snapshot() as old:
-        filled.remove([0])
-        with filled.snapshot() as new:
+def test_two_snapshots_of_one_catalog_see_a_state_each(full_catalog):
+    with full_catalog.snapshot() as old:
+        full_catalog.remove([0])
+        with full_catalog.snapshot() as new:
             assert (old.count(), new.count()) == (5, 4)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_postgresql_is_told_that_a_snapshot_only_reads(filled):
-    with filled.snapshot() as snapshot, pytest.raises(Exception, match="read-only transaction"):
+def test_postgresql_is_told_that_a_snapshot_only_reads(full_catalog):
+    with (
+        full_catalog.snapshot() as snapshot,
+        pytest.raises(Exception, match="read-only transaction"),
+    ):
         snapshot._connection.exec_driver_sql("DELETE FROM samples")
