@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import statistics
 from typing import Any
 
 import sqlalchemy as sa
 
+from forvalue_index.catalog_rows import chunks
 from forvalue_index.results import CatalogSummary, SourceSummary
-from forvalue_index.tables import LIVE, REMOVED, runs, samples, segments, sources
+from forvalue_index.tables import LIVE, REMOVED, indexes, runs, samples, segments, sources
+
+MEDIAN_SAMPLES = 8192
+MOST_IDS = 2**16
 
 
 def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
@@ -30,7 +36,9 @@ def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
         bytes=int(n_bytes),
         sources=by_source,
         loss=_median(connection, samples.c.loss, live, n_live),
-        label_error_mass=_median(connection, samples.c.label_error_mass, live, n_live),
+        label_error_mass=_estimated_median(
+            connection, samples.c.label_error_mass, index_id, n_live
+        ),
         stopped=_stopped(connection, index_id),
     )
 
@@ -57,8 +65,29 @@ def _by_source(
 def _median(
     connection: sa.Connection, column: sa.Column[Any], live: sa.ColumnElement[bool], count: int
 ) -> float | None:
+    """The median by an index over the column, which has it in order."""
     if not count:
         return None
     query = sa.select(column).where(live).order_by(column)
     middle = connection.scalars(query.limit(2 - count % 2).offset((count - 1) // 2)).all()
     return float(sum(middle) / len(middle))
+
+
+def _estimated_median(
+    connection: sa.Connection, column: sa.Column[Any], index_id: int, count: int
+) -> float | None:
+    """The median of a column without an index: an index costs a tenth of the time to add."""
+    if not count:
+        return None
+    following = sa.select(indexes.c.next_sample_id).where(indexes.c.id == index_id)
+    n_ids = int(connection.execute(following).scalar_one())
+    # Removed samples leave gaps.
+    wanted = min(n_ids, MOST_IDS, MEDIAN_SAMPLES * n_ids // count)
+    ids = sorted(random.Random(0).sample(range(n_ids), wanted))
+    query = sa.select(column).where(samples.c.index_id == index_id, LIVE)
+    found = [
+        value
+        for chunk in chunks(ids)
+        for value in connection.scalars(query.where(samples.c.id.in_(chunk)))
+    ]
+    return statistics.median(found) if found else None

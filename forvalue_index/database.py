@@ -1,21 +1,18 @@
 """Connections to the catalog's database, and the state of its schema.
 
 SQLite lives inside an index directory, PostgreSQL is for teams. Both are opened here and nowhere
-else, so that what differs between them stays in this module.
+else.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 
 from forvalue_index.exceptions import (
@@ -24,31 +21,17 @@ from forvalue_index.exceptions import (
     MissingDependencyError,
     UsageError,
 )
+from forvalue_index.sqlite_connections import (
+    NO_SHARED_FILE,
+    errorname,
+    sqlite_engine,
+    sqlite_path,
+    to_json,
+)
 from forvalue_index.tables import REVISIONS
 
-# FULL, not NORMAL: in WAL mode NORMAL may lose the last commits in a power cut, and a commit says
-# that samples are stored. One commit covers a whole segment, so its fsync costs nothing that shows.
-# LIKE distinguishes case, as it does on PostgreSQL.
-_PRAGMAS = (
-    "busy_timeout = 30000",
-    "journal_mode = WAL",
-    "synchronous = FULL",
-    "foreign_keys = ON",
-    "case_sensitive_like = ON",
-    # A catalog may come from a stranger: its views and triggers may call nothing that has effects.
-    "trusted_schema = OFF",
-    "cell_size_check = ON",
-    # All that a commit of one segment changes in the trees of a large catalog, 64 MB at most: with
-    # less, pages are written to the log again and again.
-    "cache_size = -65536",
-)
 _MIGRATION_LOCK = 0x666F7276  # any number that nobody else takes
-# SQLite finds a JSON key only where it is written as it is named, without \u escapes.
-_to_json = json.JSONEncoder(ensure_ascii=False).encode
 _DAMAGED = ("not a database", "malformed", "disk image")
-# What SQLite calls it where the file that connections share cannot be made, and what everybody
-# calls it where nothing can be written.
-_NO_SHARED_FILE = "SQLITE_IOERR_SHMSIZE"
 _FULL = ("disk is full", "No space left")
 
 
@@ -68,11 +51,11 @@ def connect(address: str | Path) -> sa.Engine:
     try:
         if isinstance(address, Path):
             # A URL would give some characters of a path another meaning.
-            return _sqlite_engine(URL.create("sqlite", database=str(address)))
+            return sqlite_engine(URL.create("sqlite", database=str(address)))
         parsed = make_url(address)
         if parsed.get_backend_name() == "sqlite":
-            return _sqlite_engine(parsed)
-        return sa.create_engine(parsed, pool_pre_ping=True, json_serializer=_to_json)
+            return sqlite_engine(parsed)
+        return sa.create_engine(parsed, pool_pre_ping=True, json_serializer=to_json)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"The catalog needs the module {error.name}, which is not installed. "
@@ -222,7 +205,7 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
         )
         if any(sign in reason for sign in _FULL):
             raise NoRoomError(no_room) from error
-        if _errorname(error.orig) == _NO_SHARED_FILE:
+        if errorname(error.orig) == NO_SHARED_FILE:
             # No NoRoomError: a commit may be in the log already.
             raise CatalogError(no_room) from error
         raise CatalogError(
@@ -232,7 +215,7 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
 
 
 def _stored_revision(engine: sa.Engine) -> str | None:
-    path = _sqlite_path(engine.url)
+    path = sqlite_path(engine.url)
     if path is not None and not path.is_file():
         raise BrokenIndexError(
             f"{path} is missing, and it is the catalog of the index. Restore it from a backup, "
@@ -255,65 +238,3 @@ def _refuse_newer(engine: sa.Engine, revision: str | None) -> None:
             f"{describe(engine)} has schema {revision}, which is newer than {REVISIONS[-1]}, the "
             "last one this version knows. Run: pip install --upgrade forvalue-index"
         )
-
-
-def _sqlite_path(url: URL) -> Path | None:
-    in_memory = url.database in (None, "", ":memory:")
-    if url.get_backend_name() != "sqlite" or in_memory or "uri" in url.query:
-        return None
-    return Path(str(url.database))
-
-
-def _sqlite_engine(url: URL) -> sa.Engine:
-    path = _sqlite_path(url)
-    read_only = path is not None and path.is_file() and not os.access(path.parent, os.W_OK)
-    if path is not None and read_only and not path.with_name(f"{path.name}-wal").exists():
-        # WAL needs a file beside the database. Where none can be made and none is there, nobody
-        # else is writing, so the database can be read as it lies.
-        address = f"{path.absolute().as_uri()}?immutable=1"
-        url = url.set(database=address).update_query_dict({"uri": "true"})
-    engine = sa.create_engine(url, json_serializer=_to_json)
-    event.listen(engine, "do_connect", _connect_sqlite)
-    event.listen(engine, "checkin", _let_go)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _connect_sqlite(dialect: sa.Dialect, record: Any, arguments: Any, options: Any) -> Any:
-    try:
-        return _set_up_sqlite(dialect.connect(*arguments, **options), _PRAGMAS)
-    except sqlite3.OperationalError as error:
-        if _errorname(error) != _NO_SHARED_FILE:
-            raise
-    # The disk is too full for the 32 KB that the connections of WAL share. One that locks out all
-    # others needs no such file, and what is stored can still be read.
-    record.info["alone"] = True
-    alone = ("locking_mode = EXCLUSIVE", *_PRAGMAS)
-    return _set_up_sqlite(dialect.connect(*arguments, **options), alone)
-
-
-def _set_up_sqlite(connection: Any, pragmas: Sequence[str]) -> Any:
-    try:
-        # The driver's own transaction control leaves SELECT and DDL outside of transactions.
-        connection.isolation_level = None
-        for pragma in pragmas:
-            connection.execute(f"PRAGMA {pragma}").close()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _let_go(_connection: Any, record: Any) -> None:
-    """Close a connection that locks out all others as soon as it is not used."""
-    if record.info.get("alone"):
-        record.invalidate()
-
-
-def _errorname(error: Any) -> str:
-    """SQLite's own name of an error; empty for other databases."""
-    return str(getattr(error, "sqlite_errorname", ""))
-
-
-def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN")

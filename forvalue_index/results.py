@@ -91,9 +91,11 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class CatalogSummary:
-    """What an index holds. `loss` and `label_error_mass` are medians over its live samples.
+    """What an index holds.
 
-    `stopped` are the sources of each `add` that did not reach its end.
+    `loss` and `label_error_mass` are medians over its live samples, the latter over some 8,000 of
+    them at random where there are more. `stopped` are the sources of each `add` that did not reach
+    its end.
     """
 
     samples: int

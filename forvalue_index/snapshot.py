@@ -25,14 +25,14 @@ from forvalue_index.records import (
     StoredSegment,
 )
 from forvalue_index.results import CatalogSummary
-from forvalue_index.tables import LIVE, MEASURED, REMOVED, indexes, samples, segments, sources
+from forvalue_index.tables import LIVE, REMOVED, indexes, samples, segments, sources
 
 STREAMED_ROWS = 10_000
 # The largest number that a database counts to.
 MAX_COUNT = 2**63 - 1
 
 _NAMED = samples.join(sources)
-_INDEXED = (sources.c.name, *(samples.c[name] for name in MEASURED))
+_INDEXED = (sources.c.name, samples.c.loss)
 _STORED = sa.select(
     *(column for column in samples.c if column.name not in ("index_id", "segment_id", "source_id")),
     sources.c.name.label("source"),

@@ -122,7 +122,6 @@ _key_index("uq_samples_live_key", LIVE, unique=True)
 _key_index("ix_samples_removed_key", REMOVED)
 sa.Index("ix_samples_segment_id", samples.c.segment_id)
 # With all that a count, a median or a page of ids needs, so that no row is read for them.
-MEASURED = ("loss", "label_error_mass")
-for _name in ("source_id", *MEASURED):
+for _name in ("source_id", "loss"):
     _columns = (samples.c[name] for name in ("index_id", "removed", _name, "id"))
     sa.Index(f"ix_samples_{_name}", *_columns)

@@ -15,7 +15,8 @@ LAYERS = [
     {"settings", "contracts", "results"},  # promises
     {"prediction_error", "sketch", "exact", "batching", "prompts", "reports"}
     | {"model_files"},  # kernels
-    {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"},
+    {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
+    | {"sqlite_connections"},
     {"repeats", "rejects", "interrupts", "writer_lock", "formats"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
     {"search", "search.library", "snapshot", "references"},
@@ -31,9 +32,9 @@ LAYERS = [
     {"cli.app"},
     {"cli"},
 ]
-SQL = {"tables", "database", "catalog", "catalog_rows", "catalog_summary", "snapshot"} | {
-    "filters",
-    "filter_syntax",
+SQL = {
+    *("tables", "database", "sqlite_connections", "catalog", "catalog_rows", "catalog_summary"),
+    *("snapshot", "filters", "filter_syntax"),
 }
 # A name that ends in a dot stands for all that begins with it.
 HOMES = {
@@ -46,7 +47,7 @@ HOMES = {
     "sqlglot": SQL,
     "click": {"cli", "cli."},
     "rich": {"cli", "cli."},
-    "sqlite3": {"repeats", "database"},
+    "sqlite3": {"repeats", "sqlite_connections"},
     "filelock": {"writer_lock"},
     "pyarrow": {"formats", "sources", "exports"},
     "datasets": {"formats"},
@@ -55,7 +56,16 @@ HOMES = {
 WITHOUT_TORCH = {
     *("exceptions", "records", "settings", "contracts", "manifest", "reports"),
     *("sources", "columns", "demo_data", "exports", "forvalue_index", "cli", "cli."),
-    *("formats", "references", "results", "removal", "index_samples", "writer_lock", "repeats", "rejects"),
+    *(
+        "formats",
+        "references",
+        "results",
+        "removal",
+        "index_samples",
+        "writer_lock",
+        "repeats",
+        "rejects",
+    ),
     *SQL,
 }
 # What --help must not wait for.

@@ -104,6 +104,18 @@ def test_an_unfinished_run_of_the_same_sources_goes_on(catalog):
     )  # fmt: skip
 
 
+def test_a_median_over_some_of_many_samples(catalog, monkeypatch):
+    """Without an index over the column: at random, with gaps where samples are gone."""
+    monkeypatch.setattr("forvalue_index.catalog_summary.MEDIAN_SAMPLES", 100)
+    n = 400
+    masses = [(k * 37 % n) / n for k in range(n)]
+    measured = [dataclasses.replace(statistics(0), label_error_mass=mass) for mass in masses]
+    catalog.commit_segment(segment(n), [sample(k) for k in range(n)], measured)
+    assert Now(catalog).summary().label_error_mass == pytest.approx(0.5, abs=0.15)
+    catalog.remove([k for k in range(n) if masses[k] >= 0.5])
+    assert Now(catalog).summary().label_error_mass == pytest.approx(0.25, abs=0.08)
+
+
 def test_a_finished_run_does_not_go_on(catalog):
     first = catalog.start_run(["a.jsonl"])
     catalog.finish_run(first)

@@ -53,7 +53,18 @@ INFO_KEYS = [
     *("index_version", "catalog", "search", "sources", "loss", "label_error_mass", "stopped"),
 ]
 ADD_KEYS = [
-    *("read", "added", "restored", "known", "updated", "rejected", "truncated", "label_tokens", "segments", "seconds"),
+    *(
+        "read",
+        "added",
+        "restored",
+        "known",
+        "updated",
+        "rejected",
+        "truncated",
+        "label_tokens",
+        "segments",
+        "seconds",
+    ),
     *("tokens_per_s", "rejected_file"),
 ]
 QUERY_KEYS = [

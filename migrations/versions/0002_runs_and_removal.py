@@ -11,7 +11,7 @@ depends_on = None
 
 JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 removed = sa.column("removed", sa.Boolean)
-MEASURES = ("source_id", "loss", "label_error_mass")
+COVERING = ("source_id", "loss")
 
 
 def upgrade() -> None:
@@ -40,7 +40,7 @@ def upgrade() -> None:
     op.create_index("ix_samples_segment_id", "samples", ["segment_id"])
     create_key_index("uq_samples_live_key", ~removed, unique=True)
     create_key_index("ix_samples_removed_key", removed == sa.true())
-    for name in MEASURES:
+    for name in COVERING:
         op.create_index(f"ix_samples_{name}", "samples", ["index_id", "removed", name, "id"])
     if op.get_bind().dialect.name == "sqlite":
         describe_sizes()
@@ -69,7 +69,6 @@ def describe_sizes() -> None:
             ("ix_samples_segment_id", "1000000 1000"),
             ("ix_samples_source_id", "1000000 1000000 1000000 10000 1"),
             ("ix_samples_loss", "1000000 1000000 1000000 1 1"),
-            ("ix_samples_label_error_mass", "1000000 1000000 1000000 1 1"),
         )
     ]
     op.bulk_insert(sizes, rows)
@@ -83,7 +82,7 @@ def downgrade() -> None:
     """
     if op.get_bind().dialect.name == "sqlite":
         op.execute("DELETE FROM sqlite_stat1")
-    for name in ("segment_id", "removed_key", *MEASURES):
+    for name in ("segment_id", "removed_key", *COVERING):
         op.drop_index(f"ix_samples_{name}", "samples")
     op.drop_index("uq_samples_live_key", "samples")
     with op.batch_alter_table("samples") as samples:
