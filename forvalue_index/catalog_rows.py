@@ -20,8 +20,7 @@ T = TypeVar("T")
 # SQLite accepts 999 variables in its older versions.
 CHUNK = 900
 MAX_METADATA_DEPTH = 50
-# The fastest level: the others take twice the time for a few percent.
-COMPRESSION = 1
+_SCALARS = {str, int, float, bool, type(None)}
 # What comes here was encoded once already, for its hash, and a search for circles takes its time.
 _WRITTEN = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False).encode
 _SORTED = json.JSONEncoder(sort_keys=True, check_circular=False).encode
@@ -48,7 +47,7 @@ def pack(
         "content_hash": sample.content_hash,
         "position": sample.position,
         "metadata": clean_metadata(sample.metadata),
-        "payload": None if referenced else zlib.compress(text, COMPRESSION),
+        "payload": None if referenced else zlib.compress(text),
         "offset": sample.offset if referenced else None,
         **measured,
     }
@@ -122,7 +121,7 @@ def clean_text(text: str) -> str:
     """Replace what no database stores as text, NUL and halves of surrogate pairs, by U+FFFD."""
     # Through UTF-16, where the two halves of a pair become one character again.
     whole = text if text.isascii() else _without_half_pairs(text)
-    return whole.replace("\0", "�")
+    return whole.replace("\0", "�") if "\0" in whole else whole
 
 
 def chunks(items: Iterable[T]) -> Iterator[list[T]]:
@@ -137,13 +136,15 @@ def _bad(sample: Sample, reason: str) -> BadSampleError:
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
-    if isinstance(value, str | int | float) or not isinstance(value, Mapping | list | tuple):
+    if type(value) in _SCALARS or not isinstance(value, Mapping | list | tuple):
         return False
     entries = value.values() if isinstance(value, Mapping) else value
     return limit == 0 or any(_depth_exceeds(entry, limit - 1) for entry in entries)
 
 
 def _clean(value: Any) -> Any:
+    if type(value) is str:
+        return clean_text(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -203,6 +204,8 @@ def _canonical(value: Any) -> Any:
 
     It keeps the digits that were written, not the nearest binary fraction.
     """
+    if type(value) is str:
+        return value
     if isinstance(value, dict):
         return {name: _canonical(entry) for name, entry in value.items()}
     if isinstance(value, list):

@@ -34,6 +34,7 @@ from forvalue_index.writer_lock import writer_lock
 NORM_TOLERANCE = 2e-2
 ORPHAN = "orphan file"
 CATALOG = "damaged catalog"
+HINDRANCE = "mend what is named, or remove the sample, then repair again"
 
 
 def check(storage: Storage, *, on_progress: OnProgress = ignore_progress) -> CheckReport:
@@ -62,9 +63,14 @@ def repair(
         storage.catalog.reindex()
     with storage.catalog.snapshot() as snapshot:
         lost = [s for s in snapshot.segments() if _segment(storage, snapshot, s)]
+    hindrances = []
     for done, segment in enumerate(lost):
         on_progress(Progress("repairing", done, len(lost)))
-        _embed_anew(storage, segment, embedder())
+        try:
+            _embed_anew(storage, segment, embedder())
+        except (BrokenIndexError, BadSampleError) as error:
+            what = f"{segment.file.uid} cannot be made anew: {error}"
+            hindrances.append(Finding("lost segment", what, HINDRANCE))
     if lost:
         on_progress(Progress("repairing", len(lost), len(lost)))
     with storage.catalog.snapshot() as snapshot:
@@ -77,7 +83,7 @@ def repair(
     findings = [
         dataclasses.replace(f, repaired=(f.kind, f.what) not in left) for f in before.findings
     ]
-    return dataclasses.replace(before, findings=tuple(findings))
+    return dataclasses.replace(before, findings=(*findings, *hindrances))
 
 
 def _examine(storage: Storage, on_progress: OnProgress) -> CheckReport:
@@ -194,12 +200,12 @@ def _embed_anew(storage: Storage, segment: StoredSegment, embedder: Embedder) ->
         stored = snapshot.samples(ids)
     for sample in stored.values():
         if sample.text_error:
-            raise BrokenIndexError(f"{segment.file.uid} cannot be made anew: {sample.text_error}")
+            raise BrokenIndexError(sample.text_error)
     prepared = [embedder.prepare(stored[id_].sample) for id_ in ids.tolist()]
     usable = [p for p in prepared if isinstance(p, Prepared)]
     for bad in prepared:
         if not isinstance(bad, Prepared):
-            raise BadSampleError(f"{bad}. Remove the sample, then repair again")
+            raise BadSampleError(str(bad))
     rows = embedder.embed(usable).rows
     storage.replace([segment.file.uid], ids, rows)
 

@@ -30,6 +30,9 @@ _PRAGMAS = (
     # All that a commit of one segment changes in the trees of a large catalog, 64 MB at most: with
     # less, pages are written to the log again and again.
     "cache_size = -65536",
+    # Pages, 4 KB each: a large commit alone fills more than the default of 1,000, and what several
+    # commits change is copied from the log once.
+    "wal_autocheckpoint = 20000",
 )
 # SQLite finds a JSON key only where it is written as it is named, without \\u escapes.
 to_json = json.JSONEncoder(ensure_ascii=False).encode
