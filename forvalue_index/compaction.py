@@ -81,8 +81,8 @@ def _rewrite(storage: Storage, group: Group, removed: NDArray[np.int64]) -> None
     done = 0
     for segment in group.segments:
         for block in storage.segments.open(segment).blocks():
-            live = ~np.isin(block.ids, removed)
-            kept = slice(done, done + int(live.sum()))
-            ids[kept], rows[kept] = block.ids[live], block.rows[torch.from_numpy(live)]
+            live = block.without(removed)
+            kept = slice(done, done + len(live.ids))
+            ids[kept], rows[kept] = live
             done = kept.stop
     storage.replace([segment.file.uid for segment in group.segments], ids, rows)

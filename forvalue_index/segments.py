@@ -50,6 +50,15 @@ class Block(NamedTuple):
     ids: NDArray[np.int64]
     rows: Tensor
 
+    def without(self, removed: NDArray[np.int64]) -> Block:
+        """The rows but for those of `removed` ids, which are in order and may be many."""
+        first, last = np.searchsorted(removed, self.ids[0]), np.searchsorted(removed, self.ids[-1])
+        here = removed[first : last + 1]
+        if not len(here):
+            return self
+        live = ~np.isin(self.ids, here)
+        return Block(self.ids[live], self.rows[torch.from_numpy(live)])
+
 
 class SegmentStore:
     """The segment files of one index."""

@@ -64,8 +64,8 @@ class View:
         removed = self.catalog.removed_ids()
         for file in self._files:
             for block in file.blocks():
-                live = ~np.isin(block.ids, removed)
-                yield Block(block.ids[live], block.rows[torch.from_numpy(live)].float())
+                live = block.without(removed)
+                yield Block(live.ids, live.rows.float())
 
     def search_index(self) -> FlatIndex:
         """A search index over all live rows."""

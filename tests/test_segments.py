@@ -10,6 +10,7 @@ import forvalue_index.segments as segments
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.records import SegmentRecord, StoredSegment
 from forvalue_index.segments import (
+    Block,
     MissingSegmentError,
     SegmentStore,
     row_checksums,
@@ -270,3 +271,15 @@ def test_a_link_out_of_the_index_is_refused(tmp_path):
     (tmp_path / "ix" / "segments").symlink_to(tmp_path)
     with pytest.raises(BrokenIndexError, match="nothing outside of an index is read"):
         SegmentStore(tmp_path / "ix" / "segments").path("a" * 32)
+
+
+@pytest.mark.parametrize(
+    "removed", [[], [0], [4], [9], [3, 5, 6, 7, 8], [5], [5, 8, 20], [7, 9], [1, 30]]
+)
+def test_a_block_without_what_was_removed(removed):
+    ids = np.array([4, 5, 7, 8], dtype=np.int64)
+    block = Block(ids, torch.arange(4.0)[:, None])
+    found = block.without(np.array(removed, dtype=np.int64))
+    kept = [i for i, id_ in enumerate(ids) if id_ not in removed]
+    assert found.ids.tolist() == ids[kept].tolist()
+    assert found.rows[:, 0].tolist() == kept
