@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from forvalue_index.catalog_rows import chunks, pack, revise
+from forvalue_index.catalog_runs import finish_run, start_run
 from forvalue_index.contracts import Source, Texts
 from forvalue_index.database import (
     CatalogError,
@@ -27,14 +27,14 @@ from forvalue_index.database import (
     connect,
     describe,
     migrate,
+    reading,
     rebuild_trees,
-    snapshots_of,
     translated_errors,
 )
 from forvalue_index.exceptions import BrokenIndexError, UsageError
 from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
 from forvalue_index.snapshot import Snapshot
-from forvalue_index.tables import LIVE, indexes, runs, samples, segments, sources
+from forvalue_index.tables import LIVE, indexes, samples, segments, sources
 
 
 class Catalog:
@@ -43,8 +43,7 @@ class Catalog:
     def __init__(self, engine: sa.Engine, uid: str, texts: Texts | None = None) -> None:
         self._engine = engine
         self._texts = texts
-        self._snapshots = snapshots_of(engine)
-        with translated_errors(engine), engine.connect() as connection:
+        with reading(engine) as connection:
             query = sa.select(indexes.c.id, indexes.c.fingerprint).where(indexes.c.uid == uid)
             row = connection.execute(query).one_or_none()
         if row is None:
@@ -104,7 +103,7 @@ class Catalog:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """Read one state of the catalog, whatever is committed meanwhile."""
-        with translated_errors(self._engine), self._snapshots.connect() as connection:
+        with reading(self._engine) as connection:
             snapshot = Snapshot(connection, self._id, self._texts)
             snapshot.version()  # databases settle on a state with the first read
             yield snapshot
@@ -132,36 +131,19 @@ class Catalog:
 
     def start_run(self, source_names: Sequence[str]) -> int:
         """Begin an `add` of these sources, or go on with one that was stopped; returns its id."""
-        mine = self._own(runs) & runs.c.finished_at.is_(None)
         with self._writing() as connection:
-            stopped = connection.execute(sa.select(runs.c.id, runs.c.sources).where(mine))
-            same = [row.id for row in stopped if row.sources == list(source_names)]
-            if same:
-                return int(same[-1])
-            begun = sa.insert(runs).values(index_id=self._id, sources=list(source_names))
-            return int(connection.execute(begun.returning(runs.c.id)).scalar_one())
+            return start_run(connection, self._id, source_names)
 
     def finish_run(self, run_id: int) -> None:
         """Record that all of an `add` is stored, and with it each stopped one of its sources."""
-        mine = self._own(runs) & runs.c.finished_at.is_(None)
         with self._writing() as connection:
-            open_runs = {
-                row.id: set(row.sources)
-                for row in connection.execute(sa.select(runs.c.id, runs.c.sources).where(mine))
-            }
-            stored = [
-                id_ for id_, names in open_runs.items() if names <= open_runs.get(run_id, set())
-            ]
-            ended = sa.update(runs).where(mine, runs.c.id.in_(stored))
-            connection.execute(ended.values(finished_at=datetime.now(UTC)))
+            finish_run(connection, self._id, run_id)
 
     def commit_segment(
         self,
         segment: SegmentRecord,
         new: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
-        *,
-        run_id: int | None = None,
     ) -> int:
         """Record a written segment and its samples, all or nothing; returns the first id.
 
@@ -175,7 +157,7 @@ class Catalog:
         try:
             with self._writing() as connection:
                 first_id = self._allocate(connection, len(new))
-                segment_id = self._insert_segment(connection, segment, first_id, run_id)
+                segment_id = self._insert_segment(connection, segment, first_id)
                 source_ids = self._source_ids(connection, {sample.source for sample in new})
                 rows = [
                     pack(first_id + offset, sample, measured, referenced=self._texts is not None)
@@ -239,22 +221,30 @@ class Catalog:
                 connection.execute(self._update(id_, values))
 
     def replace_segments(
-        self, old: Sequence[str], new: SegmentRecord | None, *, first_id: int
+        self,
+        old: Sequence[str],
+        new: SegmentRecord | None,
+        *,
+        first_id: int,
+        forget: Sequence[int] | None = None,
     ) -> None:
-        """Let one segment, or none, take the place of others, by uid; forget what was removed.
+        """Let one segment, or none, take the place of others, by uid.
 
-        The new segment holds the rows of all live samples of the old ones. Raises CatalogError,
-        and changes nothing, where it does not.
+        Removed samples of the old ones with ids in `forget`, or all of them, are forgotten. The new
+        segment holds the rows of all others. Raises CatalogError, and changes nothing, where it
+        does not.
         """
         mine = self._own(segments) & segments.c.uid.in_(old)
         with self._writing() as connection:
             self._allocate(connection, 0)
             old_ids = list(connection.scalars(sa.select(segments.c.id).where(mine)))
             members = self._own(samples) & samples.c.segment_id.in_(old_ids)
-            connection.execute(sa.delete(samples).where(members, samples.c.removed))
+            gone = sa.delete(samples).where(members, samples.c.removed)
+            for part in [None] if forget is None else chunks(forget):
+                connection.execute(gone if part is None else gone.where(samples.c.id.in_(part)))
             moved = 0
             if new is not None:
-                segment_id = self._insert_segment(connection, new, first_id, None)
+                segment_id = self._insert_segment(connection, new, first_id)
                 move = sa.update(samples).where(members).values(segment_id=segment_id)
                 moved = connection.execute(move).rowcount
             expected = 0 if new is None else new.n_rows
@@ -298,10 +288,9 @@ class Catalog:
         return int(connection.execute(taken).scalar_one()) - n_ids
 
     def _insert_segment(
-        self, connection: sa.Connection, segment: SegmentRecord, first_id: int, run_id: int | None
+        self, connection: sa.Connection, segment: SegmentRecord, first_id: int
     ) -> int:
-        row = dataclasses.asdict(segment)
-        row |= {"index_id": self._id, "first_id": first_id, "run_id": run_id}
+        row = dataclasses.asdict(segment) | {"index_id": self._id, "first_id": first_id}
         insert = sa.insert(segments).values(row).returning(segments.c.id)
         return int(connection.execute(insert).scalar_one())
 

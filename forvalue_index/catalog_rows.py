@@ -20,6 +20,8 @@ T = TypeVar("T")
 # SQLite accepts 999 variables in its older versions.
 CHUNK = 900
 MAX_METADATA_DEPTH = 50
+# PostgreSQL indexes up to 2,704 bytes.
+MAX_NAME_BYTES = 2000
 _SCALARS = {str, int, float, bool, type(None)}
 # What comes here was encoded once already, for its hash, and a search for circles takes its time.
 _WRITTEN = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False).encode
@@ -65,6 +67,9 @@ def unstorable(sample: Sample) -> str | None:
     for name, text in (("id", sample.key), ("source", sample.source)):
         if text != clean_text(text):
             return f"its {name} {text!r} holds a NUL or half a surrogate pair; mend it"
+        if len(text.encode()) > MAX_NAME_BYTES:
+            shown = f"{text[:40]}…"
+            return f"its {name} {shown!r} is longer than {MAX_NAME_BYTES:,} bytes; shorten it"
     if _depth_exceeds(sample.metadata, MAX_METADATA_DEPTH):
         return f"its metadata is nested deeper than {MAX_METADATA_DEPTH}; flatten it"
     return None
@@ -99,7 +104,9 @@ def unpack(row: Any, text_found: tuple[Message, ...] | str = "") -> StoredSample
     if row.checksum not in (None, found):
         raise _damaged(row.id, f"its checksum is {found}, and was {row.checksum}")
     statistics = SampleStatistics(*(getattr(row, name) for name in _MEASURED))
-    return StoredSample(row.id, sample, statistics, row.segment, referenced, lost)
+    return StoredSample(
+        row.id, sample, statistics, row.segment, row.removed, referenced, text_error=lost
+    )
 
 
 def changed_metadata(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,8 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from forvalue_index.catalog_rows import chunks
+from forvalue_index.catalog_runs import stopped_runs
 from forvalue_index.results import CatalogSummary, SourceSummary
-from forvalue_index.tables import LIVE, REMOVED, indexes, runs, samples, segments, sources
+from forvalue_index.tables import LIVE, REMOVED, indexes, samples, segments, sources
 
 MEDIAN_SAMPLES = 8192
 MOST_IDS = 2**16
@@ -39,14 +40,8 @@ def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
         label_error_mass=_estimated_median(
             connection, samples.c.label_error_mass, index_id, n_live
         ),
-        stopped=_stopped(connection, index_id),
+        stopped=stopped_runs(connection, index_id),
     )
-
-
-def _stopped(connection: sa.Connection, index_id: int) -> tuple[tuple[str, ...], ...]:
-    mine = sa.and_(runs.c.index_id == index_id, runs.c.finished_at.is_(None))
-    query = sa.select(runs.c.sources).where(mine).order_by(runs.c.id)
-    return tuple(tuple(names) for names in connection.scalars(query))
 
 
 def _by_source(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import (
@@ -23,9 +24,16 @@ from forvalue_index.exceptions import (
 )
 from forvalue_index.features import Embedder, Prepared
 from forvalue_index.manifest import MANIFEST, TABLES
-from forvalue_index.records import Progress, StoredSegment
+from forvalue_index.records import Progress, StoredSample, StoredSegment
 from forvalue_index.results import CheckReport, Finding
-from forvalue_index.segments import CURE, OWN_FILE, Block, MissingSegmentError, file_digest
+from forvalue_index.segments import (
+    CURE,
+    OWN_FILE,
+    Block,
+    MissingSegmentError,
+    UnreadableSegmentError,
+    file_digest,
+)
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.storage import Storage
 from forvalue_index.writer_lock import writer_lock
@@ -34,6 +42,7 @@ from forvalue_index.writer_lock import writer_lock
 NORM_TOLERANCE = 2e-2
 ORPHAN = "orphan file"
 CATALOG = "damaged catalog"
+UNREADABLE = "unreadable segment"
 HINDRANCE = "mend what is named, or remove the sample, then repair again"
 
 
@@ -62,7 +71,9 @@ def repair(
     if any(finding.kind == CATALOG for finding in before.findings):
         storage.catalog.reindex()
     with storage.catalog.snapshot() as snapshot:
-        lost = [s for s in snapshot.segments() if _segment(storage, snapshot, s)]
+        found = [(s, _segment(storage, snapshot, s)) for s in snapshot.segments()]
+    # What others may read is not made anew by one who may not.
+    lost = [s for s, finding in found if finding and finding.kind != UNREADABLE]
     hindrances = []
     for done, segment in enumerate(lost):
         on_progress(Progress("repairing", done, len(lost)))
@@ -119,8 +130,8 @@ def _contents(
     for id_, source, reason in snapshot.damaged_samples():
         if source is None:
             cure = (
-                f"run: forvalue remove INDEX {id_}; forvalue compact INDEX; then add the sample "
-                "again"
+                f'run: forvalue remove INDEX --where "id = {id_}"; forvalue compact INDEX; then '
+                "add the sample again"
             )
             yield Finding("damaged sample", reason, cure)
         else:
@@ -159,6 +170,9 @@ def _segment(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Fi
             raise BrokenIndexError(f"{path} has another checksum than the catalog says")
     except OSError as error:  # deleted since, or unreadable
         return Finding("missing segment", f"{path} cannot be read ({error.strerror})", cure)
+    except UnreadableSegmentError as error:
+        what, _, how = str(error).partition(". ")
+        return Finding(UNREADABLE, what, how[0].lower() + how[1:])
     except BrokenIndexError as error:
         missing = isinstance(error, MissingSegmentError)
         kind = "missing segment" if missing else "damaged segment"
@@ -193,28 +207,45 @@ def _compare(
 
 
 def _embed_anew(storage: Storage, segment: StoredSegment, embedder: Embedder) -> None:
-    """Write a segment anew from the texts in the catalog."""
+    """Write a segment anew from the texts in the catalog, rows of removed samples too.
+
+    A removed sample without a usable text is forgotten: nothing else would mend its segment.
+    """
     with storage.catalog.snapshot() as snapshot:
-        removed = snapshot.removed_ids()
-        ids = np.setdiff1d(snapshot.segment_ids(segment.file.uid), removed)
-        stored = snapshot.samples(ids)
-    for sample in stored.values():
-        if sample.text_error:
-            raise BrokenIndexError(sample.text_error)
-    prepared = [embedder.prepare(stored[id_].sample) for id_ in ids.tolist()]
-    usable = [p for p in prepared if isinstance(p, Prepared)]
-    for bad in prepared:
-        if not isinstance(bad, Prepared):
-            raise BadSampleError(str(bad))
-    rows = embedder.embed(usable).rows
-    storage.replace([segment.file.uid], ids, rows)
+        ids = snapshot.segment_ids(segment.file.uid)
+        removed = np.intersect1d(ids, snapshot.removed_ids())
+        stored = snapshot.samples(np.setdiff1d(ids, removed)) | _readable(snapshot, removed)
+    usable: dict[int, Prepared] = {}
+    for id_, sample in sorted(stored.items()):
+        prepared = embedder.prepare(sample.sample)
+        if not sample.text_error and isinstance(prepared, Prepared):
+            usable[id_] = prepared
+        elif id_ not in removed:
+            raise BadSampleError(sample.text_error or str(prepared))
+    forget = [id_ for id_ in removed.tolist() if id_ not in usable]
+    rows = embedder.embed(list(usable.values())).rows
+    kept = np.array(list(usable), dtype=np.int64)
+    storage.replace([segment.file.uid], kept, rows, forget=forget)
+
+
+def _readable(snapshot: Snapshot, ids: NDArray[np.int64]) -> dict[int, StoredSample]:
+    """The samples among some that are what was stored."""
+    try:
+        return snapshot.samples(ids)
+    except BrokenIndexError:
+        found: dict[int, StoredSample] = {}
+        for id_ in ids.tolist():
+            with suppress(BrokenIndexError):
+                found |= snapshot.samples([id_])
+        return found
 
 
 def _own_files(storage: Storage) -> list[Path]:
     """Whatever an index writes under a name of its own choosing."""
     partial = [storage.path / f"{name}.partial" for name in (MANIFEST, TABLES)]
     segments = [p for p in storage.segments.files() if OWN_FILE.fullmatch(p.name)]
-    return segments + [path for path in partial if path.exists()]
+    # It writes regular files alone; a directory of such a name is somebody else's.
+    return [path for path in segments + partial if path.is_file()]
 
 
 def _is_recorded(storage: Storage, segment: StoredSegment) -> bool:

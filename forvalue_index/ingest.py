@@ -2,9 +2,9 @@
 
 Rows are read in windows, whose samples are sorted by length into batches. What is finished is
 stored after whole batches, before the next one would end later than COMMIT_S after the last time
-or where COMMIT_BYTES are full. Whatever stops an `add`, the same command goes on where it stopped:
-the batches of a window are planned over all of its samples, those that this `add` stored before it
-was stopped too, so that rows are the same to the bit as if it had never stopped.
+or where COMMIT_BYTES are full. Whatever stops an `add`, the same command goes on where it stopped,
+and rows are the same to the bit as if it had never stopped: windows depend on what is read alone,
+and the batches of a window, longest samples first, are the same without the first ones of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from forvalue_index.interrupts import interrupts_held
 from forvalue_index.manifest import REJECTED
 from forvalue_index.records import (
     BadRow,
-    Batch,
     KnownSample,
     Progress,
     Sample,
@@ -66,12 +65,10 @@ class _Tally:
 class _Window:
     """The usable rows of a window, sorted by what is to be done about them.
 
-    `planned` are the new samples, and `done` those that this same `add` stored before it was
-    stopped: samples with their places in the order of reading.
+    `planned` are the new samples with their places in the order of reading.
     """
 
     planned: list[tuple[int, Prepared]] = field(default_factory=list)
-    done: list[tuple[int, Sample]] = field(default_factory=list)
     restored: dict[int, Sample] = field(default_factory=dict)
     updated: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -139,7 +136,6 @@ class _Ingestion:
         self._storage = storage
         self._embedder = embedder
         self._on_progress = on_progress
-        self._run_id: int | None = None
         self._total: int | None = None
         self._finished: list[_Finished] = []
         self._stored_at = time.perf_counter()
@@ -160,7 +156,7 @@ class _Ingestion:
     def run(self, sources: Sequence[Source], total: int | None, *, reject: Reject) -> None:
         """Embed and store what is new; change what is known where the rows say so."""
         self._total = total
-        self._run_id = self._storage.catalog.start_run([source.name for source in sources])
+        run_id = self._storage.catalog.start_run([source.name for source in sources])
         self._stored_at = time.perf_counter()
         try:
             with closing(Repeats()) as repeats:
@@ -169,9 +165,11 @@ class _Ingestion:
                     self.tally.read += len(rows)
                     self._revise(window)
                     self._embed(window)
+                    if self._is_due(0.0):
+                        self._store()
         finally:
             self._store()
-        self._storage.catalog.finish_run(self._run_id)
+        self._storage.catalog.finish_run(run_id)
 
     def _windows(self, sources: Sequence[Source]) -> Iterator[list[Sample | BadRow]]:
         """Rows in windows of bounded size, which depend on the rows alone."""
@@ -210,15 +208,13 @@ class _Ingestion:
                 self.tally.known += 1
             elif known is not None:
                 repeats.note(row)
-                self._sort_known(row, known, window, place + offset)
+                self._sort_known(row, known, window)
             elif prepared := self._prepare(row, reject):
                 repeats.note(row)
                 window.planned.append((place + offset, prepared))
         return window
 
-    def _sort_known(self, row: Sample, known: KnownSample, window: _Window, place: int) -> None:
-        if known.run_id is not None and known.run_id == self._run_id:
-            window.done.append((place, row))
+    def _sort_known(self, row: Sample, known: KnownSample, window: _Window) -> None:
         if known.removed:
             self.tally.restored += 1
             window.restored[known.id] = row
@@ -246,7 +242,8 @@ class _Ingestion:
             self._storage.catalog.update_metadata(window.updated)
 
     def _embed(self, window: _Window) -> None:
-        for places, members, batch in self._plan(window):
+        members = [prepared for _, prepared in window.planned]
+        for batch in self._embedder.batches(members):
             started = time.perf_counter()
             embedded = self._embedder.embed_batch(batch, members)
             elapsed_s = time.perf_counter() - started
@@ -254,7 +251,7 @@ class _Ingestion:
             self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
             rows = embedded.rows.to(self._storage.row_dtype)
             self._finished += [
-                _Finished(places[i], members[i].sample, row, statistics)
+                _Finished(window.planned[i][0], members[i].sample, row, statistics)
                 for i, row, statistics in zip(batch.indices, rows, embedded.statistics, strict=True)
             ]
             embedded_so_far = self.tally.added + len(self._finished)
@@ -262,28 +259,6 @@ class _Ingestion:
             self._on_progress(progress)
             if self._is_due(elapsed_s):
                 self._store()
-
-    def _plan(self, window: _Window) -> Iterator[tuple[list[int], list[Prepared], Batch]]:
-        """The batches to embed, each with the samples that its indices mean and their places."""
-        if not window.planned:
-            return
-        stored = {place for place, _ in window.done}
-        everything, left = list(window.planned), list[tuple[int, Prepared]]()
-        for place, sample in window.done:
-            prepared = self._embedder.prepare(sample)
-            if isinstance(prepared, Prepared):
-                everything.append((place, prepared))
-        places, members = _parted(sorted(everything, key=lambda entry: entry[0]))
-        for batch in self._embedder.batches(members):
-            fresh = [i for i in batch.indices if places[i] not in stored]
-            if len(fresh) == len(batch.indices):
-                yield places, members, batch
-            else:
-                left += [(places[i], members[i]) for i in fresh]
-        # Of batches that were stored in part, because the data has changed since.
-        places, members = _parted(left)
-        for batch in self._embedder.batches(members):
-            yield places, members, batch
 
     def _is_due(self, batch_s: float) -> bool:
         """Whether to store what is finished, if the next batch takes as long as the last one."""
@@ -300,16 +275,12 @@ class _Ingestion:
         samples, statistics = [f.sample for f in finished], [f.statistics for f in finished]
         with interrupts_held():
             rows = torch.stack([f.row for f in finished])
-            self._storage.append(rows, samples, statistics, run_id=self._run_id)
+            self._storage.append(rows, samples, statistics)
             self.tally.added += len(finished)
             self.tally.segments += 1
             self.tally.truncated += sum(s.truncated for s in statistics)
             self.tally.label_tokens += sum(s.n_label_tokens for s in statistics)
         self._stored_at = time.perf_counter()
-
-
-def _parted(entries: Sequence[tuple[int, Prepared]]) -> tuple[list[int], list[Prepared]]:
-    return [place for place, _ in entries], [prepared for _, prepared in entries]
 
 
 def _refuse(row: BadRow) -> None:

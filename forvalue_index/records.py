@@ -172,7 +172,7 @@ class StoredSegment:
 
 @dataclass(frozen=True)
 class KnownSample:
-    """What is stored under a key. `run_id` is that of the `add` whose segment holds its row.
+    """What is stored under a key.
 
     `place` are the source, position and offset of a text that the catalog only refers to.
     """
@@ -181,7 +181,6 @@ class KnownSample:
     content_hash: str
     removed: bool
     metadata: Mapping[str, Any]
-    run_id: int | None
     place: tuple[str, int, int | None] | None = None
 
 
@@ -197,6 +196,7 @@ class StoredSample:
     sample: Sample
     statistics: SampleStatistics
     segment: str
+    removed: bool = False
     referenced: bool = False
     text_error: str | None = None
 

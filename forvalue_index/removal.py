@@ -20,6 +20,8 @@ def chosen_ids(
 ) -> NDArray[np.int64]:
     """Ids of the live samples with these keys or ids, or of those of a source and a condition.
 
+    A name is a key first, and live samples come first: key, number, removed key, removed number.
+
     Raises:
         UsageError: nothing is chosen, or names are mixed with a source or a condition.
         CatalogError: there is no sample of a name, or no source.
@@ -33,4 +35,4 @@ def chosen_ids(
     if described:
         return snapshot.live_ids(where, source=source)
     found = {snapshot.sample_id(str(name)) for name in names}
-    return np.intersect1d(snapshot.live_ids(), np.array(sorted(found), dtype=np.int64))
+    return snapshot.live_among(found)

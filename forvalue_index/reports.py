@@ -121,6 +121,7 @@ def sample_document(stored: StoredSample) -> dict[str, Any]:
         "n_tokens": statistics.n_tokens,
         "n_label_tokens": statistics.n_label_tokens,
         "truncated": statistics.truncated,
+        "removed": stored.removed,
         "loss": statistics.loss,
         "label_error_mass": statistics.label_error_mass,
         "norm": statistics.norm,

@@ -44,8 +44,7 @@ _KNOWN = sa.select(
     *(samples.c[name] for name in ("id", "key", "content_hash", "removed", "metadata")),
     *(samples.c[name] for name in ("position", "offset")),
     sources.c.name.label("source"),
-    segments.c.run_id,
-).select_from(_NAMED.join(segments))
+).select_from(_NAMED)
 
 _SEGMENT = tuple(segments.c[name] for name in ("first_id", "uid", "n_rows", "n_bytes", "sha256"))
 
@@ -82,6 +81,12 @@ class Snapshot:
         if source is not None:
             query = query.where(samples.c.source_id == self._source_id(source))
         return self._ids(query)
+
+    def live_among(self, ids: Iterable[int]) -> NDArray[np.int64]:
+        """List in order those of some ids whose samples are live."""
+        query = sa.select(samples.c.id).where(self._own(samples), LIVE)
+        found = (self._ids(query.where(samples.c.id.in_(chunk))) for chunk in chunks(sorted(ids)))
+        return np.concatenate([np.empty(0, np.int64), *found])
 
     def removed_ids(self) -> NDArray[np.int64]:
         """List the ids of removed samples in order."""
@@ -162,11 +167,10 @@ class Snapshot:
     def sample_id(self, name: str) -> int:
         """Find the id of a sample as `sample` does, though what is stored of it be damaged."""
         query = sa.select(samples.c.id).where(self._own(samples))
-        matches = [
-            *(state & (samples.c.key == clean_text(name)) for state in (LIVE, REMOVED)),
-            *(samples.c.id == number for number in (_as_id(name),) if number is not None),
-        ]
-        for match in matches:
+        named = [samples.c.key == clean_text(name)]
+        if (number := _as_id(name)) is not None:
+            named.append(samples.c.id == number)
+        for match in (state & same for state in (LIVE, REMOVED) for same in named):
             latest = query.where(match).order_by(samples.c.id.desc()).limit(1)
             found = self._connection.execute(latest).scalar_one_or_none()
             if found is not None:
@@ -209,7 +213,7 @@ class Snapshot:
 
     def _known(self, row: Any) -> KnownSample:
         place = None if self._texts is None else (row.source, row.position, row.offset)
-        return KnownSample(row.id, row.content_hash, row.removed, row.metadata, row.run_id, place)
+        return KnownSample(row.id, row.content_hash, row.removed, row.metadata, place)
 
     def _stored(self, query: sa.Select[Any]) -> list[StoredSample]:
         rows = self._connection.execute(query).all()

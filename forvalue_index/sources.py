@@ -69,7 +69,8 @@ class RowSource:
         last = max((p for p, offset in places if offset is None), default=0)
         if last:
             for row in takewhile(lambda row: row.position <= last, self.samples()):
-                found[row.position, None] = row
+                if (row.position, None) in places:
+                    found[row.position, None] = row
         samples = ((place, found.get(place)) for place in places)
         return {place: sample for place, sample in samples if isinstance(sample, Sample)}
 

@@ -156,18 +156,24 @@ class Storage:
         rows: Float[Tensor, "sample dim"],
         samples: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
-        *,
-        run_id: int | None = None,
     ) -> None:
         """Store rows and samples: the segment file first, then one transaction."""
         segment = self.segments.write(rows, dtype=self.row_dtype)
         with self._unrecorded(segment):
-            self.catalog.commit_segment(segment, samples, statistics, run_id=run_id)
+            self.catalog.commit_segment(segment, samples, statistics)
 
-    def replace(self, uids: Sequence[str], ids: NDArray[np.int64], rows: Tensor) -> None:
+    def replace(
+        self,
+        uids: Sequence[str],
+        ids: NDArray[np.int64],
+        rows: Tensor,
+        *,
+        forget: Sequence[int] | None = None,
+    ) -> None:
         """Let one new segment with the rows [id, dim] take the place of others, by uid.
 
-        `ids` are those of all live samples of the old segments; what else they held is forgotten.
+        `ids` are in order those of all samples of the old segments but for removed ones with ids in
+        `forget`, or all removed ones, which are forgotten.
         """
         with interrupts_held():
             new, first_id = None, 0
@@ -178,7 +184,7 @@ class Storage:
                     rows, dtype=self.row_dtype, offsets=None if plain else offsets
                 )
             with self._unrecorded(new):
-                self.catalog.replace_segments(uids, new, first_id=first_id)
+                self.catalog.replace_segments(uids, new, first_id=first_id, forget=forget)
             for uid in uids:
                 self.segments.delete(uid)
 

@@ -55,7 +55,7 @@ sources = sa.Table(
     sa.UniqueConstraint("index_id", "name"),
 )
 
-# One `add` of some data. Without `finished_at` it was stopped, and the same `add` goes on with it.
+# One `add` of some data. Without `finished_at` it was stopped, and is still to be done again.
 runs = sa.Table(
     "runs",
     metadata,
@@ -76,8 +76,6 @@ segments = sa.Table(
     sa.Column("n_rows", sa.Integer, nullable=False),
     sa.Column("n_bytes", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.Text, nullable=False),
-    # The `add` that wrote it; none where it was merged from several.
-    sa.Column("run_id", sa.ForeignKey("runs.id")),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, default=_now),
 )
 

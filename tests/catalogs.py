@@ -21,9 +21,9 @@ def segment(n_rows):
     return SegmentRecord(uuid.uuid4().hex, n_rows, n_rows * 100, "ab" * 32)
 
 
-def commit(catalog, samples, *, run_id=None):
+def commit(catalog, samples):
     measured = [statistics(sample.position - 1) for sample in samples]
-    return catalog.commit_segment(segment(len(samples)), samples, measured, run_id=run_id)
+    return catalog.commit_segment(segment(len(samples)), samples, measured)
 
 
 class Now:

@@ -17,7 +17,7 @@ LAYERS = [
     | {"model_files"},  # kernels
     {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
     | {"sqlite_connections"},
-    {"repeats", "rejects", "interrupts", "writer_lock", "formats"},
+    {"repeats", "rejects", "interrupts", "catalog_runs", "writer_lock", "formats"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
     {"search", "search.library", "snapshot", "references"},
     {"search.flat", "catalog", "removal", "features", "model_profile"},  # joins
@@ -34,7 +34,7 @@ LAYERS = [
 ]
 SQL = {
     *("tables", "database", "sqlite_connections", "catalog", "catalog_rows", "catalog_summary"),
-    *("snapshot", "filters", "filter_syntax"),
+    *("snapshot", "filters", "filter_syntax", "catalog_runs"),
 }
 # A name that ends in a dot stands for all that begins with it.
 HOMES = {

@@ -134,16 +134,6 @@ def test_a_finished_run_finishes_the_stopped_ones_that_it_holds(catalog):
     assert Now(catalog).summary().stopped == (("a.jsonl", "c.jsonl"),)
 
 
-def test_samples_know_the_run_that_added_them_until_their_segment_is_merged(catalog):
-    run = catalog.start_run(["a.jsonl"])
-    commit(catalog, [sample(0)], run_id=run)
-    commit(catalog, [sample(1)])
-    known = Now(catalog).known([sample(0), sample(1)])
-    assert [known[sample(n).key].run_id for n in (0, 1)] == [run, None]
-    catalog.replace_segments(uids(catalog), segment(2), first_id=0)
-    assert Now(catalog).known([sample(0)])[sample(0).key].run_id is None
-
-
 def test_runs_belong_to_their_index(catalog, database_url):
     run = catalog.start_run(["a.jsonl"])
     with Catalog.create(database_url, "other", "print") as other:
@@ -177,6 +167,32 @@ def test_segments_without_live_samples_go_without_a_successor(full_catalog):
     assert (Now(full_catalog).total(), Now(full_catalog).count()) == (3, 3)
     assert Now(full_catalog).list_samples("source = 'b.jsonl'", limit=1) == []
     assert commit(full_catalog, [sample(3)]) == 5
+
+
+def test_of_removed_samples_only_those_named_are_forgotten(full_catalog):
+    full_catalog.remove([0, 1, 3])
+    first, second = uids(full_catalog)
+    new = segment(2)
+    # 2 is live and 3 is elsewhere: neither is forgotten.
+    full_catalog.replace_segments([first], new, first_id=0, forget=[1, 2, 3])
+    assert Now(full_catalog).segment_ids(new.uid).tolist() == [0, 2]
+    assert Now(full_catalog).segment_ids(second).tolist() == [3, 4]
+    assert Now(full_catalog).removed_ids().tolist() == [0, 3]
+    full_catalog.restore({3: sample(3)})
+    whole = segment(4)
+    full_catalog.replace_segments(uids(full_catalog), whole, first_id=0, forget=[])
+    assert removed_flags(full_catalog) == [(0, True), (2, False), (3, False), (4, False)]
+
+
+@pytest.mark.parametrize(("forget", "n_rows"), [([], 4), ([], 6), ([1], 5), ([1, 3], 3)])
+def test_a_segment_without_exactly_the_rows_that_stay_replaces_none(full_catalog, forget, n_rows):
+    full_catalog.remove([1])
+    before, flags = Now(full_catalog).segments(), removed_flags(full_catalog)
+    with pytest.raises(CatalogError, match=r"changed while .* nothing has changed"):
+        full_catalog.replace_segments(
+            uids(full_catalog), segment(n_rows), first_id=0, forget=forget
+        )
+    assert (Now(full_catalog).segments(), removed_flags(full_catalog)) == (before, flags)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ HIT_KEYS = [
 ]
 SAMPLE_KEYS = [
     *("id", "key", "source", "position", "content_hash", "n_tokens", "n_label_tokens"),
-    *("truncated", "loss", "label_error_mass", "norm", "metadata", "messages"),
+    *("truncated", "removed", "loss", "label_error_mass", "norm", "metadata", "messages"),
     "text_error",
 ]
 

@@ -784,3 +784,15 @@ def test_an_add_goes_on_though_its_data_has_changed(index, tmp_path, model_dir):
     with ValuationIndex.create(other, str(model_dir), dim=256, row_dtype="float32") as straight:
         straight.add(path)
     assert_same_rows(stored_rows(tmp_path / "index"), stored_rows(other))
+
+
+def test_an_id_too_long_for_a_database_is_a_bad_row(index):
+    made = rows(3)
+    made[1]["id"] = "x" * 2001
+    made[2]["id"] = "ü" * 1000
+    report = index.add(made, on_bad="skip")
+    assert (report.added, report.rejected) == (2, 1)
+    with pytest.raises(
+        BadSampleError, match=r"its id 'x+…' is longer than 2,000 bytes; shorten it"
+    ):
+        index.add(made)

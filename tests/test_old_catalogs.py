@@ -202,8 +202,8 @@ def test_an_old_catalog_can_be_changed_once_it_is_migrated(engine, database_url)
     fill_old(engine)
     migrate(engine)
     with Catalog.open(database_url, "first") as catalog:
-        run = catalog.start_run(["new.jsonl"])
-        assert commit(catalog, [sample(1, source="new.jsonl", own_id="new")], run_id=run) == 1000
+        catalog.start_run(["new.jsonl"])
+        assert commit(catalog, [sample(1, source="new.jsonl", own_id="new")]) == 1000
         assert catalog.remove([0, 1, 1000]) == 3
         again = old_sample(1)
         catalog.restore({1: again})

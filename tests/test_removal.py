@@ -81,3 +81,19 @@ def test_a_source_that_is_not_there(snapshot):
 def test_a_condition_that_is_none(snapshot, where):
     with pytest.raises(FilterError):
         chosen_ids(snapshot, where=where)
+
+
+def test_a_name_is_a_live_key_then_a_live_number_then_what_was_removed(index):
+    """Ids of data sets are often numbers, and samples have numbers of their own."""
+    made = [{**row, "id": i + 1} for i, row in enumerate(rows(6))]  # number i has the key i + 1
+    index.add(made)
+    assert index.sample("3").id == 2
+    assert index.remove(["3"]) == 1
+    # The key 3 is free now, so 3 is the sample with that number.
+    assert index.sample("3").sample.key == "4"
+    assert index.remove(["3"]) == 1
+    removed = index.sample("3")
+    assert (removed.sample.key, removed.removed) == ("3", True)
+    assert index.remove(["3"]) == 0
+    assert index.remove(where="id = 4") == 1
+    assert [stored.id for stored in index.list_samples()] == [0, 1, 5]

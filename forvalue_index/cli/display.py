@@ -85,6 +85,7 @@ def print_sample(stored: StoredSample) -> None:
         f"{statistics.n_tokens:,} tokens, {statistics.n_label_tokens:,} of them labels; loss "
         f"{statistics.loss:.3f} nats a label token; row norm {statistics.norm:.4g}"
         + ("; [yellow]cut to --max-length[/]" if statistics.truncated else "")
+        + ("; [red]removed[/]" if stored.removed else "")
     )
     for name, value in sample.metadata.items():
         console.print(f"[dim]{_shown(str(name))}[/] {_shown(str(value))}")

@@ -1,4 +1,4 @@
-"""Runs to go on with, keys that removed samples set free, checksums, texts that lie in files."""
+"""Runs that may have been stopped, keys that removed samples set free, checksums, texts that lie in files."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -26,9 +26,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["index_id"], ["indexes.id"], name="fk_runs_index_id_indexes"),
     )
     op.create_index("ix_runs_index_id", "runs", ["index_id"])
-    with op.batch_alter_table("segments") as segments:
-        segments.add_column(sa.Column("run_id", sa.Integer))
-        segments.create_foreign_key("fk_segments_run_id_runs", "runs", ["run_id"], ["id"])
     op.add_column("sources", sa.Column("path", sa.Text))
     op.add_column("sources", sa.Column("columns", JSON))
     op.drop_index("ix_samples_index_id_content_hash", "samples")
@@ -91,9 +88,6 @@ def downgrade() -> None:
         samples.alter_column("payload", existing_type=sa.LargeBinary, nullable=False)
         samples.create_unique_constraint("uq_samples_index_id_key", ["index_id", "key"])
     op.create_index("ix_samples_index_id_content_hash", "samples", ["index_id", "content_hash"])
-    with op.batch_alter_table("segments") as segments:
-        segments.drop_constraint("fk_segments_run_id_runs", type_="foreignkey")
-        segments.drop_column("run_id")
     op.drop_table("runs")
     with op.batch_alter_table("sources") as sources:
         sources.drop_column("path")
