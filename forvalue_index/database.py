@@ -23,7 +23,10 @@ from forvalue_index.exceptions import (
 )
 from forvalue_index.sqlite_connections import (
     NO_SHARED_FILE,
+    as_it_lies,
     errorname,
+    is_unreadable,
+    log_of,
     sqlite_engine,
     sqlite_path,
     to_json,
@@ -71,7 +74,8 @@ def connect(address: str | Path) -> sa.Engine:
 
 def describe(engine: sa.Engine) -> str:
     """Name the database in messages, without a password."""
-    return engine.url.render_as_string(hide_password=True)
+    path = sqlite_path(engine.url)
+    return str(path) if path is not None else engine.url.render_as_string(hide_password=True)
 
 
 def migrate(engine: sa.Engine) -> None:
@@ -163,7 +167,7 @@ def complaints_of(engine: sa.Engine) -> list[str]:
     if engine.dialect.name != "sqlite":
         return []
     try:
-        with translated_errors(engine), engine.connect() as connection:
+        with reading(engine) as connection:
             broken = connection.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
             dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     except BrokenIndexError as error:
@@ -181,6 +185,31 @@ def rebuild_trees(engine: sa.Engine) -> None:
 
 
 @contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection to read one state. Raises CatalogError where it may have read of two."""
+    with translated_errors(engine), _connection(snapshots_of(engine)) as connection:
+        unlocked = as_it_lies(connection)
+        if unlocked is None:
+            yield connection
+            return
+        overtaken = CatalogError(
+            f"{unlocked.path} was written to by another user while it was read, which cannot be "
+            "followed without the right to write in its directory. Run the same again"
+        )
+        try:
+            yield connection
+        except OSError:
+            raise
+        except Exception as error:
+            # Whatever a torn state leads to.
+            if unlocked.changed():
+                raise overtaken from error
+            raise
+        if unlocked.changed():
+            raise overtaken
+
+
+@contextmanager
 def translated_errors(engine: sa.Engine) -> Iterator[None]:
     """Turn the database's errors into ours; what the caller understands better passes through."""
     try:
@@ -194,6 +223,13 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
         ) from error
     except sa.exc.DBAPIError as error:
         name, reason = describe(engine), str(error.orig).strip()
+        path = sqlite_path(engine.url)
+        for file in () if path is None else (path, log_of(path)):
+            if is_unreadable(file):
+                raise CatalogError(
+                    f"{file} cannot be read for lack of permission. Have its owner give you the "
+                    "right to read it"
+                ) from error
         if any(sign in reason for sign in _DAMAGED):
             raise BrokenIndexError(
                 f"{name} is not a catalog or is damaged ({reason}). Restore it from a backup, or "
@@ -214,6 +250,17 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
         ) from error
 
 
+def _connection(engine: sa.Engine) -> sa.Connection:
+    connection = engine.connect()
+    unlocked = as_it_lies(connection)
+    if unlocked is None or not unlocked.changed():
+        return connection
+    # It was kept from before the change.
+    connection.invalidate()
+    connection.close()
+    return engine.connect()
+
+
 def _stored_revision(engine: sa.Engine) -> str | None:
     path = sqlite_path(engine.url)
     if path is not None and not path.is_file():
@@ -221,7 +268,7 @@ def _stored_revision(engine: sa.Engine) -> str | None:
             f"{path} is missing, and it is the catalog of the index. Restore it from a backup, "
             "or create the index anew"
         )
-    with translated_errors(engine), engine.connect() as connection:
+    with reading(engine) as connection:
         return _revision(connection)
 
 

@@ -44,6 +44,10 @@ class MissingSegmentError(BrokenIndexError):
     """The file of a segment is not there."""
 
 
+class UnreadableSegmentError(BrokenIndexError):
+    """The right to read the file of a segment is lacking."""
+
+
 class Block(NamedTuple):
     """Rows in order of id: `ids` [row], `rows` [row, dim]."""
 
@@ -90,6 +94,8 @@ class SegmentStore:
         path = self.path(segment.file.uid)
         try:
             return SegmentFile(path, segment)
+        except UnreadableSegmentError:
+            raise
         except BrokenIndexError as error:
             if path.is_file():
                 raise
@@ -175,7 +181,20 @@ class SegmentFile:
         try:
             yield
         except (OSError, SafetensorError, RuntimeError, ValueError, IndexError) as error:
+            if _is_unreadable(self.path):
+                raise UnreadableSegmentError(
+                    f"{self.path} cannot be read for lack of permission. Have its owner give you "
+                    "the right to read it"
+                ) from error
             raise self._broken(str(error)) from error
+
+
+def _is_unreadable(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.R_OK)
 
 
 def row_checksums(

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -38,6 +38,22 @@ _PRAGMAS = (
 to_json = json.JSONEncoder(ensure_ascii=False).encode
 # What SQLite calls it where the file that connections share cannot be made.
 NO_SHARED_FILE = "SQLITE_IOERR_SHMSIZE"
+# Where the writer opens or closes the catalog, its log is there and what belongs to it is not.
+UNSETTLED_S = 1.0
+_UNSETTLED = ("SQLITE_CANTOPEN", "SQLITE_READONLY")
+_AS_IT_LIES = "as it lies"
+
+
+class AsItLies(NamedTuple):
+    """A file that is read without locks, and its state when it was opened."""
+
+    path: Path
+    state: tuple[int, ...]
+
+    def changed(self) -> bool:
+        """Whether anybody has written to it since: what was read of it may be torn."""
+        # A log without content is that of somebody who only reads.
+        return _state(self.path) != self.state or _log_size(self.path) > 0
 
 
 def sqlite_path(url: URL) -> Path | None:
@@ -51,17 +67,80 @@ def sqlite_path(url: URL) -> Path | None:
 def sqlite_engine(url: URL) -> sa.Engine:
     """Prepare connections to an SQLite database; none is made yet."""
     path = sqlite_path(url)
-    read_only = path is not None and path.is_file() and not os.access(path.parent, os.W_OK)
-    if path is not None and read_only and not path.with_name(f"{path.name}-wal").exists():
-        # WAL needs a file beside the database. Where none can be made and none is there, nobody
-        # else is writing, so the database can be read as it lies.
-        address = f"{path.absolute().as_uri()}?immutable=1"
-        url = url.set(database=address).update_query_dict({"uri": "true"})
     engine = sa.create_engine(url, json_serializer=to_json)
-    event.listen(engine, "do_connect", _connect_sqlite)
+
+    def do_connect(dialect: sa.Dialect, record: Any, arguments: Any, options: Any) -> Any:
+        if path is not None and path.is_file() and not os.access(path.parent, os.W_OK):
+            return _connect_read_only(path, dialect, record, arguments, options)
+        return _connect_sqlite(dialect, record, arguments, options)
+
+    event.listen(engine, "do_connect", do_connect)
     event.listen(engine, "checkin", _let_go)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def as_it_lies(connection: sa.Connection) -> AsItLies | None:
+    """What a connection reads without locks, if it does."""
+    found: AsItLies | None = connection.info.get(_AS_IT_LIES)
+    return found
+
+
+def is_unreadable(path: Path) -> bool:
+    """Whether the right to read a file is lacking."""
+    # Not by opening it: to close it would let go of all locks of this process on it.
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.R_OK)
+
+
+def log_of(path: Path) -> Path:
+    """The log of a database in WAL mode."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def _log_size(path: Path) -> int:
+    """Bytes in a database's log; -1 where there is none."""
+    try:
+        return log_of(path).stat().st_size
+    except OSError:
+        return -1
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _connect_read_only(
+    path: Path, dialect: sa.Dialect, record: Any, arguments: Any, options: Any
+) -> Any:
+    """Connect where no file can be made beside the database.
+
+    WAL needs one. Where there is none, nobody is writing now, so the database can be read as it
+    lies, without locks. Others may begin to write at any time: whoever reads asks `changed`.
+    """
+    until = time.monotonic() + UNSETTLED_S
+    while True:
+        state = _state(path)  # before the log is looked for: a change after it shows
+        try:
+            if _log_size(path) >= 0:
+                return _connect_sqlite(dialect, record, arguments, options)
+            address = f"{path.absolute().as_uri()}?immutable=1"
+            connection = dialect.connect(address, **{**options, "uri": True})
+            record.info[_AS_IT_LIES] = AsItLies(path, state)
+            return _set_up_sqlite(connection, _PRAGMAS)
+        except sqlite3.DatabaseError as error:
+            record.info.pop(_AS_IT_LIES, None)
+            settled = not errorname(error).startswith(_UNSETTLED) and _state(path) == state
+            if settled or time.monotonic() > until or is_unreadable(path):
+                raise
+        time.sleep(0.01)
 
 
 def _connect_sqlite(dialect: sa.Dialect, record: Any, arguments: Any, options: Any) -> Any:
