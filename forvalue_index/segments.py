@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,6 +93,8 @@ class SegmentStore:
     def open(self, segment: StoredSegment) -> SegmentFile:
         """Map a segment; it stays readable when its file is deleted. Raises BrokenIndexError."""
         path = self.path(segment.file.uid)
+        if _is_strange(path):
+            raise MissingSegmentError(f"{path} is no file, and it should hold rows; {CURE}")
         try:
             return SegmentFile(path, segment)
         except UnreadableSegmentError:
@@ -187,6 +190,14 @@ class SegmentFile:
                     "the right to read it"
                 ) from error
             raise self._broken(str(error)) from error
+
+
+def _is_strange(path: Path) -> bool:
+    """Whether something else than a file lies there: to open a pipe may take for ever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _is_unreadable(path: Path) -> bool:

@@ -1,3 +1,4 @@
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -187,6 +188,44 @@ def test_a_compacted_segment_with_gaps_is_embedded_again(filled):
     assert_near(live_rows(filled), before)
 
 
+def test_removed_samples_stay_so_through_a_repair_and_can_be_restored(filled):
+    filled.remove(["r0", "r19", "s3"])
+    before = filled.info()
+    truncated(segments_of(filled))
+    assert filled.check(repair=True).sound
+    assert filled.check().findings == ()
+    assert (filled.info().samples, filled.info().removed) == (before.samples, 4)
+    report = filled.add(rows(20))
+    assert (report.restored, report.added, report.known) == (3, 0, 17)
+    assert filled.values(rows(1, seed=2)).ids.tolist() == [*range(23), *range(24, 30)]
+    assert filled.compact().dropped == 1
+    assert filled.info().removed == 0
+    assert filled.add(rows(10, seed=1, prefix="s")).added == 1
+
+
+def test_a_segment_of_removed_samples_alone_is_embedded_again(filled):
+    filled.remove(where="id < 20")
+    truncated(segments_of(filled))
+    assert filled.check(repair=True).sound
+    assert (len(segments_of(filled)), filled.info().removed) == (2, 20)
+    assert filled.add(rows(20)).restored == 20
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_of_removed_samples_only_damaged_ones_are_forgotten_by_a_repair(filled, others):
+    filled.remove(["r0", "r7"] if others else [s.id for s in filled.list_samples(limit=19)])
+    n_removed = filled.info().removed
+    damaged = "id IN (4, 7)" if others else "id < 20"
+    change(filled, f"UPDATE samples SET payload = x'00' WHERE {damaged}")
+    missing(segments_of(filled))
+    repaired = filled.check(repair=True)
+    assert "lost segment" not in kinds(repaired)
+    assert filled.check().findings == ()
+    assert filled.info().removed == (n_removed - 2 if others else 0)
+    report = filled.add(rows(20))
+    assert (report.restored, report.added) == ((1, 2) if others else (0, 20))
+
+
 @pytest.mark.parametrize("compacted", [False, True])
 def test_a_flipped_bit_anywhere_in_a_segment_is_found(filled, compacted):
     """Header, rows, checksums and offsets."""
@@ -225,6 +264,20 @@ def test_files_of_others_are_left_alone(filled):
     assert all((filled.path / name).read_text() == "mine" for name in names)
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_is_left_alone(filled, make):
+    before, path = live_rows(filled), segments_of(filled)[0]
+    path.unlink()
+    others = [path, path.with_name(f"{UID}.safetensors"), filled.path / "index.json.partial"]
+    for other in others:
+        make(other)
+    assert kinds(filled.check()) == ["missing segment"]
+    assert filled.check(repair=True).sound
+    assert filled.check().findings == ()
+    assert all(other.exists() for other in others[1:])
+    assert_near(live_rows(filled), before)
+
+
 def test_damaged_hash_tables_are_named_and_cannot_be_mended(filled):
     flip(filled.path / "sketch.safetensors", -5)
     report = filled.check()
@@ -251,7 +304,8 @@ def test_a_damaged_sample_is_named_and_its_cure_works(filled, tmp_path, statemen
     assert kinds(report) == ["damaged sample"]
     assert "sample 7" in report.findings[0].what
     assert report.findings[0].cure == (
-        "run: forvalue remove INDEX 7; forvalue compact INDEX; then add the sample again"
+        'run: forvalue remove INDEX --where "id = 7"; forvalue compact INDEX; then add the sample '
+        "again"
     )
     assert not filled.check(repair=True).sound
     with pytest.raises(BrokenIndexError, match="sample 7 is damaged"):

@@ -1,6 +1,7 @@
 """Whatever is done to an index, in whatever order, it is what a dictionary would be."""
 
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -24,6 +25,7 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
 from forvalue_index.columns import to_sample
+from forvalue_index.database import CatalogError
 
 pytest_plugins = ("tiny",)
 
@@ -31,7 +33,8 @@ CONTENTS = [
     {"prompt": row["prompt"], "response": row["response"]} for row in rows(4, seed=7, words=3)
 ]
 VALIDATION = rows(1, seed=2, prefix="v")
-KEYS = ("a", "b", "c", "d", "e")
+# Some of them are ids of other samples, too.
+KEYS = ("a", "b", "c", "0", "3", "17")
 SOURCES = ("one.jsonl", "other.jsonl")
 # Batches of other shapes round otherwise; rows are stored in float32.
 ROUNDING = 1e-4
@@ -76,6 +79,16 @@ class Model:
         alive = [entry for entry in mine if entry.live]
         removed = [entry for entry in mine if entry.content == content]
         return (alive or removed or [None])[-1]
+
+    def named(self, name):
+        """The sample that a name means: a live key, a live id, a removed key, a removed id."""
+        for live in (True, False):
+            mine = [entry for entry in self.entries if entry.live == live]
+            for attribute in ("key", "id"):
+                found = [entry for entry in mine if str(getattr(entry, attribute)) == name]
+                if found:
+                    return found[-1]
+        return None
 
     def add(self, items, source):
         """Counts of what happens to each row."""
@@ -165,12 +178,31 @@ class Lifecycle(RuleBasedStateMachine):
         self.add(items, source)
         assert self.index.version == version
 
-    @precondition(lambda self: self.model.live())
+    @precondition(lambda self: self.model.entries)
     @rule(data=st.data(), by=st.sampled_from(["key", "id", "digits"]))
     def remove_one(self, data, by):
-        entry = data.draw(st.sampled_from(self.model.live()))
+        entry = data.draw(st.sampled_from(self.model.entries))
         name = {"key": entry.key, "id": entry.id, "digits": str(entry.id)}[by]
-        assert self.index.remove([name]) == self.model.remove(lambda e: e is entry) == 1
+        meant = self.model.named(str(name))
+        assert self.index.sample(str(name)).id == meant.id
+        assert self.index.remove([name]) == self.model.remove(lambda e: e is meant)
+
+    @precondition(lambda self: self.model.live())
+    @rule(data=st.data())
+    def remove_an_id(self, data):
+        """A condition means the id, though it be the key of another sample."""
+        entry = data.draw(st.sampled_from(self.model.live()))
+        removed = self.index.remove(where=f"id = {entry.id}")
+        assert removed == self.model.remove(lambda e: e is entry) == 1
+
+    @rule(name=st.sampled_from([*KEYS, "1", "2", "5", "99"]))
+    def find(self, name):
+        meant = self.model.named(name)
+        if meant is None:
+            with pytest.raises(CatalogError, match="no sample with the key or id"):
+                self.index.sample(name)
+        else:
+            assert self.index.sample(name).id == meant.id
 
     @precondition(lambda self: self.model.sources)
     @rule(data=st.data())
@@ -198,6 +230,15 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(repair=st.booleans())
     def check(self, repair):
         assert self.index.check(repair=repair).findings == ()
+
+    @precondition(lambda self: self.model.entries)
+    @rule(data=st.data())
+    def lose_a_segment(self, data):
+        """Nothing is forgotten where it is mended."""
+        files = sorted((self.directory / "index" / "segments").iterdir())
+        os.truncate(data.draw(st.sampled_from(files)), 100)
+        repaired = self.index.check(repair=True)
+        assert [(f.kind, f.repaired) for f in repaired.findings] == [("damaged segment", True)]
 
     @invariant()
     def is_what_the_model_is(self):
