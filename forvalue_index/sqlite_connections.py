@@ -34,7 +34,7 @@ _PRAGMAS = (
     # commits change is copied from the log once.
     "wal_autocheckpoint = 20000",
 )
-# SQLite finds a JSON key only where it is written as it is named, without \\u escapes.
+# SQLite finds a JSON key only where it is written as it is named, without \u escapes.
 to_json = json.JSONEncoder(ensure_ascii=False).encode
 # What SQLite calls it where the file that connections share cannot be made.
 NO_SHARED_FILE = "SQLITE_IOERR_SHMSIZE"
