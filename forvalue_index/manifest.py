@@ -177,7 +177,7 @@ def refuse_strange_catalog(catalog: str) -> None:
         shown = f"the option {strange[0]}" if strange else f"the scheme {scheme}"
         raise UsageError(
             f"--catalog: {shown} is not allowed; use sqlite, which lies within the index, or "
-            f"{POSTGRESQL}://USER@HOST/NAME with no options but {', '.join(POSTGRESQL_OPTIONS)}"
+            f"{POSTGRESQL}://USER@HOST/NAME with no options but {', '.join(sorted(POSTGRESQL_OPTIONS))}"
         )
 
 
