@@ -9,6 +9,7 @@ from pathlib import Path
 
 from forvalue_index.catalog import Catalog
 from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.exceptions import UsageError
 from forvalue_index.manifest import open_catalog
 from forvalue_index.records import StoredSample
 from forvalue_index.removal import chosen_ids
@@ -69,12 +70,15 @@ class IndexSamples:
         source: str | None = None,
         where: str | None = None,
         wait: bool = False,
+        expected: int | None = None,
     ) -> int:
         """Remove samples by key or id, or all of a source or a filter; returns how many.
 
         They no longer count, and come back where they are added again. `compact` forgets them.
+        Where they are not as many as `expected`, nothing is removed.
 
         Raises:
+            UsageError: nothing is chosen, or another number of samples than expected.
             BusyIndexError: another process writes to the index and `wait` is false.
             CatalogError: there is no sample of a name, or no such source; nothing is removed.
             FilterError: the filter is malformed or names an unknown column.
@@ -82,6 +86,11 @@ class IndexSamples:
         with self._writing(wait):
             with self._catalog.snapshot() as snapshot:
                 ids = chosen_ids(snapshot, names, source=source, where=where)
+            if expected is not None and len(ids) != expected:
+                raise UsageError(
+                    f"{len(ids):,} samples match now, and {expected:,} did when you were asked; "
+                    "nothing was removed, run the same again"
+                )
             return self._catalog.remove(ids)
 
     def info(self) -> CatalogSummary:

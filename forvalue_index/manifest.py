@@ -174,10 +174,11 @@ def refuse_strange_catalog(catalog: str) -> None:
     options = parse_qsl(rest.partition("?")[2], keep_blank_values=True)
     strange = sorted({name for name, _ in options} - POSTGRESQL_OPTIONS)
     if catalog != DEFAULT_CATALOG and (scheme != POSTGRESQL or strange):
+        allowed = ", ".join(sorted(POSTGRESQL_OPTIONS))
         shown = f"the option {strange[0]}" if strange else f"the scheme {scheme}"
         raise UsageError(
             f"--catalog: {shown} is not allowed; use sqlite, which lies within the index, or "
-            f"{POSTGRESQL}://USER@HOST/NAME with no options but {', '.join(sorted(POSTGRESQL_OPTIONS))}"
+            f"{POSTGRESQL}://USER@HOST/NAME with no options but {allowed}"
         )
 
 

@@ -60,6 +60,16 @@ def test_removing_asks_first(path, filled, monkeypatch):
     assert len(filled) == 29
 
 
+def test_what_was_confirmed_is_what_is_removed(path, filled, monkeypatch):
+    """Others may add or remove between the question and the answer."""
+    monkeypatch.setattr("forvalue_index.cli.maintain._somebody_is_there", lambda: True)
+    monkeypatch.setattr("click.confirm", lambda *_, **__: filled.remove(["r1"]))
+    done = run("remove", path, "--where", "id < 5")
+    assert done.exit_code == 2
+    assert "4 samples match now, and 5 did when you were asked" in done.stderr
+    assert len(filled) == 29
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [

@@ -50,7 +50,13 @@ def remove(
             _ask(f"Remove {matching:,} of {len(opened):,} samples from {index}?")
         removed = 0
         if matching and not dry_run:
-            removed = opened.remove(samples, source=source, where=where, wait=wait)
+            removed = opened.remove(
+                samples,
+                source=source,
+                where=where,
+                wait=wait,
+                expected=None if yes else matching,
+            )
     if as_json:
         print_json({"matching": matching, "removed": removed, "dry_run": dry_run})
     elif dry_run:
