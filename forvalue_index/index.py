@@ -288,6 +288,16 @@ class ValuationIndex(IndexSamples):
             yield self._valuer, view.catalog
 
     @property
+    def storage(self) -> Storage:
+        """The index on disk, for what reads its rows."""
+        return self._storage
+
+    @property
+    def on_progress(self) -> OnProgress:
+        """What is called with each step of long tasks."""
+        return self._on_progress
+
+    @property
     def embedder(self) -> Embedder:
         """What turns samples into rows. Loads the model when it is first asked for."""
         if self._embedder is None:
