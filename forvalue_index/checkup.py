@@ -21,9 +21,11 @@ from forvalue_index.exceptions import (
     BrokenIndexError,
     BusyIndexError,
     ReadOnlyIndexError,
+    SettingsMismatchError,
 )
-from forvalue_index.features import Embedder, Prepared
-from forvalue_index.manifest import MANIFEST, TABLES
+from forvalue_index.features import Embedder
+from forvalue_index.label_tokens import Prepared
+from forvalue_index.manifest import CALIBRATION, MANIFEST, TABLES
 from forvalue_index.records import Progress, StoredSample, StoredSegment
 from forvalue_index.results import CheckReport, Finding
 from forvalue_index.segments import (
@@ -98,7 +100,7 @@ def repair(
 
 
 def _examine(storage: Storage, on_progress: OnProgress) -> CheckReport:
-    findings = [*_tables(storage), *_catalog(storage)]
+    findings = [*_tables(storage), *_calibration(storage), *_catalog(storage)]
     # Files before the catalog: what is recorded in between is no orphan.
     files, segments, total = _own_files(storage), [], 0
     try:
@@ -149,6 +151,13 @@ def _tables(storage: Storage) -> Iterator[Finding]:
         yield Finding("damaged hash tables", str(error), "restore the file from a backup")
 
 
+def _calibration(storage: Storage) -> Iterator[Finding]:
+    try:
+        storage.calibration()
+    except (BrokenIndexError, SettingsMismatchError) as error:
+        yield Finding("damaged calibration", str(error), "restore the file from a backup")
+
+
 def _catalog(storage: Storage) -> Iterator[Finding]:
     yield from map(_catalog_finding, storage.catalog.complaints())
 
@@ -165,7 +174,12 @@ def _segment(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Fi
     try:
         path = storage.segments.path(segment.file.uid)
         file = storage.segments.open(segment)
-        _compare(storage, segment, file.blocks(), snapshot.norms(segment.file.uid))
+        storage.refuse_strange([file])
+        first, *others = storage.manifest.settings.geometries
+        _compare(segment, file.blocks(first), snapshot.norms(segment.file.uid))
+        for geometry in others:
+            for _ in file.blocks(geometry):
+                pass  # every row is checked as it is read
         if file_digest(path) != segment.file.sha256:
             raise BrokenIndexError(f"{path} has another checksum than the catalog says")
     except OSError as error:  # deleted since, or unreadable
@@ -180,18 +194,11 @@ def _segment(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Fi
     return None
 
 
-def _compare(
-    storage: Storage, segment: StoredSegment, blocks: Iterator[Block], norms: dict[int, float]
-) -> None:
-    """Raise BrokenIndexError unless rows have the ids, width and norms that the catalog says."""
-    width, seen = storage.manifest.row_width, 0
+def _compare(segment: StoredSegment, blocks: Iterator[Block], norms: dict[int, float]) -> None:
+    """Raise BrokenIndexError unless rows have the ids and norms that the catalog says."""
+    seen = 0
     for block in blocks:
         seen += len(block.ids)
-        if block.rows.shape[1] != width:
-            raise BrokenIndexError(
-                f"segment {segment.file.uid} has rows of {block.rows.shape[1]} floats, the index "
-                f"has {width}"
-            )
         found = torch.linalg.vector_norm(block.rows.float(), dim=1).numpy()
         expected = np.array([norms.get(id_, np.nan) for id_ in block.ids.tolist()])
         wrong = ~(np.abs(found - expected) <= NORM_TOLERANCE * expected)
@@ -242,7 +249,7 @@ def _readable(snapshot: Snapshot, ids: NDArray[np.int64]) -> dict[int, StoredSam
 
 def _own_files(storage: Storage) -> list[Path]:
     """Whatever an index writes under a name of its own choosing."""
-    partial = [storage.path / f"{name}.partial" for name in (MANIFEST, TABLES)]
+    partial = [storage.path / f"{name}.partial" for name in (MANIFEST, TABLES, CALIBRATION)]
     segments = [p for p in storage.segments.files() if OWN_FILE.fullmatch(p.name)]
     # It writes regular files alone; a directory of such a name is somebody else's.
     return [path for path in segments + partial if path.is_file()]

@@ -77,12 +77,14 @@ def plan_groups(
 def _rewrite(storage: Storage, group: Group, removed: NDArray[np.int64]) -> None:
     n_rows = sum(segment.file.n_rows for segment in group.segments) - group.removed
     ids = np.empty(n_rows, dtype=np.int64)
-    rows = torch.empty(n_rows, storage.manifest.row_width, dtype=storage.row_dtype)
-    done = 0
-    for segment in group.segments:
-        for block in storage.segments.open(segment).blocks():
+    files = [storage.segments.open(segment) for segment in group.segments]
+    rows: dict[str, torch.Tensor] = {}
+    for geometry in storage.manifest.settings.geometries:
+        mine = torch.empty(n_rows, storage.manifest.row_width, dtype=storage.row_dtype)
+        rows[geometry], done = mine, 0
+        for block in (block for file in files for block in file.blocks(geometry)):
             live = block.without(removed)
             kept = slice(done, done + len(live.ids))
-            ids[kept], rows[kept] = live
+            ids[kept], mine[kept] = live
             done = kept.stop
     storage.replace([segment.file.uid for segment in group.segments], ids, rows)

@@ -89,6 +89,10 @@ class Tokenizer(Protocol):
         """Tokenise one string."""
         ...
 
+    def decode(self, token_ids: Sequence[int], **options: Any) -> Any:
+        """The text of tokens."""
+        ...
+
     def apply_chat_template(self, conversation: Sequence[dict[str, Any]], **options: Any) -> Any:
         """Render a conversation."""
         ...

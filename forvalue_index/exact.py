@@ -13,7 +13,7 @@ cross-entropy with respect to the head weight. The value of sample i for sample 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -41,3 +41,27 @@ def streaming_terms(
 ) -> Float[Tensor, " token"]:
     """What each training token adds to its sample's score: e_k . (M h_k)."""
     return torch.einsum("tv,tv->t", error, hidden @ mean_gradient.T)
+
+
+def gram(
+    error: Float[Tensor, "token vocab"],
+    hidden: Float[Tensor, "token hidden"],
+    owner: Int[Tensor, " token"],
+    n_samples: int,
+) -> Float[Tensor, "sample sample"]:
+    """<G_i, G_j> of all pairs of samples, from the tokens of all of them, in float64."""
+    return cross_gram((error, hidden, owner), (error, hidden, owner), (n_samples, n_samples))
+
+
+def cross_gram(
+    left: tuple[Tensor, Tensor, Tensor],
+    right: tuple[Tensor, Tensor, Tensor],
+    n_samples: tuple[int, int],
+) -> Float[Tensor, "left right"]:
+    """<G_i, G_j> of the samples on both sides, each given as (error, hidden, owner) of its tokens.
+
+    Kernel form, summed over the tokens of each pair in float64.
+    """
+    products = (left[0] @ right[0].T).double() * (left[1] @ right[1].T)  # [token, token]
+    rows = products.new_zeros(n_samples[0], products.shape[1]).index_add_(0, left[2], products)
+    return rows.new_zeros(n_samples).index_add_(1, right[2], rows)

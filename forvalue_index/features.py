@@ -1,158 +1,186 @@
-"""From samples to rows: prompts -> batches -> trunk -> prediction error -> sketch.
+"""From samples to rows: label tokens -> geometry -> sketch, and the sums a sample is known by.
 
-The head is applied to label positions only and in chunks, so logits of [batch, token, vocabulary]
-never exist. A row is a function of the sample alone, to rounding: never of its batch.
+A row is a function of the sample alone, to rounding: never of its batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from forvalue_index.batching import batches
-from forvalue_index.contracts import Trunk
-from forvalue_index.exceptions import BadSampleError, ModelError
-from forvalue_index.prediction_error import Head, prediction_error
-from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import BadRow, Batch, Encoded, Sample, SampleStatistics, bad_row
-from forvalue_index.sketch import Sketch, Sums
+from forvalue_index.calibration import Calibration
+from forvalue_index.exceptions import ModelError, UsageError
+from forvalue_index.geometry import Geometry, Moments
+from forvalue_index.hash_tables import RAW, HashTables, geometry_tables
+from forvalue_index.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.records import BadRow, Batch, Sample, SampleStatistics
+from forvalue_index.settings import Settings
+from forvalue_index.sketch import Sketch, make_sketch
 
-# Measured on SmolLM2-135M: the trunk is at full speed from 1,024 tokens on; a chunk's logits
-# should stay in the processor's cache (128 x 49,152 floats).
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-CHUNK_TOKENS = {"cpu": 128, "cuda": 2048}
+Rows = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A sample and what the model reads of it."""
+class Feature(NamedTuple):
+    """What makes the rows of one geometry."""
 
-    sample: Sample
-    encoded: Encoded
+    geometry: Geometry
+    sketch: Sketch
 
 
 class Embedded(NamedTuple):
-    """`rows` [sample, dim] in float32 on the CPU, and statistics, in the order asked for."""
+    """Samples in the order asked for.
 
-    rows: Tensor
+    `rows` holds [sample, dim] in float32 on the CPU for each geometry; `finite` [sample] says
+    whether a sample's rows hold numbers alone.
+    """
+
+    rows: Rows
     statistics: tuple[SampleStatistics, ...]
+    finite: Tensor
 
 
 class _Sums(NamedTuple):
     """Sums over the label tokens of each sample of a batch."""
 
-    sketch: Sums
+    sketches: Mapping[str, Any]
+    n_labels: Tensor
     loss: Tensor
     error_mass: Tensor
 
 
 class Embedder:
-    """Turns samples into rows with one model and one sketch."""
+    """Turns samples into rows with one model, in one or several geometries.
 
-    def __init__(self, trunk: Trunk, head: Head, *, encoder: PromptEncoder, sketch: Sketch) -> None:
-        self.trunk = trunk
-        self._encoder = encoder
-        self._sketch = sketch
-        self.head = head.reordered(sketch.vocab_order)
-        # Where each vocabulary entry went, so that labels follow the reordered head.
-        self._place = torch.argsort(sketch.vocab_order)
-        self._chunk_tokens = CHUNK_TOKENS[head.weight.device.type]
-        self.token_budget = TOKEN_BUDGET[head.weight.device.type]
+    The norm among a sample's statistics is that of its row in the first geometry.
+    """
+
+    def __init__(self, reader: LabelReader, features: Mapping[str, Feature]) -> None:
+        self.reader = reader
+        self._features = features
 
     def prepare(self, sample: Sample) -> Prepared | BadRow:
         """Tokenise a sample, or say why it cannot be valued."""
-        try:
-            encoded = self._encoder.encode(sample)
-        except BadSampleError as error:
-            return bad_row(sample, str(error))
-        largest, vocab_size = int(encoded.token_ids.max()), len(self._place)
-        if largest >= vocab_size:
-            reason = (
-                f"it has token {largest:,}, and the model knows {vocab_size:,} tokens; the "
-                "tokenizer is of another model, or was extended alone"
-            )
-            return bad_row(sample, reason)
-        return Prepared(sample, encoded)
+        return self.reader.prepare(sample)
 
     def batches(self, prepared: Sequence[Prepared]) -> Iterable[Batch]:
         """The batches that `embed_batch` should be given for these samples."""
-        return batches([p.encoded for p in prepared], token_budget=self.token_budget)
+        return self.reader.batches(prepared)
 
     def embed(self, prepared: Sequence[Prepared]) -> Embedded:
-        """Rows and statistics of samples, in their order."""
-        rows = torch.empty(len(prepared), self._sketch.dim)
+        """Rows and statistics of samples, in their order. Raises as `refuse_undefined`."""
+        rows = {
+            name: torch.empty(len(prepared), feature.sketch.dim)
+            for name, feature in self._features.items()
+        }
         statistics: dict[int, SampleStatistics] = {}
         for batch in self.batches(prepared):
             done = self.embed_batch(batch, prepared)
-            rows[list(batch.indices)] = done.rows
+            refuse_undefined(done, [prepared[i] for i in batch.indices])
+            for name, found in done.rows.items():
+                rows[name][list(batch.indices)] = found
             statistics.update(zip(batch.indices, done.statistics, strict=True))
-        return Embedded(rows, tuple(statistics[i] for i in range(len(prepared))))
+        ordered = tuple(statistics[i] for i in range(len(prepared)))
+        return Embedded(rows, ordered, torch.ones(len(prepared), dtype=torch.bool))
 
     @torch.inference_mode()
     def embed_batch(self, batch: Batch, prepared: Sequence[Prepared]) -> Embedded:
-        """Rows and statistics of one batch of `prepared`, in the batch's order.
-
-        Raises:
-            ModelError: the model gave infinite or undefined numbers for a sample, which is named.
-        """
-        hidden = self.trunk.hidden_states(batch)
-        sums = self._sum_over_tokens(
-            hidden,
-            self._place[torch.from_numpy(batch.labels).to(hidden.device)],
-            torch.from_numpy(batch.label_rows).to(hidden.device),
-        )
-        rows = self._sketch.rows(sums.sketch).float().cpu()
-        finite = torch.isfinite(rows).all(dim=1)
+        """Rows and statistics of one batch of `prepared`, in the batch's order."""
+        sums = self._sum_over_tokens(self.reader.label_tokens(batch), len(batch.indices))
+        rows = {
+            name: feature.sketch.rows(sums.sketches[name]).float().cpu()
+            for name, feature in self._features.items()
+        }
+        finite = torch.stack([torch.isfinite(r).all(dim=1) for r in rows.values()]).all(dim=0)
         members = [prepared[i] for i in batch.indices]
-        if not finite.all():
-            sample = members[int((~finite).nonzero()[0])].sample
-            raise ModelError(
-                f"{sample.source}:{sample.position}: the model gives infinite or undefined numbers "
-                f"for sample {sample.key}; use --dtype float32, or leave the sample out"
-            )
-        return Embedded(rows, _statistics(members, rows, sums))
+        first = next(iter(rows.values()))
+        return Embedded(rows, _statistics(members, first, sums), finite)
 
-    def _sum_over_tokens(
-        self,
-        hidden: Float[Tensor, "label hidden"],
-        labels: Int[Tensor, " label"],
-        owner: Int[Tensor, " label"],
-    ) -> _Sums:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        n_samples = int(owner[-1]) + 1
-        like = hidden.new_empty(0, dtype=wide)
-        sums = _Sums(
-            self._sketch.empty(n_samples, like),
-            like.new_zeros(n_samples),
-            like.new_zeros(n_samples),
-        )
-        for start in range(0, len(hidden), self._chunk_tokens):
-            chunk = slice(start, start + self._chunk_tokens)
-            found = prediction_error(self.head, hidden[chunk], labels[chunk])
-            self._sketch.accumulate(sums.sketch, found.error, hidden[chunk].to(wide), owner[chunk])
-            sums.loss.index_add_(0, owner[chunk], found.loss)
-            sums.error_mass.index_add_(0, owner[chunk], 1 - found.probability)
+    def _sum_over_tokens(self, chunks: Iterable[LabelTokens], n_samples: int) -> _Sums:
+        sums = self._no_tokens(n_samples)
+        for tokens in chunks:
+            for name, (geometry, sketch) in self._features.items():
+                error, hidden = geometry.error(tokens.error), geometry.hidden(tokens.hidden)
+                sketch.accumulate(sums.sketches[name], error, hidden, tokens.owner)
+            sums.n_labels.index_add_(0, tokens.owner, torch.ones_like(tokens.loss))
+            sums.loss.index_add_(0, tokens.owner, tokens.loss)
+            sums.error_mass.index_add_(0, tokens.owner, 1 - tokens.probability)
         return sums
+
+    def _no_tokens(self, n_samples: int) -> _Sums:
+        like = self.reader.empty()
+        zeros = like.new_zeros(n_samples)
+        sketches = {n: f.sketch.empty(n_samples, like) for n, f in self._features.items()}
+        return _Sums(sketches, zeros, zeros.clone(), zeros.clone())
+
+
+def features_of(
+    reader: LabelReader,
+    tables: HashTables,
+    settings: Settings,
+    calibration: Calibration | None,
+    geometries: Sequence[str],
+) -> dict[str, Feature]:
+    """What makes the rows of some geometries of an index; all but raw need a calibration."""
+    device, features = reader.vocab_order.device, {}
+    for name in geometries:
+        directions = None if calibration is None else calibration.directions.get(name)
+        mine = geometry_tables(tables, name, directions)
+        sketch = make_sketch(mine, dim=settings.dim, device=device)
+        features[name] = Feature(geometry_of(name, reader, calibration, settings), sketch)
+    return features
+
+
+def geometry_of(
+    name: str, reader: LabelReader, calibration: Calibration | None, settings: Settings
+) -> Geometry:
+    """A geometry for the reader's order of the vocabulary.
+
+    Raises UsageError where it needs a calibration and there is none.
+    """
+    if name == RAW:
+        return Geometry(name)
+    if calibration is None:
+        raise UsageError(
+            f"the {name} geometry needs the calibration of the index, and there is none; restore "
+            "calibration.safetensors from a backup, use --geometry raw, or build the index anew"
+        )
+    device, order = reader.vocab_order.device, reader.vocab_order
+    error_square, mean, square = (tensor.to(device) for tensor in calibration.moments)
+    return Geometry(name, Moments(error_square[order], mean, square), damping=settings.damping)
+
+
+def refuse_undefined(embedded: Embedded, members: Sequence[Prepared]) -> None:
+    """Raise ModelError, naming the first sample, where rows hold infinite or undefined numbers."""
+    if not embedded.finite.all():
+        sample = members[int((~embedded.finite).nonzero()[0])].sample
+        raise ModelError(f"{sample.source}:{sample.position}: {undefined_numbers(sample)}")
+
+
+def undefined_numbers(sample: Sample) -> str:
+    """What is said of a sample for which the model gives no usable numbers."""
+    return (
+        f"the model gives infinite or undefined numbers for sample {sample.key}; use "
+        "--dtype float32, or leave the sample out"
+    )
 
 
 def _statistics(
     members: Sequence[Prepared], rows: Float[Tensor, "sample dim"], sums: _Sums
 ) -> tuple[SampleStatistics, ...]:
     norms = torch.linalg.vector_norm(rows, dim=1).tolist()
-    losses, masses = sums.loss.tolist(), sums.error_mass.tolist()
+    per_sample = (sums.n_labels.tolist(), sums.loss.tolist(), sums.error_mass.tolist())
     return tuple(
         SampleStatistics(
             n_tokens=len(member.encoded),
-            n_label_tokens=member.encoded.n_label_tokens,
+            n_label_tokens=int(count),
             truncated=member.encoded.truncated,
-            loss=loss / member.encoded.n_label_tokens,
-            label_error_mass=mass / member.encoded.n_label_tokens,
+            loss=loss / count,
+            label_error_mass=mass / count,
             norm=norm,
         )
-        for member, norm, loss, mass in zip(members, norms, losses, masses, strict=True)
+        for member, norm, count, loss, mass in zip(members, norms, *per_sample, strict=True)
     )

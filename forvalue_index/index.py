@@ -3,56 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from forvalue_index import checkup, compaction, ingest, valuation
+from forvalue_index import checkup, compaction, ingest
+from forvalue_index.calibrating import Choice, calibrate
+from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
-from forvalue_index.exports import write_values, writer_for
-from forvalue_index.features import Embedder
-from forvalue_index.index_samples import IndexSamples
-from forvalue_index.loading import ModelAccess, create_storage, load_embedder, wanted_settings
+from forvalue_index.index_queries import Data, IndexQueries, refuse_on_bad
+from forvalue_index.loading import ModelAccess, create_storage, wanted_settings
 from forvalue_index.manifest import (
     is_index,
     refuse_other_catalog,
     refuse_other_settings,
     refuse_strange_catalog,
 )
-from forvalue_index.records import Progress
-from forvalue_index.results import AddReport, CheckReport, CompactReport, QueryResult, Values
-from forvalue_index.settings import DEFAULT_CATALOG, ON_BAD
-from forvalue_index.snapshot import Snapshot
+from forvalue_index.results import AddReport, CheckReport, CompactReport
+from forvalue_index.settings import DEFAULT_CATALOG
 from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
-
-Data = Any
-"""A path, a glob, `-` for standard input, a list of paths, a `datasets.Dataset`, or dicts."""
+from forvalue_index.validation import read_validation
 
 
-class ValuationIndex(IndexSamples):
+class ValuationIndex(IndexQueries):
     """An index of training samples that answers validation sets.
 
     The model is loaded when it is first needed: adding and querying need it, reading does not.
     Use as a context manager, or call `close`.
     """
-
-    def __init__(
-        self,
-        storage: Storage,
-        access: ModelAccess,
-        *,
-        on_progress: OnProgress = ignore_progress,
-    ) -> None:
-        super().__init__(storage.path, storage.manifest, storage.catalog, on_progress=on_progress)
-        self._storage = storage
-        self._access = access
-        self._embedder: Embedder | None = None
-        self._valuer: valuation.Valuer | None = None
 
     @classmethod
     def create(
@@ -72,7 +54,8 @@ class ValuationIndex(IndexSamples):
             catalog: `sqlite` for a file in the index, or `postgresql+psycopg://USER@HOST/NAME`.
             on_progress: called with each step of long tasks.
             settings: the other fields of `Settings`: adapter, revision, dim (floats a row), seed,
-                labels, template, max_length (tokens), row_dtype, dtype, trust_remote_code. Frozen.
+                labels, template, max_length (tokens), row_dtype, dtype, trust_remote_code, payload,
+                geometry (one or several, with commas), damping, max_label_tokens, hardest. Frozen.
 
         Raises:
             UsageError: a setting has a value that cannot work.
@@ -92,9 +75,9 @@ class ValuationIndex(IndexSamples):
                 opened.close()
                 raise
             return opened
-        storage, embedder = create_storage(where, wanted, catalog, on_progress)
+        storage, reader = create_storage(where, wanted, catalog, on_progress)
         index = cls(storage, access, on_progress=on_progress)
-        index._embedder = embedder
+        index._reader = reader
         return index
 
     @classmethod
@@ -115,11 +98,6 @@ class ValuationIndex(IndexSamples):
         """
         access = ModelAccess(model, trust_remote_code)
         return cls(Storage.open(Path(path)), access, on_progress=on_progress)
-
-    def close(self) -> None:
-        """Let go of the model and of the catalog."""
-        self._embedder = self._valuer = None
-        super().close()
 
     def __enter__(self) -> ValuationIndex:
         return self
@@ -150,20 +128,59 @@ class ValuationIndex(IndexSamples):
             SourceError: the data cannot be read, or holds no row.
             SettingsMismatchError: the model is not the one that the index was built with.
         """
-        _refuse_on_bad(on_bad)
+        refuse_on_bad(on_bad)
         sources = open_sources(data, columns)
         with self._writing(wait):
             started = time.perf_counter()
-            embedder = self.embedder
+            reader = self.reader
             load_s = time.perf_counter() - started
             report = ingest.add(
                 self._storage,
-                embedder,
+                reader,
                 sources=sources,
                 on_bad=on_bad,
                 on_progress=self._on_progress,
             )
         return replace(report, seconds=_with_load(load_s, report.seconds))
+
+    def calibrate(
+        self, data: Data, *, columns: Mapping[str, str] | None = None, wait: bool = False
+    ) -> Calibration:
+        """Calibrate an index without samples on data, or take over the calibration of an index.
+
+        Otherwise the first `add` calibrates on a sample of its data. Data of another index, by its
+        directory, makes rows of both comparable, where settings are equal.
+
+        Raises:
+            UsageError: the index holds samples, whose rows depend on its calibration.
+            SettingsMismatchError: the calibration taken over is that of another model.
+            BadSampleError, SourceError, BusyIndexError: as for `add`.
+        """
+        with self._writing(wait):
+            with self._catalog.snapshot() as snapshot:
+                if snapshot.segments():
+                    raise UsageError(
+                        f"{self.path} holds samples, and their rows depend on its calibration; "
+                        "calibrate an index before anything is added to it"
+                    )
+            found = self._calibration_of(data, columns)
+            self._storage.freeze(found)
+            return found
+
+    def _calibration_of(self, data: Data, columns: Mapping[str, str] | None) -> Calibration:
+        if isinstance(data, str | PathLike) and is_index(Path(data)):
+            return self._storage.calibration_from(Path(data))
+        validation = read_validation(self.reader, sources=open_sources(data, columns))
+        choice = Choice(self.manifest.settings.seed)
+        for prepared in validation.prepared:
+            choice.offer(prepared)
+        return calibrate(
+            self.reader,
+            self._storage.tables(),
+            self.manifest.settings,
+            choice.samples(),
+            on_progress=self._on_progress,
+        )
 
     def compact(self, *, wait: bool = False) -> CompactReport:
         """Merge small segments and forget removed samples. Readers are not disturbed.
@@ -190,124 +207,6 @@ class ValuationIndex(IndexSamples):
             return checkup.repair(
                 self._storage, lambda: self.embedder, on_progress=self._on_progress
             )
-
-    def query(
-        self,
-        data: Data,
-        *,
-        top: int = 10,
-        bottom: int | None = None,
-        per_sample: bool = False,
-        columns: Mapping[str, str] | None = None,
-        on_bad: str = "fail",
-    ) -> QueryResult:
-        """The most helpful and the most harmful samples for a validation set.
-
-        The score of a sample is its mean value over the validation set: the inner product of the
-        head gradients of both (arXiv 2508.10180, Eq. 1). Positive helps, negative hurts. Sketched
-        scores carry their standard error.
-
-        Args:
-            data: the validation set, see `Data`.
-            top: how many of the most helpful samples.
-            bottom: how many of the most harmful ones; as many as `top` where it is None.
-            per_sample: also answer each validation sample alone.
-            columns: see `add`.
-            on_bad: `fail` raises on a row that is not usable, `skip` leaves it out with a warning.
-
-        Raises:
-            UsageError: `top` or `bottom` is below 1.
-            BadSampleError, SourceError, SettingsMismatchError: as for `add`.
-        """
-        bottom = top if bottom is None else bottom
-        valuation.refuse_counts(top=top, bottom=bottom)
-        validation, seconds = self._validation(data, columns, on_bad)
-        started = time.perf_counter()
-        with self._current_valuer() as (valuer, snapshot):
-            seconds["open"] = time.perf_counter() - started
-            result = valuer.query(
-                validation, snapshot, top=top, bottom=bottom, per_sample=per_sample
-            )
-        return replace(result, seconds={**seconds, **result.seconds})
-
-    def values(
-        self,
-        data: Data,
-        *,
-        output: str | PathLike[str] | None = None,
-        columns: Mapping[str, str] | None = None,
-        on_bad: str = "fail",
-    ) -> Values:
-        """A score for every sample: arrays `ids`, `scores`, `stderrs`, each [sample].
-
-        With `output`, columns id, key, source, score and stderr are also written to a Parquet, CSV
-        or JSONL file, by suffix.
-
-        Raises:
-            UsageError: the suffix of `output` is unknown or its directory missing.
-            BadSampleError, SourceError, SettingsMismatchError: as for `add`.
-        """
-        path = None if output is None else Path(output)
-        if path is not None:
-            writer_for(path)
-        validation, _ = self._validation(data, columns, on_bad)
-        widths = self._storage.part_widths()
-        with self._storage.view() as view:
-            scored = valuation.values(
-                view, validation, widths=widths, on_progress=self._on_progress
-            )
-            if path is not None:
-                write_values(path, valuation.named_values(view.catalog, scored))
-        return scored
-
-    def _validation(
-        self, data: Data, columns: Mapping[str, str] | None, on_bad: str
-    ) -> tuple[valuation.ValidationSet, dict[str, float]]:
-        _refuse_on_bad(on_bad)
-        sources = open_sources(data, columns)
-        started = time.perf_counter()
-        embedder = self.embedder
-        loaded = time.perf_counter()
-        validation = valuation.embed_validation(
-            embedder, sources=sources, on_bad=on_bad, on_progress=self._on_progress
-        )
-        return validation, {"load": loaded - started, "embed": time.perf_counter() - loaded}
-
-    @contextmanager
-    def _current_valuer(self) -> Iterator[tuple[valuation.Valuer, Snapshot]]:
-        """A valuer over the index as it is now, kept until the index changes, and a snapshot."""
-        with self._catalog.snapshot() as snapshot:
-            if self._valuer is not None and self._valuer.version == snapshot.version():
-                yield self._valuer, snapshot
-                return
-        with self._storage.view() as view:
-            self._on_progress(Progress("opening", 0, 1))
-            search = view.search_index()
-            self._valuer = valuation.Valuer(self._storage, search, version=view.version)
-            self._on_progress(Progress("opening", 1, 1))
-            yield self._valuer, view.catalog
-
-    @property
-    def storage(self) -> Storage:
-        """The index on disk, for what reads its rows."""
-        return self._storage
-
-    @property
-    def on_progress(self) -> OnProgress:
-        """What is called with each step of long tasks."""
-        return self._on_progress
-
-    @property
-    def embedder(self) -> Embedder:
-        """What turns samples into rows. Loads the model when it is first asked for."""
-        if self._embedder is None:
-            self._embedder = load_embedder(self._storage, self._access, self._on_progress)
-        return self._embedder
-
-
-def _refuse_on_bad(on_bad: str) -> None:
-    if on_bad not in ON_BAD:
-        raise UsageError(f"--on-bad cannot be {on_bad!r}; use one of {', '.join(ON_BAD)}")
 
 
 def _with_load(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from forvalue_index.calibrating import Choice, calibrate
 from forvalue_index.catalog_rows import changed_metadata, unstorable
 from forvalue_index.contracts import OnProgress, Source, ignore_progress
 from forvalue_index.exceptions import BadSampleError, SourceError
-from forvalue_index.features import Embedder, Prepared
+from forvalue_index.features import Embedder, undefined_numbers
 from forvalue_index.interrupts import interrupts_held
+from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.manifest import REJECTED
 from forvalue_index.records import (
     BadRow,
@@ -76,13 +78,13 @@ class _Window:
 class _Finished(NamedTuple):
     place: int
     sample: Sample
-    row: torch.Tensor
+    rows: dict[str, torch.Tensor]
     statistics: SampleStatistics
 
 
 def add(
     storage: Storage,
-    embedder: Embedder,
+    reader: LabelReader,
     *,
     sources: Sequence[Source],
     on_bad: str = "fail",
@@ -95,6 +97,9 @@ def add(
     counts. With `on_bad="fail"`, sources that can be read twice are checked whole before anything
     is embedded; with "skip", bad rows go to a file in the index.
 
+    The first samples of an index calibrate it: a random choice of them, or of the first window
+    where sources cannot be read twice.
+
     Raises:
         BadSampleError: a row is not usable and `on_bad` is "fail".
         SourceError: a source cannot be read, or there is no row at all.
@@ -102,7 +107,7 @@ def add(
     started = time.perf_counter()
     names = [source.name for source in sources]
     storage.catalog.refer_to(sources)
-    ingestion = _Ingestion(storage, embedder, on_progress=on_progress)
+    ingestion = _Ingestion(storage, reader, on_progress=on_progress)
     with closing(Rejects(storage.path / REJECTED)) as rejects:
         total = None
         if all(source.rereadable for source in sources):
@@ -132,9 +137,11 @@ def add(
 class _Ingestion:
     """One run of `add`."""
 
-    def __init__(self, storage: Storage, embedder: Embedder, *, on_progress: OnProgress) -> None:
+    def __init__(self, storage: Storage, reader: LabelReader, *, on_progress: OnProgress) -> None:
         self._storage = storage
-        self._embedder = embedder
+        self._reader = reader
+        self._embedder: Embedder | None = None
+        self._choice = Choice(storage.manifest.settings.seed)
         self._on_progress = on_progress
         self._total: int | None = None
         self._finished: list[_Finished] = []
@@ -148,6 +155,8 @@ class _Ingestion:
             for rows in self._windows(sources):
                 window = self._sort(rows, repeats, place=read, reject=reject)
                 read, new = read + len(rows), new + len(window.planned)
+                for _, prepared in window.planned:
+                    self._choice.offer(prepared)
                 self._on_progress(Progress("checking", read))
         self._on_progress(Progress("checking", read, read))
         self.tally = _Tally()
@@ -164,7 +173,7 @@ class _Ingestion:
                     window = self._sort(rows, repeats, place=self.tally.read, reject=reject)
                     self.tally.read += len(rows)
                     self._revise(window)
-                    self._embed(window)
+                    self._embed(window, reject)
                     if self._is_due(0.0):
                         self._store()
         finally:
@@ -173,7 +182,7 @@ class _Ingestion:
 
     def _windows(self, sources: Sequence[Source]) -> Iterator[list[Sample | BadRow]]:
         """Rows in windows of bounded size, which depend on the rows alone."""
-        most = max(1, int(WINDOW_ROWS * self._embedder.token_budget))
+        most = max(1, int(WINDOW_ROWS * self._reader.token_budget))
         window: list[Sample | BadRow] = []
         characters = 0
         for row in (row for source in sources for row in source.samples()):
@@ -229,7 +238,7 @@ class _Ingestion:
 
     def _prepare(self, sample: Sample, reject: Reject) -> Prepared | None:
         reason = unstorable(sample)
-        prepared = bad_row(sample, reason) if reason else self._embedder.prepare(sample)
+        prepared = bad_row(sample, reason) if reason else self._reader.prepare(sample)
         if isinstance(prepared, Prepared):
             return prepared
         reject(prepared)
@@ -241,19 +250,40 @@ class _Ingestion:
         if window.updated:
             self._storage.catalog.update_metadata(window.updated)
 
-    def _embed(self, window: _Window) -> None:
+    def _calibrated(self, members: Sequence[Prepared]) -> Embedder:
+        """What embeds samples; calibrates an index that holds none yet."""
+        if self._embedder is None:
+            storage, reader = self._storage, self._reader
+            if storage.uncalibrated:
+                chosen = self._choice.samples() or members
+                tables, settings = storage.tables(), storage.manifest.settings
+                found = calibrate(reader, tables, settings, chosen, on_progress=self._on_progress)
+                storage.freeze(found)
+                self._stored_at = time.perf_counter()
+            self._embedder = storage.embedder(reader)
+        return self._embedder
+
+    def _embed(self, window: _Window, reject: Reject) -> None:
         members = [prepared for _, prepared in window.planned]
-        for batch in self._embedder.batches(members):
+        if not members:
+            return
+        embedder = self._calibrated(members)
+        for batch in embedder.batches(members):
             started = time.perf_counter()
-            embedded = self._embedder.embed_batch(batch, members)
+            embedded = embedder.embed_batch(batch, members)
             elapsed_s = time.perf_counter() - started
             self.tally.forward_s += elapsed_s
             self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
-            rows = embedded.rows.to(self._storage.row_dtype)
-            self._finished += [
-                _Finished(window.planned[i][0], members[i].sample, row, statistics)
-                for i, row, statistics in zip(batch.indices, rows, embedded.statistics, strict=True)
-            ]
+            dtype = self._storage.row_dtype
+            rows = {name: mine.to(dtype) for name, mine in embedded.rows.items()}
+            for at, i in enumerate(batch.indices):
+                sample = members[i].sample
+                if not embedded.finite[at]:
+                    reject(bad_row(sample, undefined_numbers(sample)))
+                    continue
+                row = {name: mine[at] for name, mine in rows.items()}
+                statistics = embedded.statistics[at]
+                self._finished.append(_Finished(window.planned[i][0], sample, row, statistics))
             embedded_so_far = self.tally.added + len(self._finished)
             progress = Progress("embedding", embedded_so_far, self._total, self.tally.tokens)
             self._on_progress(progress)
@@ -263,7 +293,7 @@ class _Ingestion:
     def _is_due(self, batch_s: float) -> bool:
         """Whether to store what is finished, if the next batch takes as long as the last one."""
         element_bytes = self._storage.row_dtype.itemsize
-        n_bytes = len(self._finished) * self._storage.manifest.row_width * element_bytes
+        n_bytes = len(self._finished) * self._storage.manifest.sample_width * element_bytes
         since_s = time.perf_counter() - self._stored_at
         return n_bytes >= COMMIT_BYTES or since_s + batch_s > COMMIT_S
 
@@ -274,7 +304,8 @@ class _Ingestion:
             return
         samples, statistics = [f.sample for f in finished], [f.statistics for f in finished]
         with interrupts_held():
-            rows = torch.stack([f.row for f in finished])
+            names = finished[0].rows
+            rows = {name: torch.stack([f.rows[name] for f in finished]) for name in names}
             self._storage.append(rows, samples, statistics)
             self.tally.added += len(finished)
             self.tally.segments += 1

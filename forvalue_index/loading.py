@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from forvalue_index.backbone import Backbone, default_device, resolve_dtype
 from forvalue_index.contracts import OnProgress
 from forvalue_index.exceptions import UsageError
-from forvalue_index.features import Embedder
+from forvalue_index.hash_tables import VOCAB_ORDER, HashTables
+from forvalue_index.label_tokens import LabelReader
 from forvalue_index.manifest import refuse_occupied, refuse_other_model, refuse_trust
 from forvalue_index.model_profile import profile_model
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import Progress
 from forvalue_index.settings import DEFAULT_CONTEXT, Manifest, Settings
-from forvalue_index.sketch import HashTables, make_sketch
 from forvalue_index.storage import Storage
 
 
@@ -53,8 +56,8 @@ def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
 
 def create_storage(
     path: Path, wanted: Settings, catalog: str, on_progress: OnProgress
-) -> tuple[Storage, Embedder]:
-    """An empty index for wanted settings, and what turns samples into its rows.
+) -> tuple[Storage, LabelReader]:
+    """An empty index for wanted settings, and what reads samples for it.
 
     Raises BrokenIndexError where the directory holds something else.
     """
@@ -69,16 +72,16 @@ def create_storage(
         catalog=catalog,
         profile=profile_model(backbone, backbone.head, context=backbone.context),
     )
-    return storage, make_embedder(backbone, storage.manifest.settings, storage.tables())
+    return storage, make_reader(backbone, storage.manifest.settings, storage.tables())
 
 
-def load_embedder(storage: Storage, access: ModelAccess, on_progress: OnProgress) -> Embedder:
-    """What turns samples into the rows of an index. Raises as `ModelAccess.load` does."""
+def load_reader(storage: Storage, access: ModelAccess, on_progress: OnProgress) -> LabelReader:
+    """What reads samples for an index. Raises as `ModelAccess.load` does."""
     on_progress(Progress("loading", 0, 1))
     backbone = access.load(storage.path, storage.manifest)
-    embedder = make_embedder(backbone, storage.manifest.settings, storage.tables())
+    reader = make_reader(backbone, storage.manifest.settings, storage.tables())
     on_progress(Progress("loading", 1, 1))
-    return embedder
+    return reader
 
 
 def resolve(wanted: Settings, backbone: Backbone) -> Settings:
@@ -110,16 +113,19 @@ def resolve(wanted: Settings, backbone: Backbone) -> Settings:
     )
 
 
-def make_embedder(backbone: Backbone, settings: Settings, tables: HashTables) -> Embedder:
-    """What turns samples into the rows of an index with these resolved settings and tables."""
+def make_reader(backbone: Backbone, settings: Settings, tables: HashTables) -> LabelReader:
+    """What reads samples for an index with these resolved settings and tables."""
     encoder = PromptEncoder(
         backbone.tokenizer,
         template=settings.template,
         labels=settings.labels,
         max_length=settings.max_length or DEFAULT_CONTEXT,
+        max_label_tokens=settings.max_label_tokens,
     )
-    sketch = make_sketch(tables, dim=settings.dim, device=backbone.device)
-    return Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
+    order = torch.from_numpy(np.array(tables[VOCAB_ORDER])).to(backbone.device)
+    return LabelReader(
+        backbone, backbone.head, encoder=encoder, vocab_order=order, hardest=settings.hardest
+    )
 
 
 def _located(name: str) -> str:

@@ -2,6 +2,7 @@
 
 runs/a/index.json           settings, model digests, fingerprint; written last at creation
 runs/a/sketch.safetensors   hash tables of the sketch
+runs/a/calibration.safetensors  what was measured on a sample of the first data
 runs/a/catalog.sqlite       samples, segments, sources (or a database elsewhere)
 runs/a/segments/            rows
 runs/a/rejected/            rows that `add --on-bad skip` left out
@@ -28,6 +29,7 @@ from forvalue_index.writer_lock import LOCK, writer_lock
 
 MANIFEST = "index.json"
 TABLES = "sketch.safetensors"
+CALIBRATION = "calibration.safetensors"
 CATALOG = "catalog.sqlite"
 SEGMENTS = "segments"
 REJECTED = "rejected"
@@ -190,7 +192,7 @@ def catalog_address(path: Path, catalog: str) -> str | Path:
 def _refuse_links(path: Path) -> None:
     """An index may come from a stranger: nothing of it may stand for a file elsewhere."""
     inside = path.resolve()
-    for name in (MANIFEST, TABLES, CATALOG, SEGMENTS, REJECTED):
+    for name in (MANIFEST, TABLES, CALIBRATION, CATALOG, SEGMENTS, REJECTED):
         if not (path / name).resolve().is_relative_to(inside):
             raise BrokenIndexError(
                 f"{path / name} is a link that leads out of the index, and nothing outside of an "

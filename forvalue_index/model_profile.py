@@ -12,9 +12,9 @@ import torch
 
 from forvalue_index.batching import collate
 from forvalue_index.contracts import Trunk
+from forvalue_index.hash_tables import ModelProfile
 from forvalue_index.prediction_error import Head
 from forvalue_index.records import Encoded
-from forvalue_index.sketch import ModelProfile
 
 SAMPLES, TOKENS = 16, 64
 

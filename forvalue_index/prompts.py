@@ -33,12 +33,19 @@ class PromptEncoder:
     """Tokenises samples the same way for training and validation data."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, template: str, labels: str, max_length: int
+        self,
+        tokenizer: Tokenizer,
+        *,
+        template: str,
+        labels: str,
+        max_length: int,
+        max_label_tokens: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._chat = template == "chat"
         self._all_labels = labels == "all"
         self._max_length = max_length
+        self._max_label_tokens = max_label_tokens
         self._fixed_date = _fixed_date(tokenizer.chat_template)
         self._marks_turns = self._chat and bool(
             GENERATION_BLOCK.search(str(tokenizer.chat_template))
@@ -47,17 +54,26 @@ class PromptEncoder:
     def encode(self, sample: Sample) -> Encoded:
         """Token ids and label mask, cut to `max_length` tokens from the left end.
 
+        Of the labels the first `max_label_tokens` are kept.
+
         Raises BadSampleError where no label is left, or where the chat template refuses.
         """
         token_ids, label_mask = self._tokens(sample)
         if self._all_labels:
             label_mask[:] = True
         label_mask[:1] = False
+        if self._max_label_tokens is not None:
+            label_mask &= label_mask.cumsum() <= self._max_label_tokens
         cut = slice(self._max_length)
         encoded = Encoded(token_ids[cut], label_mask[cut], len(token_ids) > self._max_length)
         if encoded.n_label_tokens == 0:
             raise BadSampleError(_no_label(label_mask, self._max_length))
         return encoded
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones as they are written."""
+        text: str = self._tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+        return text
 
     def _tokens(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         if sample.is_text:

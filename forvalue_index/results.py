@@ -10,15 +10,33 @@ from numpy.typing import NDArray
 
 from forvalue_index.records import Sample
 
+# Below this median of 1 - p(label) a checkpoint has memorised the data (see README, Limits).
+SATURATED = 0.05
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a score is: the inner product in a geometry, or a cosine where normalised.
+
+    A whitened query is multiplied by (R + L I)^-1 in the space of rows, see `whitening`.
+    """
+
+    geometry: str = "raw"
+    normalize: bool = False
+    whiten: bool = False
+
 
 @dataclass(frozen=True)
 class ScoredSample:
-    """One answer of a query. `stderr` is 0 and `exact` true where the score is not sketched."""
+    """One answer of a query. `stderr` is 0 and `exact` true where the score is not sketched.
+
+    There is no `stderr` where there is no exact score to err from, as with whitened queries.
+    """
 
     rank: int
     id: int
     score: float
-    stderr: float
+    stderr: float | None
     exact: bool
     sample: Sample
 
@@ -34,29 +52,84 @@ class ValidationResult:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What a validation set says about the indexed samples. `seconds` are wall-clock."""
+    """What a validation set says about the indexed samples.
+
+    `reranked` samples were scored exactly; only these are among the answers, where there are any.
+    `seconds` are wall-clock. `label_error_mass` is the median of 1 - p(label) of the validation
+    set, `index_error_mass` that of the index.
+    """
 
     index: str
     fingerprint: str
     index_version: int
-    geometry: str
     validation_samples: int
     validation_label_tokens: int
     searched: int
     helpful: tuple[ScoredSample, ...]
     harmful: tuple[ScoredSample, ...]
     per_sample: tuple[ValidationResult, ...] = ()
+    scoring: Scoring = field(default_factory=Scoring)
+    reranked: int = 0
+    label_error_mass: float | None = None
+    index_error_mass: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """A score for every live sample: parallel arrays in order of id."""
+    """A score for every live sample: parallel arrays in order of id.
+
+    Standard errors are 0 where scores are exact, and NaN where there is none.
+    """
 
     ids: NDArray[np.int64]
     scores: NDArray[np.float32]
     stderrs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TokenTerm:
+    """One token and what it adds to a score: 0 where it is no label that counts.
+
+    `text` is what it adds to the text before it; `loss` in nats is None where it is no label.
+    """
+
+    position: int
+    token: int
+    text: str
+    term: float = 0.0
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class ExplainedSample:
+    """The tokens of one sample; their terms sum to `score`, its part of the whole."""
+
+    sample: Sample
+    score: float
+    tokens: tuple[TokenTerm, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The exact score of training sample `id` for a validation set, token by token.
+
+    `validation` splits the same score over the validation samples, where that was asked for.
+    """
+
+    id: int
+    scoring: Scoring
+    training: ExplainedSample
+    validation_samples: int
+    validation_label_tokens: int
+    validation: tuple[ExplainedSample, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """The sum of all terms."""
+        return self.training.score
 
 
 @dataclass(frozen=True)

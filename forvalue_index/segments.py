@@ -1,9 +1,10 @@
 """Segments: immutable blocks of rows on disk, the truth that search indexes are derived from.
 
-`segments/<uid>.safetensors` holds a tensor [row, dim] per geometry, `checksum` [row], and, where
-ids have gaps, `offset` [row]: the id of a row is its segment's first id plus its offset, or plus
-its place. A file is written under a temporary name, flushed to the disk and renamed, so a segment
-is there whole or not at all. Every row that is read is checked against its checksum.
+`segments/<uid>.safetensors` holds, for each geometry, a tensor [row, dim] and checksums [row], and,
+where ids have gaps, `offset` [row]: the id of a row is its segment's first id plus its offset, or
+plus its place. It names itself and the calibration that its rows were made with. A file is written
+under a temporary name, flushed to the disk and renamed, so a segment is there whole or not at all.
+Every row that is read is checked against its checksum.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +28,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.hash_tables import RAW
 from forvalue_index.records import SegmentRecord, StoredSegment
 
-GEOMETRY = "raw"
 CHECKSUM = "checksum"
 OFFSET = "offset"
-UID_FIELD = "uid"
+UID_FIELD, CALIBRATION_FIELD = "uid", "calibration"
 BLOCK_ROWS = 1024
 SUFFIX = ".safetensors"
 UID = re.compile(r"[0-9a-f]{32}")
@@ -73,22 +74,30 @@ class SegmentStore:
 
     def write(
         self,
-        rows: Float[Tensor, "row dim"],
+        rows: Mapping[str, Tensor],
         *,
         dtype: torch.dtype,
         offsets: NDArray[np.int64] | None = None,
+        calibration: str | None = None,
     ) -> SegmentRecord:
-        """Write rows, in `dtype`, to a new segment that survives a power cut."""
+        """Write the rows [row, dim] of each geometry, in `dtype`, so that they survive a power cut.
+
+        `calibration` is the digest of the one that they were made with.
+        """
         uid = uuid.uuid4().hex
-        stored = rows.to(dtype).contiguous()
-        places = torch.arange(len(rows)) if offsets is None else torch.from_numpy(offsets)
-        tensors = {GEOMETRY: stored, CHECKSUM: row_checksums(stored, places)}
-        if offsets is not None:
-            tensors[OFFSET] = places
-        content = save(tensors, {UID_FIELD: uid})
+        n_rows = len(next(iter(rows.values())))
+        places = torch.arange(n_rows) if offsets is None else torch.from_numpy(offsets)
+        tensors = {} if offsets is None else {OFFSET: places}
+        for geometry, mine in rows.items():
+            stored = mine.to(dtype).contiguous()
+            tensors |= {geometry: stored, checksum_of(geometry): row_checksums(stored, places)}
+        fields = {UID_FIELD: uid} | (
+            {} if calibration is None else {CALIBRATION_FIELD: calibration}
+        )
+        content = save(tensors, fields)
         self._directory.mkdir(exist_ok=True)
         write_durably(self.path(uid), content)
-        return SegmentRecord(uid, len(rows), len(content), hashlib.sha256(content).hexdigest())
+        return SegmentRecord(uid, n_rows, len(content), hashlib.sha256(content).hexdigest())
 
     def open(self, segment: StoredSegment) -> SegmentFile:
         """Map a segment; it stays readable when its file is deleted. Raises BrokenIndexError."""
@@ -138,18 +147,31 @@ class SegmentFile:
         with self._errors():
             file: Any = safe_open(path, framework="pt")
             self._file, names = file, set(file.keys())
-            rows = file.get_slice(GEOMETRY)
-            self.dim, found = int(rows.get_shape()[1]), int(rows.get_shape()[0])
-            written_as = (file.metadata() or {}).get(UID_FIELD)
+            shapes = {
+                name: tuple(file.get_slice(name).get_shape())
+                for name in names
+                if name != OFFSET and not name.startswith(CHECKSUM)
+            }
+            found = {shape[0] for shape in shapes.values()}
+            self.dims = {name: int(shape[1]) for name, shape in shapes.items()}
+            said = file.metadata() or {}
+            self.calibration = said.get(CALIBRATION_FIELD)
+            written_as = said.get(UID_FIELD)
             if written_as not in (None, segment.file.uid):
                 raise self._broken(f"it holds the segment {written_as}")
-            whole = written_as is not None and CHECKSUM in names
+            whole = written_as is not None and all(checksum_of(name) in names for name in shapes)
             if not whole and file_digest(path) != segment.file.sha256:
                 raise self._broken("its checksum is not that in the catalog")
-            self._checksums = file.get_tensor(CHECKSUM) if CHECKSUM in names else None
-            self._offsets = file.get_tensor(OFFSET) if OFFSET in names else torch.arange(found)
-        if found != self._n_rows or len(self._offsets) != self._n_rows:
-            raise self._broken(f"it has {found:,} rows, the catalog says {self._n_rows:,}")
+            self._checksums = {
+                name: file.get_tensor(checksum_of(name))
+                for name in shapes
+                if checksum_of(name) in names
+            }
+            plain = torch.arange(self._n_rows)
+            self._offsets = file.get_tensor(OFFSET) if OFFSET in names else plain
+        if found != {self._n_rows} or len(self._offsets) != self._n_rows:
+            counts = " and ".join(f"{n_rows:,}" for n_rows in sorted(found)) or "no"
+            raise self._broken(f"it has {counts} rows, the catalog says {self._n_rows:,}")
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -157,19 +179,19 @@ class SegmentFile:
         ids: NDArray[np.int64] = self._offsets.numpy() + np.int64(self._first_id)
         return ids
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, geometry: str) -> Iterator[Block]:
         """The rows in order, in the precision they are stored in, a bounded number at a time.
 
         Raises BrokenIndexError where a row is not what was written.
         """
-        ids = self.ids
+        ids, checksums = self.ids, self._checksums.get(geometry)
         for start in range(0, self._n_rows, BLOCK_ROWS):
             chunk = slice(start, start + BLOCK_ROWS)
             with self._errors():
-                rows: Tensor = self._file.get_slice(GEOMETRY)[chunk]
-                if self._checksums is not None:
+                rows: Tensor = self._file.get_slice(geometry)[chunk]
+                if checksums is not None:
                     found = row_checksums(rows, self._offsets[chunk])
-                    wrong = (found != self._checksums[chunk]).nonzero()
+                    wrong = (found != checksums[chunk]).nonzero()
                     if len(wrong):
                         place = start + int(wrong[0])
                         raise self._broken(f"the row of sample {ids[place]} is not what was stored")
@@ -206,6 +228,11 @@ def _is_unreadable(path: Path) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)
     return not os.access(path, os.R_OK)
+
+
+def checksum_of(geometry: str) -> str:
+    """The name of the checksums of a geometry; the first versions had the raw one alone."""
+    return CHECKSUM if geometry == RAW else f"{CHECKSUM}.{geometry}"
 
 
 def row_checksums(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -23,11 +24,18 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 ON_BAD = ("fail", "skip")
 # Where the texts of samples lie: in the catalog, or in the data files that it refers to.
 PAYLOADS = ("catalog", "reference")
+GEOMETRIES = ("raw", "centered", "fisher", "kfac")
+DEFAULT_GEOMETRY = "raw"
+# What indexes were made with before these could be chosen; part of a fingerprint only where other.
+BEFORE = {"geometry": "raw", "damping": 1.0, "max_label_tokens": None, "hardest": None}
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a user chooses. `auto` and a `max_length` of None are resolved against the model.
+
+    `geometry` names one or several, with commas between. `max_label_tokens` keeps the first label
+    tokens of a sample alone, `hardest` the share of them with the highest loss.
 
     `trust_remote_code` records that the model runs code of its own. What a file says is not trust:
     whoever opens the index has to say it again.
@@ -48,6 +56,10 @@ class Settings:
     dtype: str = "auto"
     trust_remote_code: bool = False
     payload: str = "catalog"
+    geometry: str = DEFAULT_GEOMETRY
+    damping: float = 1.0
+    max_label_tokens: int | None = None
+    hardest: float | None = None
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "name a hub id, a directory or a file")
@@ -61,6 +73,20 @@ class Settings:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more")
         shortest = self.max_length is None or self.max_length >= 2
         _require(shortest, "max_length", self.max_length, "use at least 2 tokens")
+        for name in self.geometries:
+            _one_of("geometry", name, GEOMETRIES)
+        once = len(set(self.geometries)) == len(self.geometries)
+        _require(once, "geometry", self.geometry, "name each geometry once")
+        _require(0 < self.damping < math.inf, "damping", self.damping, "use more than 0")
+        some = self.max_label_tokens is None or self.max_label_tokens >= 1
+        _require(some, "max_label_tokens", self.max_label_tokens, "use at least 1 token")
+        share = self.hardest is None or 0 < self.hardest <= 1
+        _require(share, "hardest", self.hardest, "use more than 0 and at most 1")
+
+    @property
+    def geometries(self) -> tuple[str, ...]:
+        """The geometries that rows are kept in; the first is the one that queries use."""
+        return tuple(name.strip() for name in self.geometry.split(","))
 
 
 @dataclass(frozen=True)
@@ -109,10 +135,18 @@ class Manifest:
         size = self.model.vocab_size * self.model.hidden_size
         return min(size, self.settings.dim)
 
+    @property
+    def sample_width(self) -> int:
+        """Floats in the rows of a sample, of all geometries."""
+        return self.row_width * len(self.settings.geometries)
+
     def _row_facts(self) -> dict[str, Any]:
         chosen = asdict(self.settings)
         for how in ("model", "adapter", "revision", "trust_remote_code", "payload"):
             del chosen[how]
+        for name, value in BEFORE.items():
+            if chosen[name] == value:
+                del chosen[name]
         return {**chosen, **asdict(self.model), "sketch_digest": self.sketch_digest}
 
     def to_json(self) -> str:
@@ -128,7 +162,7 @@ class Manifest:
             manifest = cls(
                 uid=str(document["uid"]),
                 catalog=str(document["catalog"]),
-                settings=Settings(**document["settings"]),
+                settings=Settings(**BEFORE | document["settings"]),
                 model=ModelIdentity(**document["model"]),
                 sketch_digest=str(document["sketch_digest"]),
                 format_version=int(document["format_version"]),

@@ -7,47 +7,28 @@ that the inner product of two rows estimates that of the two gradients without b
   their circular convolution is the sketch of their outer product. It is linear, so the spectra
   of all label tokens of a sample are summed before one inverse FFT. The error of an inner
   product has the standard deviation |A| |B| / sqrt(D).
-* `SplitSketch`: hidden states of language models have most of their energy along one direction u.
-  With h = (h.u) u + r, the inner product falls apart into one along u, which needs only a count
-  sketch of sum_t (h_t.u) e_t, and one of the rest, a TensorSketch. Half of the floats go to each.
-  On SmolLM2 the error is about 0.7 of a TensorSketch's with as many floats.
+* `SplitSketch`: hidden states lie mostly along few directions u_j. With h = sum_j (h.u_j) u_j + r,
+  the inner product falls apart into one along each u_j, which needs only a count sketch of
+  sum_t (h_t.u_j) e_t, and one of the rest r, a TensorSketch of the floats that are left, if any.
+  Without any the rest is dropped, which biases inner products towards zero by what it holds.
 * `OuterProduct`: G itself, where it has no more than D entries.
 
-Hashing is balanced: an order of the vocabulary, then place modulo D, with random signs. That turns
-the count sketch of e into a reshape and a sum once the rows of the head stand in that order. The
-order is random within blocks, and the blocks go from the tokens that the model predicts most to
-those it predicts least: the tokens that carry most of the error then never share a bucket.
+Hashing is balanced, see `hash_tables`: entry i of the reordered vocabulary goes to i modulo D.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
-HashTables = Mapping[str, NDArray[Any]]
-Sums = Tensor | tuple[Tensor, Tensor]
+from forvalue_index.hash_tables import HashTables
 
-# Where less of the hidden states' energy lies along one direction, splitting it off loses.
-LEAST_SPLIT_SHARE = 0.4
-
-
-class ModelProfile(NamedTuple):
-    """What a model does on average, for a better sketch; any values leave it unbiased.
-
-    `token_ranking` [vocab] has the tokens predicted most first, `direction` [hidden] is a unit
-    vector, `share` the part of the hidden states' energy along it.
-    """
-
-    token_ranking: NDArray[np.int64]
-    direction: NDArray[np.float64]
-    share: float
+Sums = Tensor | tuple[Tensor, ...]
 
 
 @runtime_checkable
@@ -75,87 +56,13 @@ class Sketch(Protocol):
         ...
 
 
-def draw_tables(
-    vocab_size: int,
-    hidden_size: int,
-    *,
-    dim: int,
-    seed: int,
-    profile: ModelProfile | None = None,
-) -> HashTables:
-    """The hash tables of a new index. They are stored with it and never drawn again.
-
-    Without a profile the order of the vocabulary is random throughout, and nothing is split off.
-    """
-    random = np.random.default_rng(seed)
-    split_dim = dim // 2 if profile is not None and profile.share >= LEAST_SPLIT_SHARE else 0
-    rest_dim = dim - split_dim
-    tables: dict[str, NDArray[Any]] = {
-        "vocab_order": _vocab_order(random, vocab_size, profile, block=dim // 4),
-        "vocab_sign": random.choice(np.array([-1, 1]), vocab_size),
-        "hidden_bucket": random.permutation(max(hidden_size, rest_dim))[:hidden_size] % rest_dim,
-        "hidden_sign": random.choice(np.array([-1, 1]), hidden_size),
-    }
-    if profile is not None and split_dim:
-        tables |= {
-            "direction": profile.direction,
-            "split_dim": np.array([split_dim]),
-            "split_sign": random.choice(np.array([-1, 1]), vocab_size),
-            "split_shift": random.integers(split_dim, size=-(-vocab_size // split_dim)),
-        }
-    return tables
-
-
-def _vocab_order(
-    random: np.random.Generator, vocab_size: int, profile: ModelProfile | None, *, block: int
-) -> NDArray[np.int64]:
-    if profile is None:
-        return random.permutation(vocab_size)
-    ranked = profile.token_ranking
-    blocks = [ranked[start : start + block] for start in range(0, vocab_size, block)]
-    return np.concatenate([random.permutation(tokens) for tokens in blocks])
-
-
-def tables_digest(tables: HashTables) -> str:
-    """What the fingerprint says of the tables: BLAKE2b over names and little-endian contents."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tables):
-        digest.update(name.encode())
-        table = np.ascontiguousarray(tables[name])
-        digest.update(table.astype(table.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
-
-
-def part_widths(tables: HashTables, dim: int) -> tuple[int, ...]:
-    """Floats of each independently sketched part of a row, in order; none where rows are exact."""
-    if len(tables["vocab_order"]) * len(tables["hidden_bucket"]) <= dim:
-        return ()
-    split_dim = int(tables["split_dim"][0]) if "split_dim" in tables else 0
-    return (split_dim, dim - split_dim) if split_dim else (dim,)
-
-
-def standard_errors(
-    query: NDArray[np.float32], rows: NDArray[np.float32], widths: Sequence[int]
-) -> NDArray[np.float32]:
-    """Standard errors of the inner products of query [dim] with rows [row, dim].
-
-    A part of D floats has |q| |row| / sqrt(D) of its own norms (Pham and Pagh), and the parts are
-    independent, so squares add up. Exact rows, which have no parts, have 0.
-    """
-    variances = np.zeros(len(rows))
-    start = 0
-    for width in widths:
-        part = slice(start, start + width)
-        squares = np.einsum("rd,rd->r", rows[:, part], rows[:, part], dtype=np.float64)
-        variances += squares * float(query[part] @ query[part]) / width
-        start += width
-    return np.sqrt(variances).astype(np.float32)
-
-
 def make_sketch(tables: HashTables, *, dim: int, device: torch.device) -> Sketch:
-    """The exact outer product where it fits into `dim` floats, else the sketch of the tables."""
+    """The exact outer product where it fits into `dim` floats, else the sketch of the tables.
+
+    `tables` are those of one geometry, see `hash_tables.geometry_tables`.
+    """
     on_device = {name: torch.from_numpy(np.array(t)).to(device) for name, t in tables.items()}
-    size = len(tables["vocab_order"]) * len(tables["hidden_bucket"])
+    size = len(tables["vocab_order"]) * len(tables["hidden_sign"])
     if size <= dim:
         return OuterProduct(on_device)
     return SplitSketch(on_device, dim) if "split_dim" in tables else TensorSketch(on_device, dim)
@@ -209,40 +116,44 @@ class TensorSketch:
 
 
 class SplitSketch:
-    """A count sketch of what lies along one direction, then a TensorSketch of the rest."""
+    """A count sketch of e along each of some directions of h, then a TensorSketch of the rest."""
 
     exact = False
 
     def __init__(self, tables: Mapping[str, Tensor], dim: int) -> None:
         self.dim = dim
         self.vocab_order = tables["vocab_order"]
-        self._split_dim = int(tables["split_dim"][0])
+        self._buckets = int(tables["split_dim"][0])
         self._sign = tables["split_sign"].float()
         self._shifts = tables["split_shift"].tolist()
-        self._direction = tables["direction"] / torch.linalg.vector_norm(tables["direction"])
-        self._rest = TensorSketch(tables, dim - self._split_dim)
+        self._directions = tables["directions"]  # [direction, hidden], orthonormal
+        rest_dim = dim - len(self._directions) * self._buckets
+        self._rest = TensorSketch(tables, rest_dim) if rest_dim else None
 
-    def empty(self, n_samples: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Zero buckets [sample, split_dim], and zero spectra of the rest."""
-        return like.new_zeros(n_samples, self._split_dim), self._rest.empty(n_samples, like)
+    def empty(self, n_samples: int, like: Tensor) -> tuple[Tensor, ...]:
+        """Zero buckets [sample, direction, bucket], and zero spectra of the rest, if any."""
+        buckets = like.new_zeros(n_samples, len(self._directions), self._buckets)
+        return (buckets,) if self._rest is None else (buckets, self._rest.empty(n_samples, like))
 
     def accumulate(
         self,
-        sums: tuple[Tensor, Tensor],
+        sums: tuple[Tensor, ...],
         error: Float[Tensor, "token vocab"],
         hidden: Float[Tensor, "token hidden"],
         owner: Int[Tensor, " token"],
     ) -> None:
-        """Add (h.u) count_sketch(e) to the buckets, and e (h - (h.u) u)^T to the rest."""
-        direction = self._direction.to(hidden.dtype)
-        along = (hidden @ direction)[:, None]  # [token, 1]
-        buckets = count_sketch_vocab(error, self._sign, dim=self._split_dim, shifts=self._shifts)
-        sums[0].index_add_(0, owner, buckets.mul_(along))
-        self._rest.accumulate(sums[1], error, hidden - along * direction, owner)
+        """Add (h.u_j) count_sketch(e) to the buckets, and what of h is left to the rest."""
+        directions = self._directions.to(hidden.dtype)
+        along = hidden @ directions.T  # [token, direction]
+        buckets = count_sketch_vocab(error, self._sign, dim=self._buckets, shifts=self._shifts)
+        sums[0].index_add_(0, owner, along[:, :, None] * buckets[:, None, :])
+        if self._rest is not None:
+            self._rest.accumulate(sums[1], error, hidden - along @ directions, owner)
 
-    def rows(self, sums: tuple[Tensor, Tensor]) -> Float[Tensor, "sample dim"]:
-        """Buckets first, then the row of the rest."""
-        return torch.cat([sums[0], self._rest.rows(sums[1])], dim=1)
+    def rows(self, sums: tuple[Tensor, ...]) -> Float[Tensor, "sample dim"]:
+        """The buckets of each direction in turn, then the row of the rest."""
+        buckets = sums[0].flatten(1)
+        return buckets if self._rest is None else torch.cat([buckets, self._rest.rows(sums[1])], 1)
 
 
 def count_sketch_vocab(
@@ -275,7 +186,7 @@ class OuterProduct:
 
     def __init__(self, tables: Mapping[str, Tensor]) -> None:
         self.vocab_order = tables["vocab_order"]
-        self._hidden_size = len(tables["hidden_bucket"])
+        self._hidden_size = len(tables["hidden_sign"])
         self.dim = len(self.vocab_order) * self._hidden_size
 
     def empty(self, n_samples: int, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy.sql.visitors import iterate
 
 from forvalue_index.catalog_rows import chunks, clean_text, unpack
-from forvalue_index.catalog_summary import summarise
+from forvalue_index.catalog_summary import median_error_mass, summarise
 from forvalue_index.contracts import Texts
 from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError
@@ -206,6 +206,10 @@ class Snapshot:
         streamed = {"yield_per": STREAMED_ROWS}
         for row in self._connection.execute(ordered, execution_options=streamed):
             yield row.id, row.key, row.name
+
+    def label_error_mass(self) -> float | None:
+        """The median over live samples, as in the summary."""
+        return median_error_mass(self._connection, self._id, self.count())
 
     def summary(self) -> CatalogSummary:
         """Count and measure what the index holds."""

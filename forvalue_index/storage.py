@@ -7,73 +7,60 @@ exists. Search indexes are made from the segments.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
+from forvalue_index.calibration import Calibration
 from forvalue_index.catalog import Catalog
 from forvalue_index.database import NoRoomError
-from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
+from forvalue_index.features import Embedder, features_of
+from forvalue_index.hash_tables import (
+    HashTables,
+    ModelProfile,
+    SketchError,
+    draw_tables,
+    geometry_tables,
+    layout_of,
+    part_widths,
+    tables_digest,
+)
 from forvalue_index.interrupts import interrupts_held
+from forvalue_index.label_tokens import LabelReader
 from forvalue_index.manifest import (
+    CALIBRATION,
     MANIFEST,
     SEGMENTS,
     TABLES,
     catalog_address,
     open_catalog,
+    read_manifest,
     refuse_occupied,
+    refuse_other_model,
     texts_of,
 )
 from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
-from forvalue_index.search.flat import FlatIndex
 from forvalue_index.segments import (
     CURE,
-    Block,
     MissingSegmentError,
     SegmentFile,
     SegmentStore,
     write_durably,
 )
 from forvalue_index.settings import Manifest, ModelIdentity, Settings
-from forvalue_index.sketch import HashTables, ModelProfile, draw_tables, part_widths, tables_digest
 from forvalue_index.snapshot import Snapshot
+from forvalue_index.view import View
 
 # How often a reader starts over because rows were compacted between two of its steps.
 ATTEMPTS = 10
-
-
-class View:
-    """One state of an index: what was committed when it was opened, whatever comes after."""
-
-    def __init__(self, catalog: Snapshot, files: Sequence[SegmentFile], manifest: Manifest) -> None:
-        self.catalog = catalog
-        self.version = catalog.version()
-        self._files = files
-        self._manifest = manifest
-
-    def blocks(self) -> Iterator[Block]:
-        """All live rows in float32 in order of id, a bounded number at a time."""
-        removed = self.catalog.removed_ids()
-        for file in self._files:
-            for block in file.blocks():
-                live = block.without(removed)
-                yield Block(live.ids, live.rows.float())
-
-    def search_index(self) -> FlatIndex:
-        """A search index over all live rows."""
-        settings = self._manifest.settings
-        index = FlatIndex(self._manifest.row_width, row_dtype=settings.row_dtype)
-        for block in self.blocks():
-            index.add(block.ids, block.rows.numpy())
-        return index
 
 
 class Storage:
@@ -109,6 +96,12 @@ class Storage:
             dim=settings.dim,
             seed=settings.seed,
             profile=profile,
+            layouts={
+                name: layout_of(
+                    name, dim=settings.dim, hidden_size=model.hidden_size, profile=profile
+                )
+                for name in settings.geometries
+            },
         )
         write_durably(path / TABLES, save({name: np.asarray(t) for name, t in tables.items()}))
         manifest = Manifest(uuid.uuid4().hex, catalog, settings, model, tables_digest(tables))
@@ -147,18 +140,73 @@ class Storage:
             )
         return tables
 
-    def part_widths(self) -> tuple[int, ...]:
-        """Floats of each part of a row that is sketched on its own, see `standard_errors`."""
-        return part_widths(self.tables(), self.manifest.settings.dim)
+    def calibration(self) -> Calibration | None:
+        """What rows are calibrated with, or None where nothing was added yet.
+
+        Raises BrokenIndexError where it is damaged, or of another model.
+        """
+        return Calibration.load(self.path / CALIBRATION, self.manifest.model.weights_digest)
+
+    def calibration_from(self, other: Path) -> Calibration:
+        """The calibration of another index, which has to be made alike.
+
+        Raises:
+            SettingsMismatchError: it is of another model, or has another sketch or geometry.
+            UsageError: it is not calibrated yet.
+        """
+        mine, theirs = self.manifest, read_manifest(other)
+        refuse_other_model(other, theirs.model, mine.model)
+        for name, value, wanted in (
+            ("sketch (--dim, --seed)", theirs.sketch_digest, mine.sketch_digest),
+            ("--geometry", theirs.settings.geometry, mine.settings.geometry),
+            ("--damping", theirs.settings.damping, mine.settings.damping),
+        ):
+            if value != wanted:
+                raise SettingsMismatchError(
+                    f"{other} has another {name}: {value}, and {self.path} has {wanted}; make both "
+                    "with the same options, or calibrate on data"
+                )
+        found = Calibration.load(other / CALIBRATION, theirs.model.weights_digest)
+        if found is None:
+            raise UsageError(f"{other} is not calibrated yet; add samples to it first")
+        return found
+
+    def freeze(self, calibration: Calibration) -> None:
+        """Keep a calibration for good. The writer's lock is held, and no row is stored yet."""
+        content = calibration.save(self.manifest.model.weights_digest)
+        write_durably(self.path / CALIBRATION, content)
+
+    @property
+    def uncalibrated(self) -> bool:
+        """Whether the first samples are yet to come, and a calibration with them."""
+        with self.catalog.snapshot() as snapshot:
+            return not snapshot.segments() and self.calibration() is None
+
+    def embedder(self, reader: LabelReader, geometries: Sequence[str] | None = None) -> Embedder:
+        """What turns samples into rows of this index, in some or all of its geometries.
+
+        Raises UsageError where a geometry needs a calibration and there is none.
+        """
+        settings, calibration = self.manifest.settings, self.calibration()
+        names = settings.geometries if geometries is None else geometries
+        return Embedder(reader, features_of(reader, self.tables(), settings, calibration, names))
+
+    def sketch_error(self, geometry: str) -> SketchError:
+        """How far scores of rows of a geometry are from exact ones."""
+        calibration = self.calibration()
+        directions = None if calibration is None else calibration.directions.get(geometry)
+        tables = geometry_tables(self.tables(), geometry, directions)
+        ratio = 1.0 if calibration is None else calibration.error_ratio.get(geometry, 1.0)
+        return SketchError(part_widths(tables, self.manifest.settings.dim), ratio)
 
     def append(
         self,
-        rows: Float[Tensor, "sample dim"],
+        rows: Mapping[str, Tensor],
         samples: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
     ) -> None:
-        """Store rows and samples: the segment file first, then one transaction."""
-        segment = self.segments.write(rows, dtype=self.row_dtype)
+        """Store rows of each geometry and samples: the segment file first, then one transaction."""
+        segment = self._write(rows)
         with self._unrecorded(segment):
             self.catalog.commit_segment(segment, samples, statistics)
 
@@ -166,11 +214,11 @@ class Storage:
         self,
         uids: Sequence[str],
         ids: NDArray[np.int64],
-        rows: Tensor,
+        rows: Mapping[str, Tensor],
         *,
         forget: Sequence[int] | None = None,
     ) -> None:
-        """Let one new segment with the rows [id, dim] take the place of others, by uid.
+        """Let one new segment with rows [id, dim] a geometry take the place of others, by uid.
 
         `ids` are in order those of all samples of the old segments but for removed ones with ids in
         `forget`, or all removed ones, which are forgotten.
@@ -180,13 +228,22 @@ class Storage:
             if len(ids):
                 first_id, offsets = int(ids[0]), ids - ids[0]
                 plain = np.array_equal(offsets, np.arange(len(ids)))
-                new = self.segments.write(
-                    rows, dtype=self.row_dtype, offsets=None if plain else offsets
-                )
+                new = self._write(rows, None if plain else offsets)
             with self._unrecorded(new):
                 self.catalog.replace_segments(uids, new, first_id=first_id, forget=forget)
             for uid in uids:
                 self.segments.delete(uid)
+
+    def _write(
+        self, rows: Mapping[str, Tensor], offsets: NDArray[np.int64] | None = None
+    ) -> SegmentRecord:
+        calibration = self.calibration()
+        return self.segments.write(
+            rows,
+            dtype=self.row_dtype,
+            offsets=offsets,
+            calibration=None if calibration is None else calibration.digest,
+        )
 
     @contextmanager
     def _unrecorded(self, segment: SegmentRecord | None) -> Iterator[None]:
@@ -216,21 +273,33 @@ class Storage:
         with ExitStack() as stack:
             yield self._view(stack)
 
+    def refuse_strange(self, files: Iterable[SegmentFile]) -> None:
+        """Raise BrokenIndexError for a segment whose rows are not of this index's kind."""
+        expected = dict.fromkeys(self.manifest.settings.geometries, self.manifest.row_width)
+        calibration = self.calibration()
+        digest = None if calibration is None else calibration.digest
+        for file in files:
+            if file.dims != expected:
+                raise BrokenIndexError(
+                    f"{file.path} is damaged: its rows have {_shown(file.dims)}, and those of the "
+                    f"index {_shown(expected)}; {CURE}"
+                )
+            if file.calibration != digest:
+                raise BrokenIndexError(
+                    f"{file.path} was made with the calibration {file.calibration}, and that of "
+                    f"the index is {digest or 'missing'}; restore {self.path / CALIBRATION} from a "
+                    f"backup, or {CURE}"
+                )
+
     def _refuse_strange_rows(self, catalog: Snapshot, files: Sequence[SegmentFile]) -> None:
-        """Raise BrokenIndexError unless there is one row for each sample, of the right width."""
-        width = self.manifest.row_width
+        """Raise BrokenIndexError unless there is one row for each sample, of the right kind."""
         stored = np.concatenate([np.empty(0, np.int64), *(file.ids for file in files)])
         recorded = np.concatenate([catalog.live_ids(), catalog.removed_ids()])
         if not np.array_equal(np.sort(stored), np.sort(recorded)):
             raise BrokenIndexError(
                 f"{self.path} is damaged: its segments hold other samples than its catalog; {CURE}"
             )
-        for file in files:
-            if file.dim != width:
-                raise BrokenIndexError(
-                    f"{file.path} is damaged: its rows have {file.dim} floats, and those of the "
-                    f"index {width}; {CURE}"
-                )
+        self.refuse_strange(files)
 
     def _view(self, stack: ExitStack) -> View:
         for _ in range(ATTEMPTS):
@@ -249,3 +318,7 @@ class Storage:
         raise BrokenIndexError(
             f"{self.path} was compacted {ATTEMPTS} times while it was opened; run the same again"
         )
+
+
+def _shown(dims: Mapping[str, int]) -> str:
+    return " and ".join(f"{dim:,} floats of {name}" for name, dim in dims.items())

@@ -1,250 +1,251 @@
 """Answering a validation set: which stored samples helped it, which hurt, and by how much.
 
 The score is linear in the query, so a validation set is answered by one search with the mean of
-its rows. The most harmful samples are the best ones for the negated query.
+its rows. The most harmful samples are the best ones for the negated query. What the search finds
+can be scored again exactly, with the model.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.contracts import OnProgress, SearchIndex, Source, ignore_progress
-from forvalue_index.exceptions import (
-    BadSampleError,
-    BrokenIndexError,
-    SourceError,
-    UsageError,
+from forvalue_index.contracts import SearchIndex
+from forvalue_index.exceptions import BrokenIndexError, UsageError
+from forvalue_index.records import StoredSample
+from forvalue_index.results import (
+    SATURATED,
+    QueryResult,
+    ScoredSample,
+    Scoring,
+    ValidationResult,
 )
-from forvalue_index.features import Embedder, Prepared
-from forvalue_index.records import BadRow, Progress, StoredSample
-from forvalue_index.results import QueryResult, ScoredSample, ValidationResult, Values
-from forvalue_index.segments import CURE, GEOMETRY
-from forvalue_index.sketch import standard_errors
+from forvalue_index.segments import CURE
 from forvalue_index.snapshot import Snapshot
-from forvalue_index.storage import Storage, View
-
-EXPORTED_ROWS = 10_000
+from forvalue_index.storage import Storage
+from forvalue_index.validation import ValidationRows, ValidationSet
+from forvalue_index.view import View
+from forvalue_index.whitening import WHITENING_ROWS, Whitening
 
 Rows = NDArray[np.float32]
-Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
 
 
-class ValidationSet(NamedTuple):
-    """An embedded validation set: `rows` [sample, dim], in input order."""
+class Counts(NamedTuple):
+    """How many answers: the `top` most helpful, the `bottom` most harmful.
 
-    rows: Rows
-    label_tokens: int
-    warnings: tuple[str, ...]
-
-    @property
-    def mean(self) -> Rows:
-        """The query of the whole set, [dim]."""
-        mean: Rows = self.rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return mean
-
-
-def embed_validation(
-    embedder: Embedder,
-    *,
-    sources: Sequence[Source],
-    on_bad: str = "fail",
-    on_progress: OnProgress = ignore_progress,
-) -> ValidationSet:
-    """Embed a validation set; nothing of it is stored.
-
-    Raises:
-        BadSampleError: a row is not usable and `on_bad` is "fail".
-        SourceError: no row is usable, or a source cannot be read.
+    With `rerank`, as many candidates from either end are scored exactly. `per_sample` asks for
+    answers to each validation sample, too.
     """
-    prepared: list[Prepared] = []
-    rejected: list[BadRow] = []
-    for row in (row for source in sources for row in source.samples()):
-        usable = row if isinstance(row, BadRow) else embedder.prepare(row)
-        if isinstance(usable, Prepared):
-            prepared.append(usable)
-        elif on_bad == "fail":
-            raise BadSampleError(f"{usable}. Mend the row, or use --on-bad skip")
-        else:
-            rejected.append(usable)
-    if not prepared:
-        names = ", ".join(source.name for source in sources)
-        found = f"{len(rejected)} bad, first {rejected[0]}" if rejected else "none at all"
-        raise SourceError(f"{names} has no usable row to validate with ({found}); mend the file")
-    return ValidationSet(
-        rows=_embed(embedder, prepared, on_progress),
-        label_tokens=sum(p.encoded.n_label_tokens for p in prepared),
-        warnings=tuple(_warnings(prepared, rejected)),
-    )
+
+    top: int
+    bottom: int
+    per_sample: bool = False
+    rerank: int | None = None
 
 
-def _embed(embedder: Embedder, prepared: Sequence[Prepared], on_progress: OnProgress) -> Rows:
-    rows: Rows | None = None
-    done = tokens = 0
-    for batch in embedder.batches(prepared):
-        embedded = embedder.embed_batch(batch, prepared)
-        if rows is None:
-            rows = np.empty((len(prepared), embedded.rows.shape[1]), dtype=np.float32)
-        rows[list(batch.indices)] = embedded.rows.numpy()
-        done, tokens = done + len(batch.indices), tokens + int(batch.attention_mask.sum())
-        on_progress(Progress("embedding", done, len(prepared), tokens))
-    return rows if rows is not None else np.empty((0, 0), dtype=np.float32)
+class Exact(NamedTuple):
+    """Exact scores [query, sample] of the samples with these `ids`, in order of id.
+
+    `failures` say why candidates could not be scored.
+    """
+
+    ids: Ids
+    scores: NDArray[np.float64]
+    failures: tuple[str, ...] = ()
 
 
-def _warnings(prepared: Sequence[Prepared], rejected: Sequence[BadRow]) -> Iterator[str]:
-    truncated = sum(p.encoded.truncated for p in prepared)
-    if truncated:
-        yield f"{truncated} validation sample(s) are longer than the context and were cut"
-    if rejected:
-        yield f"{len(rejected)} validation row(s) were left out, the first one: {rejected[0]}"
+NOTHING = Exact(np.empty(0, np.int64), np.empty((0, 0)))
+Rescore = Callable[[Mapping[int, StoredSample]], Exact]
+
+
+class _Ranking(NamedTuple):
+    """Answers to one query from one end, best first."""
+
+    ids: Ids
+    scores: Scores
+    exact: NDArray[np.bool_]
+
+    def first(self, count: int) -> _Ranking:
+        return _Ranking(self.ids[:count], self.scores[:count], self.exact[:count])
 
 
 class Valuer:
-    """Scores one state of an index. Sketched scores carry their standard error."""
+    """Scores one state of an index in one way."""
 
-    def __init__(self, storage: Storage, search: SearchIndex, *, version: int) -> None:
+    def __init__(self, storage: Storage, view: View, scoring: Scoring) -> None:
+        geometry, normalize, whiten = scoring.geometry, scoring.normalize, scoring.whiten
         self._storage = storage
-        self._search = search
-        self.version = version
-        self._widths = storage.part_widths()
+        self._scoring = scoring
+        self._search: SearchIndex = view.search_index(geometry, normalize=normalize)
+        self._errors = storage.sketch_error(geometry)
+        self._whitening: Whitening | None = None
+        if whiten and len(self._search):
+            damping = storage.manifest.settings.damping
+            self._whitening = whitening_of(view, scoring, damping)
+        self.version = view.version
 
     def query(
         self,
         validation: ValidationSet,
+        embedded: ValidationRows | None,
         catalog: Snapshot,
-        *,
-        top: int,
-        bottom: int,
-        per_sample: bool = False,
+        counts: Counts,
+        rescore: Rescore | None = None,
     ) -> QueryResult:
-        """The `top` most helpful and `bottom` most harmful samples for a validation set.
+        """The most helpful and most harmful samples for a validation set.
 
-        `catalog` is a snapshot of the same state of the index.
-
-        Raises:
-            UsageError: `top` or `bottom` is below 1.
+        `catalog` is a snapshot of the same state of the index; `embedded` may be None where the
+        index holds no samples. `rescore` scores the candidates of `counts.rerank` exactly.
         """
-        refuse_counts(top=top, bottom=bottom)
         started = time.perf_counter()
-        queries = validation.mean[None]
-        if per_sample:
-            queries = np.concatenate([queries, validation.rows])
-        helpful = self._search.search(queries, top)
-        harmful = [(ids, -scores) for ids, scores in self._search.search(-queries, bottom)]
-        found = np.unique(np.concatenate([ids for ids, _ in [*helpful, *harmful]]))
-        stored = catalog.samples(found.tolist())
-        _refuse_other_ids(np.array(sorted(stored), dtype=np.int64), found)
-        answers = [
-            (self._hits(query, best, stored), self._hits(query, worst, stored))
-            for query, best, worst in zip(queries, helpful, harmful, strict=True)
-        ]
-        manifest = self._storage.manifest
+        queries = self._queries(embedded, counts.per_sample)
+        wanted = [counts.rerank or count for count in (counts.top, counts.bottom)]
+        helpful = self._search.search(queries, wanted[0])
+        harmful = [(i, -scores) for i, scores in self._search.search(-queries, wanted[1])]
+        stored = self._stored(catalog, [ids for ids, _ in [*helpful, *harmful]])
+        seconds = {"search": time.perf_counter() - started}
+        exact = NOTHING
+        if rescore is not None and stored:
+            exact = rescore(stored)
+            seconds["rerank"] = time.perf_counter() - started - seconds["search"]
+        answers = []
+        for i, query in enumerate(queries):
+            best = self._merged(helpful[i], exact, i, sign=1).first(counts.top)
+            worst = self._merged(harmful[i], exact, i, sign=-1).first(counts.bottom)
+            answers.append((self._hits(query, best, stored), self._hits(query, worst, stored)))
+        index_mass = catalog.label_error_mass()
+        mass = None if embedded is None else embedded.label_error_mass
+        remarks = (
+            *validation.warnings,
+            *self._remarks(answers[0][1], counts),
+            *_saturation(mass, index_mass),
+            *exact.failures,
+            *_lost_texts(stored),
+        )
         return QueryResult(
             index=str(self._storage.path),
-            fingerprint=manifest.fingerprint,
+            fingerprint=self._storage.manifest.fingerprint,
             index_version=self.version,
-            geometry=GEOMETRY,
-            validation_samples=len(validation.rows),
+            scoring=self._scoring,
+            validation_samples=len(validation.prepared),
             validation_label_tokens=validation.label_tokens,
             searched=len(self._search),
+            reranked=len(exact.ids),
             helpful=answers[0][0],
             harmful=answers[0][1],
-            per_sample=tuple(ValidationResult(i, *both) for i, both in enumerate(answers[1:])),
-            seconds={"search": time.perf_counter() - started},
-            warnings=(*validation.warnings, *self._remarks(answers[0][1]), *_lost_texts(stored)),
+            per_sample=tuple(ValidationResult(i, *ends) for i, ends in enumerate(answers[1:])),
+            label_error_mass=mass,
+            index_error_mass=index_mass,
+            seconds=seconds,
+            warnings=remarks,
         )
 
-    def _remarks(self, harmful: Sequence[ScoredSample]) -> Iterator[str]:
-        if not len(self._search):
+    def _queries(self, embedded: ValidationRows | None, per_sample: bool) -> Rows:
+        if embedded is None:
+            return np.zeros((1, self._storage.manifest.row_width), np.float32)
+        queries = embedded.mean[None]
+        if per_sample:
+            queries = np.concatenate([queries, embedded.rows])
+        return queries if self._whitening is None else self._whitening(queries)
+
+    def _stored(self, catalog: Snapshot, found: Sequence[Ids]) -> dict[int, StoredSample]:
+        ids = np.unique(np.concatenate(found))
+        stored = catalog.samples(ids.tolist())
+        refuse_other_ids(np.array(sorted(stored), dtype=np.int64), ids)
+        return stored
+
+    def _remarks(self, harmful: Sequence[ScoredSample], counts: Counts) -> Iterator[str]:
+        size = len(self._search)
+        if not size:
             yield "the index holds no samples yet; add some with: forvalue add INDEX DATA"
-        elif harmful[0].score >= 0:
+        elif harmful and harmful[0].score >= 0:
             yield "no sample has a negative score: the most harmful ones are the least helpful"
+        if counts.rerank is not None and counts.rerank > size:
+            yield f"--rerank {counts.rerank:,}: the index holds {size:,} samples, so all were taken"
+
+    def _merged(
+        self, found: tuple[Ids, Scores], exact: Exact, query: int, *, sign: int
+    ) -> _Ranking:
+        """Exact scores where there are any, and sketched ones of candidates without, in order."""
+        ids, scores = found
+        is_exact = np.full(len(ids), not self._errors.widths and self._whitening is None)
+        if len(exact.ids):
+            left = ~np.isin(ids, exact.ids)
+            ids = np.concatenate([exact.ids, ids[left]])
+            scores = np.concatenate([exact.scores[query].astype(np.float32), scores[left]])
+            is_exact = np.concatenate([np.full(len(exact.ids), True), is_exact[left]])
+        order = np.lexsort((ids, -sign * scores))
+        return _Ranking(ids[order], scores[order], is_exact[order])
 
     def _hits(
-        self, query: Rows, ranking: Ranking, stored: Mapping[int, StoredSample]
+        self, query: Rows, ranking: _Ranking, stored: Mapping[int, StoredSample]
     ) -> tuple[ScoredSample, ...]:
-        ids, scores = ranking
-        stderrs = standard_errors(query, self._search.rows(ids), self._widths)
+        stderrs = self._standard_errors(query, ranking)
         return tuple(
             ScoredSample(
                 rank=rank,
                 id=id_,
                 score=float(score),
-                stderr=float(stderr),
-                exact=not self._widths,
+                stderr=stderr,
+                exact=bool(exact),
                 sample=stored[id_].sample,
             )
-            for rank, (id_, score, stderr) in enumerate(
-                zip(ids.tolist(), scores, stderrs, strict=True), 1
+            for rank, (id_, score, exact, stderr) in enumerate(
+                zip(ranking.ids.tolist(), ranking.scores, ranking.exact, stderrs, strict=True), 1
             )
         )
 
-
-def values(
-    view: View,
-    validation: ValidationSet,
-    *,
-    widths: tuple[int, ...],
-    on_progress: OnProgress = ignore_progress,
-) -> Values:
-    """A score for every live sample, in order of id: blocked products over the segments.
-
-    `widths` are those of `Storage.part_widths`.
-    """
-    query = validation.mean
-    ids, scores, stderrs = [], [], []
-    total, done = view.catalog.count(), 0
-    for block in view.blocks():
-        rows = block.rows.numpy()
-        ids.append(block.ids)
-        scores.append(rows @ query)
-        stderrs.append(standard_errors(query, rows, widths))
-        done += len(rows)
-        on_progress(Progress("scoring", done, total))
-    return Values(
-        ids=np.concatenate([*ids, np.empty(0, np.int64)]),
-        scores=np.concatenate([*scores, np.empty(0, np.float32)]),
-        stderrs=np.concatenate([*stderrs, np.empty(0, np.float32)]),
-    )
+    def _standard_errors(self, query: Rows, ranking: _Ranking) -> list[float | None]:
+        if self._whitening is not None:
+            return [None] * len(ranking.ids)
+        sketched = self._errors.standard_errors(query, self._search.rows(ranking.ids))
+        return [0.0 if e else float(s) for s, e in zip(sketched, ranking.exact, strict=True)]
 
 
-def named_values(catalog: Snapshot, scored: Values) -> Iterator[dict[str, list[object]]]:
-    """Values with keys and sources beside them, as columns, a bounded number of rows at a time.
-
-    `catalog` is a snapshot of the state that was scored.
-    """
-    identities = catalog.identities()
-    for start in range(0, len(scored.ids), EXPORTED_ROWS):
-        chunk = slice(start, start + EXPORTED_ROWS)
-        named = list(islice(identities, EXPORTED_ROWS))
-        _refuse_other_ids(np.array([id_ for id_, _, _ in named], np.int64), scored.ids[chunk])
-        yield {
-            "id": scored.ids[chunk].tolist(),
-            "key": [key for _, key, _ in named],
-            "source": [source for _, _, source in named],
-            "score": scored.scores[chunk].tolist(),
-            "stderr": scored.stderrs[chunk].tolist(),
-        }
+def whitening_of(view: View, scoring: Scoring, damping: float) -> Whitening:
+    """The whitening by a sample of the rows of an index."""
+    geometry, normalize = scoring.geometry, scoring.normalize
+    rows = view.some_rows(geometry, WHITENING_ROWS, normalize=normalize)
+    return Whitening(rows, damping=damping)
 
 
-def _refuse_other_ids(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> None:
+def refuse_other_ids(found: Ids, wanted: Ids) -> None:
+    """Raise BrokenIndexError where the catalog has other samples than asked for."""
     if not np.array_equal(found, wanted):
         raise BrokenIndexError(f"The catalog does not find all samples by their ids; {CURE}")
+
+
+def refuse_counts(counts: Counts) -> None:
+    """Raise UsageError where fewer than one sample is asked for, or fewer re-scored than shown."""
+    for name, count in (("top", counts.top), ("bottom", counts.bottom)):
+        if count < 1:
+            raise UsageError(f"--{name} is {count}; ask for at least 1 sample")
+    most = max(counts.top, counts.bottom)
+    if counts.rerank is not None and counts.rerank < most:
+        raise UsageError(
+            f"--rerank {counts.rerank} is less than the {most} samples asked for; use at least "
+            f"{most}, better ten times as many"
+        )
+
+
+def _saturation(validation: float | None, index: float | None) -> Iterator[str]:
+    """What is said of a model that leaves no errors to value."""
+    for whose, mass in (("validation samples", validation), ("indexed samples", index)):
+        if mass is not None and mass < SATURATED:
+            yield (
+                f"the model is nearly certain of the labels of the {whose}: half of them leave a "
+                f"mean of 1 - p(label) below {mass:.2g} (threshold {SATURATED}), so values may be "
+                "noise; use an earlier checkpoint"
+            )
 
 
 def _lost_texts(stored: Mapping[int, StoredSample]) -> Iterator[str]:
     lost = [sample.text_error for sample in stored.values() if sample.text_error]
     if lost:
         yield f"the texts of {len(lost)} of these samples cannot be shown; the first: {lost[0]}"
-
-
-def refuse_counts(*, top: int, bottom: int) -> None:
-    """Raise UsageError where fewer than one sample is asked for."""
-    for name, count in (("top", top), ("bottom", bottom)):
-        if count < 1:
-            raise UsageError(f"--{name} is {count}; ask for at least 1 sample")

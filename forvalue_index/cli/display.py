@@ -61,7 +61,7 @@ def print_query(result: QueryResult) -> None:
     console = _console()
     console.print(
         f"{result.validation_samples:,} validation samples ({result.validation_label_tokens:,} "
-        f"label tokens) against {result.searched:,} indexed samples, {result.geometry} geometry."
+        f"label tokens) against {result.searched:,} indexed samples, {_scores(result)}."
     )
     for warning in result.warnings:
         console.print(f"[yellow]{_shown(warning)}[/]")
@@ -180,12 +180,30 @@ def _hits_table(title: str, style: str, hits: Sequence[ScoredSample]) -> Table:
         table.add_row(
             str(hit.rank),
             readable_number(hit.score, sign="+"),
-            "exact" if hit.exact else readable_number(hit.stderr),
+            _uncertainty(hit),
             _shown(hit.sample.key),
             _shown(hit.sample.source),
             _shown(hit.sample.preview),
         )
     return table
+
+
+def _scores(result: QueryResult) -> str:
+    scoring = result.scoring
+    parts = [f"{scoring.geometry} geometry"]
+    if scoring.normalize:
+        parts.append("cosines")
+    if scoring.whiten:
+        parts.append("whitened query")
+    if result.reranked:
+        parts.append(f"{result.reranked:,} candidates scored exactly")
+    return ", ".join(parts)
+
+
+def _uncertainty(hit: ScoredSample) -> str:
+    if hit.exact:
+        return "exact"
+    return "unknown" if hit.stderr is None else readable_number(hit.stderr)
 
 
 def readable_number(value: float, *, sign: str = "-") -> str:

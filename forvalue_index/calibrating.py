@@ -1,0 +1,179 @@
+"""Measuring a calibration on a sample of the first data, with the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forvalue_index.calibration import Calibration
+from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.exact import gram
+from forvalue_index.exceptions import ModelError
+from forvalue_index.features import Feature, features_of, geometry_of
+from forvalue_index.geometry import Moments
+from forvalue_index.hash_tables import (
+    HashTables,
+    SketchError,
+    geometry_tables,
+    n_directions,
+    part_widths,
+)
+from forvalue_index.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.records import Progress
+from forvalue_index.settings import Settings
+
+CALIBRATION_SAMPLES = 128
+# Label tokens whose exact inner products are compared with sketched ones, and those of one sample.
+COMPARED_TOKENS, COMPARED_OF_SAMPLE = 1024, 32
+
+
+class Choice:
+    """The samples to calibrate on: a random choice that their order has no part in."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._chosen: dict[str, Prepared] = {}
+
+    def offer(self, prepared: Prepared) -> None:
+        """Choose a sample, or not."""
+        drawn = f"{self._seed} {prepared.sample.content_hash}".encode()
+        self._chosen[hashlib.blake2b(drawn).hexdigest()] = prepared
+        if len(self._chosen) > 2 * CALIBRATION_SAMPLES:
+            self._chosen = dict(sorted(self._chosen.items())[:CALIBRATION_SAMPLES])
+
+    def samples(self) -> list[Prepared]:
+        """What is chosen of all that was offered, in random order."""
+        return [self._chosen[draw] for draw in sorted(self._chosen)[:CALIBRATION_SAMPLES]]
+
+
+def calibrate(
+    reader: LabelReader,
+    tables: HashTables,
+    settings: Settings,
+    prepared: Sequence[Prepared],
+    *,
+    on_progress: OnProgress = ignore_progress,
+) -> Calibration:
+    """Measure on samples, in random order, what rows for `settings` need to know of data.
+
+    Tokens for which the model gives infinite or undefined numbers are left out.
+
+    Raises:
+        ModelError: no token is left.
+    """
+    sums = _measure(reader, prepared, on_progress)
+    if not sums.n_labels:
+        raise ModelError(
+            f"the model gives infinite or undefined numbers for all {len(prepared):,} samples of "
+            "the calibration; use --dtype float32"
+        )
+    error_square = torch.empty_like(sums.error_square)
+    error_square[reader.vocab_order] = sums.error_square
+    # In the precision they are stored in, so that whoever opens the index has the same.
+    totals = (error_square, sums.hidden, sums.hidden_square)
+    means = ((total / sums.n_labels).float() for total in totals)
+    measured = Calibration(Moments(*means), len(prepared), sums.n_labels)
+    directions = {}
+    for name in settings.geometries:
+        if count := n_directions(tables, name):
+            geometry = geometry_of(name, reader, measured, settings)
+            directions[name] = geometry.directions(measured.moments, count).cpu().numpy()
+    measured = replace(measured, directions=directions)
+    features = features_of(reader, tables, settings, measured, settings.geometries)
+    widths = {
+        name: part_widths(geometry_tables(tables, name, directions.get(name)), settings.dim)
+        for name in features
+    }
+    ratios = _error_ratios(reader, _compared(prepared), features, widths)
+    return replace(measured, error_ratio=ratios)
+
+
+class _Sums(NamedTuple):
+    """Sums over label tokens, with the vocabulary in the reader's order."""
+
+    n_labels: int
+    error_square: Tensor
+    hidden: Tensor
+    hidden_square: Tensor
+
+
+def _measure(reader: LabelReader, prepared: Sequence[Prepared], on_progress: OnProgress) -> _Sums:
+    vocab_size, hidden_size = reader.head.weight.shape
+    zeros = reader.empty().double().new_zeros
+    count, done = 0, 0
+    error_square, mean = zeros(vocab_size), zeros(hidden_size)
+    hidden_square = zeros(hidden_size, hidden_size)
+    for batch in reader.batches(prepared):
+        for tokens in map(_defined, reader.label_tokens(batch)):
+            hidden = tokens.hidden.double()
+            count += len(hidden)
+            error_square += tokens.error.square().sum(0)
+            mean += hidden.sum(0)
+            hidden_square += hidden.T @ hidden
+        done += len(batch.indices)
+        on_progress(Progress("calibrating", done, len(prepared)))
+    return _Sums(count, error_square, mean, hidden_square)
+
+
+def _defined(tokens: LabelTokens) -> LabelTokens:
+    """The tokens for which the model gives numbers."""
+    usable = torch.isfinite(tokens.loss) & torch.isfinite(tokens.hidden).all(dim=1)
+    return LabelTokens(*(tensor[usable] for tensor in tokens))
+
+
+@torch.inference_mode()
+def _error_ratios(
+    reader: LabelReader,
+    prepared: Sequence[Prepared],
+    features: Mapping[str, Feature],
+    widths: Mapping[str, tuple[int, ...]],
+) -> dict[str, float]:
+    """Root mean square of sketching errors over pairs of samples, in units of their formula."""
+    chunks, start = [], 0
+    for batch in reader.batches(prepared):
+        for tokens in map(_defined, reader.label_tokens(batch)):
+            chunks.append(tokens._replace(owner=tokens.owner + start))
+        start += len(batch.indices)
+    if not chunks:
+        return {}
+    tokens = LabelTokens(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    ratios = {}
+    for name, (geometry, sketch) in features.items():
+        error, hidden = geometry.error(tokens.error), geometry.hidden(tokens.hidden)
+        exact = gram(error, hidden, tokens.owner, start)
+        sums = sketch.empty(start, error)
+        sketch.accumulate(sums, error, hidden, tokens.owner)
+        rows = sketch.rows(sums).float().cpu().numpy()
+        ratios[name] = _ratio(exact.cpu().numpy(), rows, widths[name])
+    return ratios
+
+
+def _ratio(exact: NDArray[np.float64], rows: NDArray[np.float32], widths: Sequence[int]) -> float:
+    pairs = np.triu_indices(len(rows), 1)
+    errors = (rows.astype(np.float64) @ rows.T.astype(np.float64) - exact)[pairs]
+    formula_error = SketchError(tuple(widths))
+    promised = np.stack([formula_error.standard_errors(row, rows) for row in rows])[pairs]
+    formula = np.square(promised, dtype=np.float64).sum()
+    # Rows that are exact, or of which there is one alone, say nothing about a sketch.
+    return float(np.sqrt(np.square(errors).sum() / formula)) if formula else 1.0
+
+
+def _compared(prepared: Sequence[Prepared]) -> list[Prepared]:
+    """The first samples, cut to few labels each, that fit into what is compared."""
+    chosen, total = [], 0
+    for one in prepared:
+        labels = np.flatnonzero(one.encoded.label_mask)[:COMPARED_OF_SAMPLE]
+        total += len(labels)
+        if total > COMPARED_TOKENS:
+            break
+        mask = np.zeros_like(one.encoded.label_mask)
+        mask[labels] = True
+        chosen.append(replace(one, encoded=replace(one.encoded, label_mask=mask)))
+    return chosen

@@ -1,0 +1,301 @@
+"""Asking an index: everything that reads its rows, and what needs its model for that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from forvalue_index import explaining, scoring, valuation
+from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.exceptions import UsageError
+from forvalue_index.exports import write_values, writer_for
+from forvalue_index.features import Embedder, geometry_of
+from forvalue_index.geometry import Geometry
+from forvalue_index.index_samples import IndexSamples
+from forvalue_index.label_tokens import LabelReader
+from forvalue_index.loading import ModelAccess, load_reader
+from forvalue_index.records import Progress
+from forvalue_index.rescoring import validation_gradient
+from forvalue_index.results import Explanation, QueryResult, Scoring, Values
+from forvalue_index.settings import GEOMETRIES, ON_BAD
+from forvalue_index.snapshot import Snapshot
+from forvalue_index.sources import open_sources
+from forvalue_index.storage import Storage
+from forvalue_index.validation import (
+    ValidationRows,
+    ValidationSet,
+    embed_validation,
+    read_validation,
+)
+
+Data = Any
+"""A path, a glob, `-` for standard input, a list of paths, a `datasets.Dataset`, or dicts."""
+
+
+class IndexQueries(IndexSamples):
+    """An index whose rows can be asked. The model is loaded when it is first needed."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        access: ModelAccess,
+        *,
+        on_progress: OnProgress = ignore_progress,
+    ) -> None:
+        super().__init__(storage.path, storage.manifest, storage.catalog, on_progress=on_progress)
+        self._storage = storage
+        self._access = access
+        self._reader: LabelReader | None = None
+        self._valuers: dict[Scoring, valuation.Valuer] = {}
+
+    def close(self) -> None:
+        """Let go of the model and of the catalog."""
+        self._reader = None
+        self._valuers = {}
+        super().close()
+
+    @property
+    def storage(self) -> Storage:
+        """The index on disk, for what reads its rows."""
+        return self._storage
+
+    @property
+    def on_progress(self) -> OnProgress:
+        """What is called with each step of long tasks."""
+        return self._on_progress
+
+    @property
+    def reader(self) -> LabelReader:
+        """What reads samples. Loads the model when it is first asked for."""
+        if self._reader is None:
+            self._reader = load_reader(self._storage, self._access, self._on_progress)
+        return self._reader
+
+    @property
+    def embedder(self) -> Embedder:
+        """What turns samples into rows. Loads the model when it is first asked for."""
+        return self._storage.embedder(self.reader)
+
+    def geometry(self, name: str) -> Geometry:
+        """A geometry as the index is calibrated, whether it holds rows of it or not."""
+        if name not in GEOMETRIES:
+            raise UsageError(f"--geometry cannot be {name!r}; use one of {', '.join(GEOMETRIES)}")
+        return geometry_of(name, self.reader, self._storage.calibration(), self.manifest.settings)
+
+    def query(  # noqa: PLR0913 - what a user may ask for
+        self,
+        data: Data,
+        *,
+        top: int = 10,
+        bottom: int | None = None,
+        per_sample: bool = False,
+        rerank: int | None = None,
+        columns: Mapping[str, str] | None = None,
+        on_bad: str = "fail",
+        **how: Any,
+    ) -> QueryResult:
+        """The most helpful and the most harmful samples for a validation set.
+
+        The score of a sample is its mean value over the validation set: the inner product of the
+        head gradients of both (arXiv 2508.10180, Eq. 1). Positive helps, negative hurts. Sketched
+        scores carry their standard error.
+
+        Args:
+            data: the validation set, see `Data`.
+            top: how many of the most helpful samples.
+            bottom: how many of the most harmful ones; as many as `top` where it is None.
+            per_sample: also answer each validation sample alone.
+            rerank: so many candidates from either end are scored again, exactly, with the model.
+            columns: see `add`.
+            on_bad: `fail` raises on a row that is not usable, `skip` leaves it out with a warning.
+            how: fields of `Scoring`: `geometry` (the index's first), `normalize` for cosines,
+                `whiten` to multiply the query by (R + L I)^-1 in the space of rows.
+
+        Raises:
+            UsageError: `top` or `bottom` is below 1, `rerank` below either; the index has no rows
+                of the geometry; `whiten` with `rerank`, as exact scores have no such space.
+            BadSampleError: a row is not usable, or the validation set has no gradient.
+            SourceError, SettingsMismatchError: as for `add`.
+        """
+        counts = valuation.Counts(top, top if bottom is None else bottom, per_sample, rerank)
+        valuation.refuse_counts(counts)
+        chosen = self._scoring(how, exact=rerank is not None, rows=True)
+        started = time.perf_counter()
+        validation, load_s = self._validation(data, columns, on_bad)
+        embedded = self._embedded(validation, chosen)
+        seconds = {"load": load_s, "embed": time.perf_counter() - started - load_s}
+        rescore = None
+        if rerank is not None and embedded is not None:
+            rescore = scoring.rescorer(
+                self.reader,
+                self.geometry(chosen.geometry),
+                validation,
+                normalize=chosen.normalize,
+                per_sample=per_sample,
+                on_progress=self._on_progress,
+            )
+        started = time.perf_counter()
+        with self._current_valuer(chosen) as (valuer, snapshot):
+            seconds["open"] = time.perf_counter() - started
+            result = valuer.query(validation, embedded, snapshot, counts, rescore)
+        return replace(result, seconds={**seconds, **result.seconds})
+
+    def values(
+        self,
+        data: Data,
+        *,
+        output: str | PathLike[str] | None = None,
+        exact: bool = False,
+        columns: Mapping[str, str] | None = None,
+        on_bad: str = "fail",
+        **how: Any,
+    ) -> Values:
+        """A score for every sample: arrays `ids`, `scores`, `stderrs`, each [sample].
+
+        With `output`, columns id, key, source, score and stderr are also written to a Parquet, CSV
+        or JSONL file, by suffix. With `exact`, all samples run through the model again. `how` as
+        for `query`; exact scores can have any geometry that the index is calibrated for.
+
+        Raises:
+            UsageError: the suffix of `output` is unknown or its directory missing.
+            BadSampleError, SourceError, SettingsMismatchError: as for `query`.
+        """
+        path = None if output is None else Path(output)
+        if path is not None:
+            writer_for(path)
+        chosen = self._scoring(how, exact=exact, rows=not exact)
+        validation, _ = self._validation(data, columns, on_bad)
+        if exact:
+            target = validation_gradient(
+                self.reader,
+                self.geometry(chosen.geometry),
+                validation.prepared,
+                normalize=chosen.normalize,
+                on_progress=self._on_progress,
+            )
+            with self._catalog.snapshot() as snapshot:
+                scored = scoring.streamed_values(
+                    snapshot, self.reader, target, on_progress=self._on_progress
+                )
+                _write(path, snapshot, scored)
+            return scored
+        embedded = self._embedded(validation, chosen)
+        with self._storage.view() as view:
+            scored = scoring.sketched_values(
+                view,
+                embedded,
+                chosen,
+                errors=self._storage.sketch_error(chosen.geometry),
+                damping=self.manifest.settings.damping,
+                on_progress=self._on_progress,
+            )
+            _write(path, view.catalog, scored)
+        return scored
+
+    def explain(
+        self,
+        sample: str | int,
+        data: Data,
+        *,
+        validation_tokens: bool = False,
+        columns: Mapping[str, str] | None = None,
+        on_bad: str = "fail",
+        **how: Any,
+    ) -> Explanation:
+        """What each label token adds to the exact value of a sample for a validation set.
+
+        The terms sum to the score. With `validation_tokens`, the same score is also split over the
+        tokens of the validation samples. `how` as for `query`, but for `whiten`.
+
+        Raises:
+            CatalogError: there is no such sample.
+            BadSampleError: its text is lost, or as for `query`.
+        """
+        chosen = self._scoring(how, exact=True, rows=False)
+        with self._catalog.snapshot() as snapshot:
+            stored = snapshot.sample(str(sample))
+        validation, _ = self._validation(data, columns, on_bad)
+        return explaining.explain(
+            self.reader,
+            self.geometry(chosen.geometry),
+            stored,
+            validation,
+            normalize=chosen.normalize,
+            validation_tokens=validation_tokens,
+        )
+
+    def _scoring(self, how: Mapping[str, Any], *, exact: bool, rows: bool) -> Scoring:
+        """What is asked for, by default in the first geometry of the index."""
+        held = self.manifest.settings.geometries
+        chosen = Scoring(**{"geometry": how.get("geometry") or held[0], **_given(how)})
+        if rows and chosen.geometry not in held:
+            raise UsageError(
+                f"--geometry {chosen.geometry}: {self.path} has rows of {', '.join(held)}; use one "
+                "of these, exact scores, or build an index with it"
+            )
+        if chosen.whiten and exact:
+            raise UsageError(
+                "--whiten changes a query in the space of rows, which exact scores do not have; "
+                "leave one of them out"
+            )
+        return chosen
+
+    def _validation(
+        self, data: Data, columns: Mapping[str, str] | None, on_bad: str
+    ) -> tuple[ValidationSet, float]:
+        """A validation set, and the seconds that loading the model took."""
+        refuse_on_bad(on_bad)
+        sources = open_sources(data, columns)
+        started = time.perf_counter()
+        reader = self.reader
+        load_s = time.perf_counter() - started
+        return read_validation(reader, sources=sources, on_bad=on_bad), load_s
+
+    def _embedded(self, validation: ValidationSet, chosen: Scoring) -> ValidationRows | None:
+        """The rows of a validation set; none where the index waits for its first samples."""
+        if self._storage.uncalibrated:
+            return None
+        return embed_validation(
+            self._storage.embedder(self.reader, [chosen.geometry]),
+            chosen.geometry,
+            validation,
+            normalize=chosen.normalize,
+            on_progress=self._on_progress,
+        )
+
+    @contextmanager
+    def _current_valuer(self, chosen: Scoring) -> Iterator[tuple[valuation.Valuer, Snapshot]]:
+        """A valuer over the index as it is now, kept until the index changes, and a snapshot."""
+        with self._catalog.snapshot() as snapshot:
+            known = self._valuers.get(chosen)
+            if known is not None and known.version == snapshot.version():
+                yield known, snapshot
+                return
+        with self._storage.view() as view:
+            self._on_progress(Progress("opening", 0, 1))
+            valuer = valuation.Valuer(self._storage, view, chosen)
+            # One at a time: each holds all rows in memory.
+            self._valuers = {chosen: valuer}
+            self._on_progress(Progress("opening", 1, 1))
+            yield valuer, view.catalog
+
+
+def refuse_on_bad(on_bad: str) -> None:
+    """Raise UsageError unless this says what to do about bad rows."""
+    if on_bad not in ON_BAD:
+        raise UsageError(f"--on-bad cannot be {on_bad!r}; use one of {', '.join(ON_BAD)}")
+
+
+def _given(how: Mapping[str, Any]) -> dict[str, Any]:
+    """The options but for a geometry that is left to the index."""
+    return {name: value for name, value in how.items() if name != "geometry"}
+
+
+def _write(path: Path | None, catalog: Snapshot, scored: Values) -> None:
+    if path is not None:
+        write_values(path, scoring.named_values(catalog, scored))

@@ -1,0 +1,157 @@
+"""A score for every sample of an index: blocked products over rows, or exactly with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+
+from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.geometry import Geometry
+from forvalue_index.hash_tables import SketchError
+from forvalue_index.label_tokens import LabelReader, Prepared
+from forvalue_index.records import Progress, StoredSample
+from forvalue_index.rescoring import (
+    ValidationGradient,
+    exact_matrix,
+    exact_values,
+    validation_gradient,
+)
+from forvalue_index.results import Scoring, Values
+from forvalue_index.snapshot import Snapshot
+from forvalue_index.validation import ValidationRows, ValidationSet
+from forvalue_index.valuation import Exact, Rescore, refuse_other_ids, whitening_of
+from forvalue_index.view import View
+
+EXPORTED_ROWS = 10_000
+# Texts that are held at once.
+EXACT_SAMPLES = 1024
+
+
+def sketched_values(
+    view: View,
+    embedded: ValidationRows | None,
+    scoring: Scoring,
+    *,
+    errors: SketchError,
+    damping: float,
+    on_progress: OnProgress = ignore_progress,
+) -> Values:
+    """A score for every live sample, in order of id, from the rows of an index.
+
+    `embedded` may be None where there are no samples.
+    """
+    if embedded is None:
+        return Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
+    query = embedded.mean
+    if scoring.whiten and view.catalog.count():
+        query = whitening_of(view, scoring, damping)(query[None])[0]
+    ids, scores, stderrs = [], [], []
+    total, done = view.catalog.count(), 0
+    for block in view.blocks(scoring.geometry, normalize=scoring.normalize):
+        rows = block.rows.numpy()
+        ids.append(block.ids)
+        scores.append(rows @ query)
+        unknown = np.full(len(rows), np.nan, np.float32)
+        stderrs.append(unknown if scoring.whiten else errors.standard_errors(query, rows))
+        done += len(rows)
+        on_progress(Progress("scoring", done, total))
+    return Values(
+        ids=np.concatenate([*ids, np.empty(0, np.int64)]),
+        scores=np.concatenate([*scores, np.empty(0, np.float32)]),
+        stderrs=np.concatenate([*stderrs, np.empty(0, np.float32)]),
+    )
+
+
+def streamed_values(
+    catalog: Snapshot,
+    reader: LabelReader,
+    target: ValidationGradient,
+    *,
+    on_progress: OnProgress = ignore_progress,
+) -> Values:
+    """The exact score of every live sample, in order of id, from the texts of an index.
+
+    Raises BadSampleError, naming the sample, where its text is lost or cannot be valued.
+    """
+    ids = catalog.live_ids()
+    scores = np.empty(len(ids), dtype=np.float32)
+    for start in range(0, len(ids), EXACT_SAMPLES):
+        chunk = slice(start, start + EXACT_SAMPLES)
+        stored = catalog.samples(ids[chunk])
+        refuse_other_ids(np.array(sorted(stored), dtype=np.int64), ids[chunk])
+        prepared = [prepare_stored(reader, stored[id_]) for id_ in ids[chunk].tolist()]
+        scores[chunk] = exact_values(reader, target, prepared)
+        on_progress(Progress("scoring", start + len(prepared), len(ids)))
+    return Values(ids=ids, scores=scores, stderrs=np.zeros(len(ids), dtype=np.float32))
+
+
+def rescorer(
+    reader: LabelReader,
+    geometry: Geometry,
+    validation: ValidationSet,
+    *,
+    normalize: bool = False,
+    per_sample: bool = False,
+    on_progress: OnProgress = ignore_progress,
+) -> Rescore:
+    """What scores stored samples exactly for a validation set and, where wanted, each sample of it.
+
+    Samples without a usable text are left out, and named among the failures.
+    """
+
+    def rescore(stored: Mapping[int, StoredSample]) -> Exact:
+        usable: dict[int, Prepared] = {}
+        failures = []
+        for id_ in sorted(stored):
+            try:
+                usable[id_] = prepare_stored(reader, stored[id_])
+            except BadSampleError as error:
+                failures.append(f"{error}; its score is sketched")
+        both, training = validation.prepared, list(usable.values())
+        if per_sample:
+            matrix = exact_matrix(
+                reader, geometry, both, training, normalize=normalize, on_progress=on_progress
+            )
+            scores = np.concatenate([matrix.mean(axis=0)[None], matrix])
+        else:
+            target = validation_gradient(reader, geometry, both, normalize=normalize)
+            scores = exact_values(reader, target, training, on_progress=on_progress)[None]
+        return Exact(np.array(list(usable), dtype=np.int64), scores, tuple(failures))
+
+    return rescore
+
+
+def prepare_stored(reader: LabelReader, stored: StoredSample) -> Prepared:
+    """A stored sample as the model reads it. Raises BadSampleError where its text is lost."""
+    if stored.text_error:
+        raise BadSampleError(
+            f"the text of sample {stored.sample.key} cannot be read, and exact scores need it: "
+            f"{stored.text_error}"
+        )
+    prepared = reader.prepare(stored.sample)
+    if not isinstance(prepared, Prepared):
+        raise BadSampleError(f"sample {stored.sample.key}: {prepared.reason}")
+    return prepared
+
+
+def named_values(catalog: Snapshot, scored: Values) -> Iterator[dict[str, list[object]]]:
+    """Values with keys and sources beside them, as columns, a bounded number of rows at a time.
+
+    `catalog` is a snapshot of the state that was scored.
+    """
+    identities = catalog.identities()
+    for start in range(0, len(scored.ids), EXPORTED_ROWS):
+        chunk = slice(start, start + EXPORTED_ROWS)
+        named = list(islice(identities, EXPORTED_ROWS))
+        refuse_other_ids(np.array([id_ for id_, _, _ in named], np.int64), scored.ids[chunk])
+        stderrs = scored.stderrs[chunk]
+        yield {
+            "id": scored.ids[chunk].tolist(),
+            "key": [key for _, key, _ in named],
+            "source": [source for _, _, source in named],
+            "score": scored.scores[chunk].tolist(),
+            "stderr": [None if np.isnan(s) else s for s in stderrs.tolist()],
+        }
