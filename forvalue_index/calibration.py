@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
 from forvalue_index.geometry import Moments
 from forvalue_index.hash_tables import tables_digest
+from forvalue_index.results import CalibrationSummary
 
 CURE = "restore it from a backup, or build the index anew"
 
@@ -75,6 +76,19 @@ class Calibration:
     def digest(self) -> str:
         """Names these numbers, wherever they lie."""
         return tables_digest(self.tensors())
+
+    def summary(self, damping: float) -> CalibrationSummary:
+        """What there is to tell of it, with the damping of the index."""
+        relative = self.moments.error_square / self.moments.error_square.mean()
+        return CalibrationSummary(
+            digest=self.digest,
+            samples=self.samples,
+            label_tokens=self.label_tokens,
+            damping=damping,
+            vocab_size=len(relative),
+            damped_tokens=int((relative < damping).sum()),
+            error_ratio=dict(self.error_ratio),
+        )
 
     def save(self, model_digest: str) -> bytes:
         """The contents of a file, which says what model it was made with."""

@@ -22,7 +22,7 @@ from forvalue_index.manifest import (
     refuse_other_settings,
     refuse_strange_catalog,
 )
-from forvalue_index.results import AddReport, CheckReport, CompactReport
+from forvalue_index.results import AddReport, CalibrationSummary, CheckReport, CompactReport
 from forvalue_index.settings import DEFAULT_CATALOG
 from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
@@ -145,7 +145,7 @@ class ValuationIndex(IndexQueries):
 
     def calibrate(
         self, data: Data, *, columns: Mapping[str, str] | None = None, wait: bool = False
-    ) -> Calibration:
+    ) -> CalibrationSummary:
         """Calibrate an index without samples on data, or take over the calibration of an index.
 
         Otherwise the first `add` calibrates on a sample of its data. Data of another index, by its
@@ -165,7 +165,12 @@ class ValuationIndex(IndexQueries):
                     )
             found = self._calibration_of(data, columns)
             self._storage.freeze(found)
-            return found
+            return found.summary(self.manifest.settings.damping)
+
+    def calibration(self) -> CalibrationSummary | None:
+        """What rows are calibrated with, or None where nothing was added yet."""
+        found = self._storage.calibration()
+        return None if found is None else found.summary(self.manifest.settings.damping)
 
     def _calibration_of(self, data: Data, columns: Mapping[str, str] | None) -> Calibration:
         if isinstance(data, str | PathLike) and is_index(Path(data)):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forvalue_index.records import StoredSample
 from forvalue_index.results import (
+    SATURATED,
     AddReport,
+    CalibrationSummary,
     CatalogSummary,
     CheckReport,
     CompactReport,
+    ExplainedSample,
+    Explanation,
     QueryResult,
     ScoredSample,
 )
@@ -106,8 +110,33 @@ def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) 
         "sources": [{"source": s.source, "samples": s.samples} for s in summary.sources],
         "loss": summary.loss,
         "label_error_mass": summary.label_error_mass,
+        "warnings": saturation_warnings({"indexed samples": summary.label_error_mass}),
         "stopped": [list(sources) for sources in summary.stopped],
     }
+
+
+def explanation_document(explanation: Explanation) -> dict[str, Any]:
+    """`explain --json`. `validation` is there only where it was asked for."""
+    document: dict[str, Any] = {
+        "id": explanation.id,
+        "geometry": explanation.scoring.geometry,
+        "normalized": explanation.scoring.normalize,
+        "validation_set": {
+            "samples": explanation.validation_samples,
+            "label_tokens": explanation.validation_label_tokens,
+        },
+        "warnings": list(explanation.warnings),
+        **_explained(explanation.training),
+    }
+    if explanation.validation:
+        document["validation"] = [_explained(one) for one in explanation.validation]
+    return document
+
+
+def calibration_document(calibration: CalibrationSummary | None) -> dict[str, Any]:
+    """`calibrate --json`. All of it is null where the index is not calibrated yet."""
+    names = [field.name for field in dataclasses.fields(CalibrationSummary)]
+    return dict.fromkeys(names) if calibration is None else dataclasses.asdict(calibration)
 
 
 def compact_document(report: CompactReport) -> dict[str, Any]:
@@ -142,6 +171,17 @@ def sample_document(stored: StoredSample) -> dict[str, Any]:
     }
 
 
+def saturation_warnings(masses: Mapping[str, float | None]) -> list[str]:
+    """What is said of a model that leaves no errors to value, by whose median label error mass."""
+    return [
+        f"the model is nearly certain of the labels of the {whose}: half of them leave less than "
+        f"{mass:.2g} of 1 - p(label) a token (threshold {SATURATED}), so values may be noise; use "
+        "an earlier checkpoint"
+        for whose, mass in masses.items()
+        if mass is not None and mass < SATURATED
+    ]
+
+
 def _hits(hits: Sequence[ScoredSample]) -> list[dict[str, Any]]:
     return [
         {
@@ -157,6 +197,14 @@ def _hits(hits: Sequence[ScoredSample]) -> list[dict[str, Any]]:
         }
         for hit in hits
     ]
+
+
+def _explained(explained: ExplainedSample) -> dict[str, Any]:
+    return {
+        "key": explained.sample.key,
+        "score": explained.score,
+        "tokens": [dataclasses.asdict(token) for token in explained.tokens],
+    }
 
 
 def _rounded(seconds: Any) -> dict[str, float]:

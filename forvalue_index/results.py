@@ -89,6 +89,24 @@ class Values:
 
 
 @dataclass(frozen=True)
+class CalibrationSummary:
+    """What rows are calibrated with.
+
+    `error_ratio` is per geometry: the errors of sketched inner products in units of the formula for
+    them. Of `vocab_size` tokens, `damped_tokens` were seen so little that the damping outweighs
+    their own second moment: all of these are scaled nearly alike.
+    """
+
+    digest: str
+    samples: int
+    label_tokens: int
+    damping: float
+    vocab_size: int
+    damped_tokens: int
+    error_ratio: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class TokenTerm:
     """One token and what it adds to a score: 0 where it is no label that counts.
 
@@ -109,6 +127,16 @@ class ExplainedSample:
     sample: Sample
     score: float
     tokens: tuple[TokenTerm, ...]
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute term."""
+        return max((abs(token.term) for token in self.tokens), default=0.0)
+
+    def strongest(self, count: int) -> list[TokenTerm]:
+        """The label tokens of largest absolute terms, strongest first."""
+        labels = [token for token in self.tokens if token.loss is not None]
+        return sorted(labels, key=lambda token: -abs(token.term))[:count]
 
 
 @dataclass(frozen=True)

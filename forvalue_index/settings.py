@@ -26,6 +26,7 @@ ON_BAD = ("fail", "skip")
 PAYLOADS = ("catalog", "reference")
 GEOMETRIES = ("raw", "centered", "fisher", "kfac")
 DEFAULT_GEOMETRY = "raw"
+DEFAULT_DAMPING = 1.0
 # What indexes were made with before these could be chosen; part of a fingerprint only where other.
 BEFORE = {"geometry": "raw", "damping": 1.0, "max_label_tokens": None, "hardest": None}
 
@@ -57,7 +58,7 @@ class Settings:
     trust_remote_code: bool = False
     payload: str = "catalog"
     geometry: str = DEFAULT_GEOMETRY
-    damping: float = 1.0
+    damping: float = DEFAULT_DAMPING
     max_label_tokens: int | None = None
     hardest: float | None = None
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from forvalue_index.contracts import SearchIndex
 from forvalue_index.exceptions import BrokenIndexError, UsageError
 from forvalue_index.records import StoredSample
+from forvalue_index.reports import saturation_warnings
 from forvalue_index.results import (
-    SATURATED,
     QueryResult,
     ScoredSample,
     Scoring,
@@ -124,7 +124,7 @@ class Valuer:
         remarks = (
             *validation.warnings,
             *self._remarks(answers[0][1], counts),
-            *_saturation(mass, index_mass),
+            *saturation_warnings({"validation samples": mass, "indexed samples": index_mass}),
             *exact.failures,
             *_lost_texts(stored),
         )
@@ -232,17 +232,6 @@ def refuse_counts(counts: Counts) -> None:
             f"--rerank {counts.rerank} is less than the {most} samples asked for; use at least "
             f"{most}, better ten times as many"
         )
-
-
-def _saturation(validation: float | None, index: float | None) -> Iterator[str]:
-    """What is said of a model that leaves no errors to value."""
-    for whose, mass in (("validation samples", validation), ("indexed samples", index)):
-        if mass is not None and mass < SATURATED:
-            yield (
-                f"the model is nearly certain of the labels of the {whose}: half of them leave a "
-                f"mean of 1 - p(label) below {mass:.2g} (threshold {SATURATED}), so values may be "
-                "noise; use an earlier checkpoint"
-            )
 
 
 def _lost_texts(stored: Mapping[int, StoredSample]) -> Iterator[str]:

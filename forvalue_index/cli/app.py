@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 import forvalue_index
-from forvalue_index.cli.build import add, init
+from forvalue_index.cli.build import add, calibrate, init
 from forvalue_index.cli.demo import make_demo_data
 from forvalue_index.cli.inspect import info, list_samples, show
 from forvalue_index.cli.maintain import check, compact, migrate, remove
-from forvalue_index.cli.value import query, values
+from forvalue_index.cli.value import explain, query, values
 from forvalue_index.exceptions import ForValueError
 
 INTERRUPTED = 130
@@ -77,6 +77,6 @@ def main() -> None:
     """
 
 
-READING = (query, values, show, list_samples, info)
-for command in (init, add, *READING, remove, compact, check, migrate, make_demo_data):
+READING = (query, values, explain, show, list_samples, info)
+for command in (init, calibrate, add, *READING, remove, compact, check, migrate, make_demo_data):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""`init` and `add`."""
+"""`init`, `calibrate` and `add`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from forvalue_index.cli.options import (
 from forvalue_index.cli.session import opened_index
 from forvalue_index.settings import (
     DEFAULT_CATALOG,
+    DEFAULT_DAMPING,
     DEFAULT_DIM,
+    DEFAULT_GEOMETRY,
     DTYPES,
     LABELS,
     PAYLOADS,
@@ -81,8 +83,27 @@ from forvalue_index.settings import (
     show_default=True,
     help="Keep the texts, or refer to them: files and offsets, below the directory of INDEX.",
 )
+@click.option(
+    "--geometry",
+    default=DEFAULT_GEOMETRY,
+    show_default=True,
+    help="What rows are made of, one or several: raw, centered, fisher, kfac, with commas between.",
+)
+@click.option(
+    "--damping",
+    type=float,
+    default=DEFAULT_DAMPING,
+    show_default=True,
+    help="Of fisher and kfac, in units of the mean of what it is added to.",
+)
+@click.option(
+    "--calibration",
+    help="Data to calibrate on, or an index whose calibration to take.  [default: the first add]",
+)
+@click.option("--max-label-tokens", type=int, help="Score the first labels of a sample alone.")
+@click.option("--hardest", type=float, help="Score this share of labels alone: of highest loss.")
 @json_option
-def init(index: Path, as_json: bool, **settings: Any) -> None:
+def init(index: Path, as_json: bool, calibration: str | None, **settings: Any) -> None:
     """Create an empty index in directory INDEX. All settings are frozen."""
     from forvalue_index.cli.progress import drawn_progress
     from forvalue_index.index import ValuationIndex
@@ -92,6 +113,8 @@ def init(index: Path, as_json: bool, **settings: Any) -> None:
         drawn_progress() as on_progress,
         ValuationIndex.create(index, on_progress=on_progress, **settings) as created,
     ):
+        if calibration is not None:
+            created.calibrate(calibration)
         document = info_document(created.manifest, created.info(), version=created.version)
     if as_json:
         print_json(document)
@@ -99,6 +122,46 @@ def init(index: Path, as_json: bool, **settings: Any) -> None:
         from forvalue_index.cli.display import print_created
 
         print_created(index, document)
+
+
+@click.command()
+@index_argument
+@click.argument("data", nargs=-1)
+@click.option(
+    "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
+)
+@model_option
+@wait_option
+@json_option
+def calibrate(
+    index: Path,
+    data: tuple[str, ...],
+    columns: str | None,
+    model: str | None,
+    trust_remote_code: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Show what INDEX is calibrated with; with DATA, calibrate an INDEX that is still empty.
+
+    DATA are files as for `add`, or the directory of an index made with the same options, whose
+    calibration is taken over.
+    """
+    mapping = columns_of(columns)
+    from forvalue_index.reports import calibration_document
+
+    trusted = trust_remote_code if data else None
+    with opened_index(index, model, trust_remote_code=trusted) as opened:
+        chosen = data[0] if len(data) == 1 else list(data)
+        found = (
+            opened.calibrate(chosen, columns=mapping, wait=wait) if data else opened.calibration()
+        )
+    if as_json:
+        print_json(calibration_document(found))
+    else:
+        from forvalue_index.cli.display import print_calibration
+
+        print_calibration(index, found)
 
 
 @click.command()

@@ -12,7 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from forvalue_index.records import StoredSample
-from forvalue_index.results import AddReport, CheckReport, QueryResult, ScoredSample
+from forvalue_index.results import (
+    AddReport,
+    CalibrationSummary,
+    CheckReport,
+    QueryResult,
+    ScoredSample,
+)
 
 PIPED_WIDTH = 140
 # All control characters but tab and line break.
@@ -23,8 +29,8 @@ KEY_WIDTH = 24
 
 def print_created(index: Path, document: Mapping[str, Any]) -> None:
     """What `init` made."""
-    _console().print(
-        f"[bold]{_shown(str(index))}[/] is ready: {_shown(document['model'])}, "
+    new_console().print(
+        f"[bold]{shown(str(index))}[/] is ready: {shown(document['model'])}, "
         f"{document['dim']:,} floats a row ({document['row_dtype']}), template "
         f"{document['template']}, labels {document['labels']}, at most "
         f"{document['max_length']:,} tokens a sample. Fingerprint {document['fingerprint']}.",
@@ -34,7 +40,7 @@ def print_created(index: Path, document: Mapping[str, Any]) -> None:
 
 def print_added(report: AddReport) -> None:
     """What `add` did, and what deserves attention."""
-    console = _console()
+    console = new_console()
     rate = f" at {report.tokens / report.seconds['forward']:,.0f} tokens/s" if report.tokens else ""
     console.print(
         f"[bold]{report.added:,} samples added[/] of {report.read:,} read in "
@@ -52,19 +58,19 @@ def print_added(report: AddReport) -> None:
         )
     if report.rejected_file:
         console.print(
-            f"[yellow]{report.rejected:,} rows were rejected:[/] {_shown(report.rejected_file)}"
+            f"[yellow]{report.rejected:,} rows were rejected:[/] {shown(report.rejected_file)}"
         )
 
 
 def print_query(result: QueryResult) -> None:
     """Two tables for the set, then two for each validation sample where asked for."""
-    console = _console()
+    console = new_console()
     console.print(
         f"{result.validation_samples:,} validation samples ({result.validation_label_tokens:,} "
         f"label tokens) against {result.searched:,} indexed samples, {_scores(result)}."
     )
     for warning in result.warnings:
-        console.print(f"[yellow]{_shown(warning)}[/]")
+        console.print(f"[yellow]{shown(warning)}[/]")
     _print_both(console, "the validation set", result.helpful, result.harmful)
     for one in result.per_sample:
         name = f"validation sample {one.validation}"
@@ -75,10 +81,10 @@ def print_query(result: QueryResult) -> None:
 
 def print_sample(stored: StoredSample) -> None:
     """One sample whole."""
-    console = _console()
+    console = new_console()
     sample, statistics = stored.sample, stored.statistics
     console.print(
-        f"[bold]{_shown(sample.key)}[/] (number {stored.id}) from {_shown(sample.source)}, "
+        f"[bold]{shown(sample.key)}[/] (number {stored.id}) from {shown(sample.source)}, "
         f"row {sample.position}"
     )
     console.print(
@@ -88,9 +94,9 @@ def print_sample(stored: StoredSample) -> None:
         + ("; [red]removed[/]" if stored.removed else "")
     )
     for name, value in sample.metadata.items():
-        console.print(f"[dim]{_shown(str(name))}[/] {_shown(str(value))}")
+        console.print(f"[dim]{shown(str(name))}[/] {shown(str(value))}")
     for message in sample.messages:
-        console.print(f"[cyan]{_shown(message.role)}[/] {_shown(message.content)}", soft_wrap=True)
+        console.print(f"[cyan]{shown(message.role)}[/] {shown(message.content)}", soft_wrap=True)
 
 
 def print_list(found: Sequence[StoredSample], matching: int) -> None:
@@ -106,21 +112,21 @@ def print_list(found: Sequence[StoredSample], matching: int) -> None:
         statistics = stored.statistics
         table.add_row(
             str(stored.id),
-            _shown(stored.sample.key),
-            _shown(stored.sample.source),
+            shown(stored.sample.key),
+            shown(stored.sample.source),
             f"{statistics.n_tokens:,}",
             f"{statistics.n_label_tokens:,}",
             f"{statistics.loss:.2f}",
-            _shown(stored.sample.preview),
+            shown(stored.sample.preview),
         )
-    console = _console()
+    console = new_console()
     console.print(table)
     console.print(f"{len(found):,} of {matching:,} samples")
 
 
 def print_info(index: Path, document: Mapping[str, Any]) -> None:
     """What an index holds, a line a fact."""
-    table = Table(box=None, show_header=False, title=_shown(str(index)), title_justify="left")
+    table = Table(box=None, show_header=False, title=shown(str(index)), title_justify="left")
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
     for name, value in document.items():
@@ -131,6 +137,10 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
                 continue
             name = "stopped, add again"
             value = "\n".join(", ".join(names) for names in value)
+        elif name == "warnings":
+            if not value:
+                continue
+            value = "\n".join(value)
         elif isinstance(value, bool):
             value = "yes" if value else "no"
         elif isinstance(value, float):
@@ -139,19 +149,39 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
             value = f"{value:,}"
         elif value is None:
             continue
-        table.add_row(name.replace("_", " "), _shown(str(value)))
-    _console().print(table)
+        table.add_row(name.replace("_", " "), shown(str(value)))
+    new_console().print(table)
+
+
+def print_calibration(index: Path, found: CalibrationSummary | None) -> None:
+    """What an index is calibrated with."""
+    console = new_console()
+    if found is None:
+        console.print(f"{shown(str(index))} is not calibrated yet; the first add does it.")
+        return
+    console.print(
+        f"Calibrated on {found.samples:,} samples with {found.label_tokens:,} label tokens "
+        f"({found.digest}), damping {found.damping:g}.",
+        soft_wrap=True,
+    )
+    console.print(
+        f"{found.damped_tokens:,} of {found.vocab_size:,} tokens of the vocabulary were seen so "
+        "little that the damping outweighs them; fisher and kfac scale these nearly alike.",
+        soft_wrap=True,
+    )
+    for name, ratio in found.error_ratio.items():
+        console.print(f"{name}: errors of the sketch are {ratio:.2f} of the formula for them")
 
 
 def print_check(index: Path, report: CheckReport) -> None:
     """What was looked at, and each finding with its cure."""
-    console = _console()
+    console = new_console()
     for finding in report.findings:
         style, state = ("green", "repaired") if finding.repaired else ("red", "found")
-        console.print(f"[{style}]{state}[/] {finding.kind}: {_shown(finding.what)}", soft_wrap=True)
+        console.print(f"[{style}]{state}[/] {finding.kind}: {shown(finding.what)}", soft_wrap=True)
         if not finding.repaired:
-            console.print(f"    cure: {_shown(finding.cure)}", soft_wrap=True)
-    looked = f"{report.segments:,} segments and {report.samples:,} samples of {_shown(str(index))}"
+            console.print(f"    cure: {shown(finding.cure)}", soft_wrap=True)
+    looked = f"{report.segments:,} segments and {report.samples:,} samples of {shown(str(index))}"
     verdict = "[green]sound[/]" if report.sound else "[red]not sound[/]"
     console.print(f"{looked}: {verdict}.", soft_wrap=True)
 
@@ -181,9 +211,9 @@ def _hits_table(title: str, style: str, hits: Sequence[ScoredSample]) -> Table:
             str(hit.rank),
             readable_number(hit.score, sign="+"),
             _uncertainty(hit),
-            _shown(hit.sample.key),
-            _shown(hit.sample.source),
-            _shown(hit.sample.preview),
+            shown(hit.sample.key),
+            shown(hit.sample.source),
+            shown(hit.sample.preview),
         )
     return table
 
@@ -213,7 +243,7 @@ def readable_number(value: float, *, sign: str = "-") -> str:
     return f"{value:{sign}.1f}" if abs(value) >= 1 else f"{value:{sign}.3g}"
 
 
-def _console() -> Console:
+def new_console() -> Console:
     """Tables keep a readable width where the output is a pipe or a file."""
     console = Console(emoji=False, highlight=False)
     if console.is_terminal:
@@ -221,6 +251,11 @@ def _console() -> Console:
     return Console(emoji=False, highlight=False, width=PIPED_WIDTH)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Text of a data set, which may hold neither markup nor commands to the terminal."""
-    return escape(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
+    return escape(without_control(text))
+
+
+def without_control(text: str) -> str:
+    """Text without commands to the terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from forvalue_index.settings import GEOMETRIES
+
 Command = Callable[..., Any]
 
 index_argument = click.argument("index", type=click.Path(path_type=Path))
@@ -27,6 +29,20 @@ def model_option(command: Command) -> Command:
         "--model", help="Where the model lies now, if it has moved; it must be the same model."
     )
     return moved(trust_option(command))
+
+
+def scoring_options(command: Command) -> Command:
+    """--geometry and --normalize."""
+    for decorate in (
+        click.option("--normalize", is_flag=True, help="Cosines: divide by the norms of both."),
+        click.option(
+            "--geometry",
+            type=click.Choice(GEOMETRIES),
+            help="What inner products are taken in.  [default: the first of INDEX]",
+        ),
+    ):
+        command = decorate(command)
+    return command
 
 
 def data_options(command: Command) -> Command:

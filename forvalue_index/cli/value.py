@@ -1,8 +1,9 @@
-"""`query` and `values`."""
+"""`query`, `values` and `explain`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,6 +14,7 @@ from forvalue_index.cli.options import (
     json_option,
     model_option,
     print_json,
+    scoring_options,
 )
 from forvalue_index.cli.session import opened_index
 
@@ -23,6 +25,9 @@ from forvalue_index.cli.session import opened_index
 @click.option("--top", type=int, default=10, show_default=True, help="How many helpful samples.")
 @click.option("--bottom", type=int, help="How many harmful samples.  [default: as --top]")
 @click.option("--per-sample", is_flag=True, help="Answer each validation sample alone, too.")
+@click.option("--rerank", type=int, help="Score so many candidates from either end exactly.")
+@scoring_options
+@click.option("--whiten", is_flag=True, help="Let directions count less that all rows share.")
 @model_option
 @json_option
 def query(
@@ -36,6 +41,8 @@ def query(
     top: int,
     bottom: int | None,
     per_sample: bool,
+    rerank: int | None,
+    **how: Any,
 ) -> None:
     """Show the samples of INDEX that helped the validation set DATA most, and hurt it most."""
     mapping = columns_of(columns)
@@ -47,8 +54,10 @@ def query(
             top=top,
             bottom=bottom,
             per_sample=per_sample,
+            rerank=rerank,
             columns=mapping,
             on_bad=on_bad,
+            **how,
         )
     if as_json:
         print_json(query_document(result))
@@ -68,6 +77,9 @@ def query(
     required=True,
     help="File to write: .parquet, .csv or .jsonl.",
 )
+@click.option("--exact", is_flag=True, help="Run all samples through the model again: no sketch.")
+@scoring_options
+@click.option("--whiten", is_flag=True, help="Let directions count less that all rows share.")
 @model_option
 @json_option
 def values(
@@ -76,15 +88,72 @@ def values(
     columns: str | None,
     on_bad: str,
     output: Path,
+    exact: bool,
     model: str | None,
     trust_remote_code: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Write the score of every sample of INDEX for the validation set DATA to a file."""
     mapping = columns_of(columns)
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
-        scored = opened.values(list(data), output=output, columns=mapping, on_bad=on_bad)
+        scored = opened.values(
+            list(data), output=output, exact=exact, columns=mapping, on_bad=on_bad, **how
+        )
     if as_json:
         print_json({"output": str(output), "samples": len(scored.ids)})
     else:
         click.echo(f"{len(scored.ids):,} values written to {output}")
+
+
+@click.command()
+@index_argument
+@click.argument("sample")
+@data_options
+@click.option("--validation-tokens", is_flag=True, help="Split the score over DATA's tokens, too.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write an HTML page as well.",
+)
+@scoring_options
+@model_option
+@json_option
+def explain(
+    index: Path,
+    sample: str,
+    data: tuple[str, ...],
+    columns: str | None,
+    on_bad: str,
+    validation_tokens: bool,
+    output: Path | None,
+    model: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Show which tokens of SAMPLE, by key or number, carry its exact score for DATA."""
+    mapping = columns_of(columns)
+    from forvalue_index.explanation_page import refuse_page, write_page
+    from forvalue_index.reports import explanation_document
+
+    if output is not None:
+        refuse_page(output)
+    with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
+        explanation = opened.explain(
+            sample,
+            list(data),
+            validation_tokens=validation_tokens,
+            columns=mapping,
+            on_bad=on_bad,
+            **how,
+        )
+    if output is not None:
+        write_page(output, explanation)
+    if as_json:
+        print_json(explanation_document(explanation))
+    else:
+        from forvalue_index.cli.explanation import print_explanation
+
+        print_explanation(explanation, output)
