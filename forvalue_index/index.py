@@ -75,9 +75,9 @@ class ValuationIndex(IndexQueries):
                 opened.close()
                 raise
             return opened
-        storage, reader = create_storage(where, wanted, catalog, on_progress)
+        storage, backbone = create_storage(where, wanted, catalog, on_progress)
         index = cls(storage, access, on_progress=on_progress)
-        index._reader = reader
+        index._backbone = backbone
         return index
 
     @classmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forvalue_index import explaining, scoring, valuation
+from forvalue_index.backbone import Backbone
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
@@ -18,7 +19,7 @@ from forvalue_index.features import Embedder, geometry_of
 from forvalue_index.geometry import Geometry
 from forvalue_index.index_samples import IndexSamples
 from forvalue_index.label_tokens import LabelReader
-from forvalue_index.loading import ModelAccess, load_reader
+from forvalue_index.loading import ModelAccess, load_backbone, make_reader
 from forvalue_index.records import Progress
 from forvalue_index.rescoring import validation_gradient
 from forvalue_index.results import Explanation, QueryResult, Scoring, Values
@@ -50,12 +51,13 @@ class IndexQueries(IndexSamples):
         super().__init__(storage.path, storage.manifest, storage.catalog, on_progress=on_progress)
         self._storage = storage
         self._access = access
+        self._backbone: Backbone | None = None
         self._reader: LabelReader | None = None
         self._valuers: dict[Scoring, valuation.Valuer] = {}
 
     def close(self) -> None:
         """Let go of the model and of the catalog."""
-        self._reader = None
+        self._backbone = self._reader = None
         self._valuers = {}
         super().close()
 
@@ -70,10 +72,18 @@ class IndexQueries(IndexSamples):
         return self._on_progress
 
     @property
+    def backbone(self) -> Backbone:
+        """The model. It is loaded when it is first asked for."""
+        if self._backbone is None:
+            self._backbone = load_backbone(self._storage, self._access, self._on_progress)
+        return self._backbone
+
+    @property
     def reader(self) -> LabelReader:
         """What reads samples. Loads the model when it is first asked for."""
         if self._reader is None:
-            self._reader = load_reader(self._storage, self._access, self._on_progress)
+            settings, tables = self.manifest.settings, self._storage.tables()
+            self._reader = make_reader(self.backbone, settings, tables)
         return self._reader
 
     @property

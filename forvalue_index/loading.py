@@ -56,8 +56,8 @@ def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
 
 def create_storage(
     path: Path, wanted: Settings, catalog: str, on_progress: OnProgress
-) -> tuple[Storage, LabelReader]:
-    """An empty index for wanted settings, and what reads samples for it.
+) -> tuple[Storage, Backbone]:
+    """An empty index for wanted settings, and its model.
 
     Raises BrokenIndexError where the directory holds something else.
     """
@@ -72,16 +72,15 @@ def create_storage(
         catalog=catalog,
         profile=profile_model(backbone, backbone.head, context=backbone.context),
     )
-    return storage, make_reader(backbone, storage.manifest.settings, storage.tables())
+    return storage, backbone
 
 
-def load_reader(storage: Storage, access: ModelAccess, on_progress: OnProgress) -> LabelReader:
-    """What reads samples for an index. Raises as `ModelAccess.load` does."""
+def load_backbone(storage: Storage, access: ModelAccess, on_progress: OnProgress) -> Backbone:
+    """The model of an index. Raises as `ModelAccess.load` does."""
     on_progress(Progress("loading", 0, 1))
     backbone = access.load(storage.path, storage.manifest)
-    reader = make_reader(backbone, storage.manifest.settings, storage.tables())
     on_progress(Progress("loading", 1, 1))
-    return reader
+    return backbone
 
 
 def resolve(wanted: Settings, backbone: Backbone) -> Settings:

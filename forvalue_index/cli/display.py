@@ -29,7 +29,7 @@ KEY_WIDTH = 24
 
 def print_created(index: Path, document: Mapping[str, Any]) -> None:
     """What `init` made."""
-    new_console().print(
+    readable_console().print(
         f"[bold]{shown(str(index))}[/] is ready: {shown(document['model'])}, "
         f"{document['dim']:,} floats a row ({document['row_dtype']}), template "
         f"{document['template']}, labels {document['labels']}, at most "
@@ -40,7 +40,7 @@ def print_created(index: Path, document: Mapping[str, Any]) -> None:
 
 def print_added(report: AddReport) -> None:
     """What `add` did, and what deserves attention."""
-    console = new_console()
+    console = readable_console()
     rate = f" at {report.tokens / report.seconds['forward']:,.0f} tokens/s" if report.tokens else ""
     console.print(
         f"[bold]{report.added:,} samples added[/] of {report.read:,} read in "
@@ -64,7 +64,7 @@ def print_added(report: AddReport) -> None:
 
 def print_query(result: QueryResult) -> None:
     """Two tables for the set, then two for each validation sample where asked for."""
-    console = new_console()
+    console = readable_console()
     console.print(
         f"{result.validation_samples:,} validation samples ({result.validation_label_tokens:,} "
         f"label tokens) against {result.searched:,} indexed samples, {_scores(result)}."
@@ -81,7 +81,7 @@ def print_query(result: QueryResult) -> None:
 
 def print_sample(stored: StoredSample) -> None:
     """One sample whole."""
-    console = new_console()
+    console = readable_console()
     sample, statistics = stored.sample, stored.statistics
     console.print(
         f"[bold]{shown(sample.key)}[/] (number {stored.id}) from {shown(sample.source)}, "
@@ -119,7 +119,7 @@ def print_list(found: Sequence[StoredSample], matching: int) -> None:
             f"{statistics.loss:.2f}",
             shown(stored.sample.preview),
         )
-    console = new_console()
+    console = readable_console()
     console.print(table)
     console.print(f"{len(found):,} of {matching:,} samples")
 
@@ -133,29 +133,26 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
         if name == "sources":
             value = "\n".join(f"{s['samples']:,}  {s['source']}" for s in value) or "none yet"
         elif name == "stopped":
-            if not value:
-                continue
             name = "stopped, add again"
             value = "\n".join(", ".join(names) for names in value)
         elif name == "warnings":
-            if not value:
-                continue
             value = "\n".join(value)
-        elif isinstance(value, bool):
-            value = "yes" if value else "no"
-        elif isinstance(value, float):
-            value = f"{value:.4g}"
-        elif isinstance(value, int):
-            value = f"{value:,}"
-        elif value is None:
-            continue
-        table.add_row(name.replace("_", " "), shown(str(value)))
-    new_console().print(table)
+        if value is not None and value != "":
+            table.add_row(name.replace("_", " "), shown(_fact(value)))
+    readable_console().print(table)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def print_calibration(index: Path, found: CalibrationSummary | None) -> None:
     """What an index is calibrated with."""
-    console = new_console()
+    console = readable_console()
     if found is None:
         console.print(f"{shown(str(index))} is not calibrated yet; the first add does it.")
         return
@@ -175,7 +172,7 @@ def print_calibration(index: Path, found: CalibrationSummary | None) -> None:
 
 def print_check(index: Path, report: CheckReport) -> None:
     """What was looked at, and each finding with its cure."""
-    console = new_console()
+    console = readable_console()
     for finding in report.findings:
         style, state = ("green", "repaired") if finding.repaired else ("red", "found")
         console.print(f"[{style}]{state}[/] {finding.kind}: {shown(finding.what)}", soft_wrap=True)
@@ -243,7 +240,7 @@ def readable_number(value: float, *, sign: str = "-") -> str:
     return f"{value:{sign}.1f}" if abs(value) >= 1 else f"{value:{sign}.3g}"
 
 
-def new_console() -> Console:
+def readable_console() -> Console:
     """Tables keep a readable width where the output is a pipe or a file."""
     console = Console(emoji=False, highlight=False)
     if console.is_terminal:

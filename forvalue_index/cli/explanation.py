@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from forvalue_index.cli.display import new_console, readable_number, shown, without_control
+from forvalue_index.cli.display import readable_console, readable_number, shown, without_control
 from forvalue_index.results import ExplainedSample, Explanation
 
 STRONGEST = 10
@@ -19,7 +19,7 @@ DARK = 0.6
 
 def print_explanation(explanation: Explanation, page: Path | None = None) -> None:
     """The training sample, then each validation sample where asked for."""
-    out, scoring = new_console(), explanation.scoring
+    out, scoring = readable_console(), explanation.scoring
     kind = f"{scoring.geometry} geometry" + (", cosine" if scoring.normalize else "")
     out.print(
         f"[bold]{shown(explanation.training.sample.key)}[/] (number {explanation.id}): exact score "

@@ -29,13 +29,25 @@ LABELS = {
     "loading": "Loading the model",
     "embedding": "Embedding",
     "opening": "Opening the search index",
+    "calibrating": "Calibrating",
     "scoring": "Scoring",
+    "re-scoring": "Scoring exactly",
+    "retraining": "Training on halves",
+    "training": "Training",
+    "patching": "Training single steps",
     "waiting": "Waiting for another process to finish",
     "compacting": "Compacting",
     "restoring": "Restoring",
     "repairing": "Repairing",
 }
-UNITS = {"checking": "rows", "embedding": "samples", "scoring": "samples"}
+UNITS = {
+    "checking": "rows",
+    "embedding": "samples",
+    "calibrating": "samples",
+    "scoring": "samples",
+    "re-scoring": "samples",
+    "patching": "samples",
+}
 LOG_INTERVAL_S = 60.0
 
 

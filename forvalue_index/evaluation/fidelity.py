@@ -1,0 +1,68 @@
+"""How near sketched scores are to exact ones, on a sample of an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from forvalue_index.evaluation.evidence import EvaluationData, Matrix, gather
+from forvalue_index.evaluation_results import Fidelity, FidelityResult
+from forvalue_index.index import ValuationIndex
+from forvalue_index.metrics import mean_interval, share_kept, spearman
+
+KEPT = 10
+CANDIDATES = 100
+
+
+def evaluate_fidelity(index: ValuationIndex, wanted: EvaluationData) -> FidelityResult:
+    """Compare scores of rows with exact ones, for the mean of a validation set and its samples.
+
+    In every geometry that the index has rows of, as inner products and as cosines; the baselines
+    beside them say what agreeing by accident looks like.
+
+    Raises:
+        UsageError: there are fewer than two training samples with texts.
+        BadSampleError, SourceError: the validation set cannot be used, as in `query`.
+    """
+    evidence = gather(index, wanted, exact=True)
+    rows = []
+    for name, exact in evidence.exact.items():
+        sketched = evidence.scores[name]
+        rows.append(fidelity(name, name, exact, sketched, evidence.stderrs[name]))
+        rows += [
+            fidelity(baseline, name, exact, scores)
+            for baseline, scores in evidence.baselines.items()
+        ]
+    return FidelityResult(evidence.evaluated, KEPT, CANDIDATES, tuple(rows))
+
+
+def fidelity(
+    method: str, reference: str, exact: Matrix, scores: Matrix, stderrs: Matrix | None = None
+) -> Fidelity:
+    """Agreement of scores with exact ones; all are [validation, training]."""
+    k = min(KEPT, exact.shape[1])
+    mean_exact, mean_scores = exact.mean(axis=0), scores.mean(axis=0)
+    per_sample = list(zip(exact, scores, strict=True))
+
+    def over_samples(measure: Callable[[Matrix, Matrix], float]) -> float:
+        return float(np.mean([measure(e, s) for e, s in per_sample]))
+
+    errors = None
+    if stderrs is not None and stderrs.any():
+        errors = _rms(scores.astype(np.float64) - exact) / _rms(stderrs)
+    return Fidelity(
+        method=method,
+        reference=reference,
+        mean_rank_correlation=spearman(mean_exact, mean_scores),
+        rank_correlation=mean_interval(np.array([spearman(e, s) for e, s in per_sample])),
+        top_kept=over_samples(lambda e, s: share_kept(e, s, k)),
+        bottom_kept=over_samples(lambda e, s: share_kept(-e, -s, k)),
+        top_reranked=over_samples(lambda e, s: share_kept(e, s, k, candidates=CANDIDATES)),
+        bottom_reranked=over_samples(lambda e, s: share_kept(-e, -s, k, candidates=CANDIDATES)),
+        error_over_stderr=errors,
+    )
+
+
+def _rms(values: Matrix) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
