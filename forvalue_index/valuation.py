@@ -104,7 +104,8 @@ class Valuer:
         index holds no samples. `rescore` scores the candidates of `counts.rerank` exactly.
         """
         started = time.perf_counter()
-        queries = self._queries(embedded, counts.per_sample)
+        n_queries = 1 + len(validation.prepared) * counts.per_sample
+        queries = self._queries(embedded, n_queries)
         wanted = [counts.rerank or count for count in (counts.top, counts.bottom)]
         helpful = self._search.search(queries, wanted[0])
         harmful = [(i, -scores) for i, scores in self._search.search(-queries, wanted[1])]
@@ -146,12 +147,11 @@ class Valuer:
             warnings=remarks,
         )
 
-    def _queries(self, embedded: ValidationRows | None, per_sample: bool) -> Rows:
+    def _queries(self, embedded: ValidationRows | None, count: int) -> Rows:
+        """The mean of a validation set and then its samples, the first `count` of them."""
         if embedded is None:
-            return np.zeros((1, self._storage.manifest.row_width), np.float32)
-        queries = embedded.mean[None]
-        if per_sample:
-            queries = np.concatenate([queries, embedded.rows])
+            return np.zeros((count, self._storage.manifest.row_width), np.float32)
+        queries = np.concatenate([embedded.mean[None], embedded.rows])[:count]
         return queries if self._whitening is None else self._whitening(queries)
 
     def _stored(self, catalog: Snapshot, found: Sequence[Ids]) -> dict[int, StoredSample]:

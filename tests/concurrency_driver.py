@@ -27,11 +27,14 @@ import numpy as np
 import torch
 from rows import WORDS, rows, write_jsonl
 
-from forvalue_index import ValuationIndex, ingest, valuation
+from forvalue_index import ValuationIndex, ingest, scoring
 from forvalue_index.backbone import Backbone, default_device
 from forvalue_index.exceptions import BadSampleError, BusyIndexError
 from forvalue_index.loading import wanted_settings
+from forvalue_index.results import Scoring
 from forvalue_index.sources import open_sources
+from forvalue_index.validation import embed_validation, read_validation
+from forvalue_index.valuation import Counts
 
 WRITERS, READERS = 2, 8
 HANGS_S = 60
@@ -77,10 +80,10 @@ class Reference:
         self.largest_slack = max(self.slack.values())
 
     def _note(self, index):
-        query = validation_set(index).mean
+        query = validation_set(index)[1].mean
         with index._storage.view() as view:
             stored = view.catalog.samples(view.catalog.live_ids())
-            for block in view.blocks():
+            for block in view.blocks("raw"):
                 for id_, row in zip(block.ids.tolist(), block.rows.numpy(), strict=True):
                     sample = stored[id_].sample
                     self.contents.setdefault(sample.key, set()).add(sample.content_hash)
@@ -98,8 +101,9 @@ class Reference:
 
 
 def validation_set(index):
-    sources = open_sources(VALIDATION)
-    return valuation.embed_validation(index.embedder, sources=sources)
+    """The validation set, read and embedded."""
+    read = read_validation(index.reader, sources=open_sources(VALIDATION))
+    return read, embed_validation(index.embedder, "raw", read)
 
 
 class Writer:
@@ -223,8 +227,12 @@ class Reader:
         """All scores, and what a snapshot of the same state says."""
         with self.index._storage.view() as view:
             self._advance(view.version)
-            scored = valuation.values(
-                view, validation_set(self.index), widths=self.index._storage.part_widths()
+            scored = scoring.sketched_values(
+                view,
+                validation_set(self.index)[1],
+                Scoring(),
+                errors=self.index._storage.sketch_error("raw"),
+                damping=1.0,
             )
             assert (np.diff(scored.ids) > 0).all(), scored.ids
             assert len(scored.ids) == view.catalog.count()
@@ -254,10 +262,10 @@ class Reader:
     def query(self):
         """The best and the worst of what is live in the very state that is asked."""
         top, bottom = self.chosen.randint(1, 12), self.chosen.randint(1, 12)
-        validation = validation_set(self.index)
-        with self.index._current_valuer() as (valuer, snapshot):
+        validation, embedded = validation_set(self.index)
+        with self.index._current_valuer(Scoring()) as (valuer, snapshot):
             assert valuer.version == snapshot.version()
-            result = valuer.query(validation, snapshot, top=top, bottom=bottom)
+            result = valuer.query(validation, embedded, snapshot, Counts(top, bottom))
             live = [one.sample for one in snapshot.samples(snapshot.live_ids()).values()]
         self._advance(result.index_version)
         assert result.searched == len(live)
@@ -317,7 +325,7 @@ class Reader:
             assert [*snapshot.identities()] == [
                 (one.id, one.sample.key, one.sample.source) for one in listed
             ]
-            blocks = [*view.blocks()]
+            blocks = [*view.blocks("raw")]
             assert np.concatenate([block.ids for block in blocks]).tolist() == live
         found = self.index.list_samples("metadata.topic = 'law'", limit=5)
         assert all(one.sample.metadata["topic"] == "law" for one in found)

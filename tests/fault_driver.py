@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from forvalue_index import ValuationIndex, cli, features, ingest
+from forvalue_index import ValuationIndex, cli, ingest, label_tokens
 from forvalue_index.backbone import Backbone, default_device
 from forvalue_index.features import Embedder
 from forvalue_index.loading import wanted_settings
@@ -49,7 +49,7 @@ def configure(model):
     for name, value in INGEST.items():
         assert hasattr(ingest, name), name
         setattr(ingest, name, value)
-    features.TOKEN_BUDGET = dict.fromkeys(features.TOKEN_BUDGET, TOKEN_BUDGET)
+    label_tokens.TOKEN_BUDGET = dict.fromkeys(label_tokens.TOKEN_BUDGET, TOKEN_BUDGET)
     backbone = Backbone.load(wanted_settings(model, {}), device=default_device())
     Backbone.load = staticmethod(lambda *_, **__: backbone)
     embed_batch = Embedder.embed_batch
@@ -99,7 +99,7 @@ def examine(path):
         with opened._storage.view() as view:
             rows = {
                 int(id_): hashlib.blake2b(row.numpy().tobytes(), digest_size=16).hexdigest()
-                for block in view.blocks()
+                for block in view.blocks("raw")
                 for id_, row in zip(block.ids, block.rows, strict=True)
             }
             stored = view.catalog.samples(rows)

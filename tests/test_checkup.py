@@ -25,17 +25,17 @@ UID = "0123456789abcdef" * 2
 
 
 @pytest.fixture(scope="module")
-def embedder(model_dir, tmp_path_factory):
+def reader(model_dir, tmp_path_factory):
     """One model for all."""
-    path = tmp_path_factory.mktemp("embedder") / "index"
+    path = tmp_path_factory.mktemp("reader") / "index"
     with ValuationIndex.create(path, str(model_dir), dim=256) as index:
-        return index.embedder
+        return index.reader
 
 
 @pytest.fixture
-def filled(filled, embedder):
+def filled(filled, reader):
     """The built index of 20 and 10 samples, of which one is removed."""
-    filled._embedder = embedder
+    filled._reader = reader
     filled.remove(["r4"])
     return filled
 
@@ -48,7 +48,7 @@ def segments_of(index):
 
 def live_rows(index):
     with index._storage.view() as view:
-        blocks = list(view.blocks())
+        blocks = list(view.blocks("raw"))
     ids = np.concatenate([block.ids for block in blocks])
     return dict(zip(ids.tolist(), torch.cat([block.rows for block in blocks]), strict=True))
 
@@ -347,7 +347,7 @@ def test_a_damaged_tree_of_the_catalog_is_built_anew(filled):
     content[place : place + 3] = b"r99"
     path.write_bytes(content)
     with ValuationIndex.open(filled.path) as index:
-        index._embedder = filled.embedder if filled._embedder else None
+        index._reader = filled._reader
         report = index.check()
         assert "damaged catalog" in kinds(report)
         assert "forvalue check INDEX --repair" in report.findings[0].cure
@@ -419,7 +419,7 @@ import sys
 from forvalue_index import ValuationIndex, ingest
 ingest.COMMIT_BYTES = 1
 with ValuationIndex.open(sys.argv[1]) as index:
-    index.embedder.token_budget = 64
+    index.reader.token_budget = 64
     print("ready", flush=True)
     index.add(sys.argv[2], wait=True)
     index.remove(where="metadata.topic = 'law'", wait=True)

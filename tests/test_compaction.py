@@ -113,7 +113,7 @@ def test_groups_are_neighbours_within_bounds_and_nothing_is_left_to_merge(histor
 def contents(index):
     """Id -> row as stored, of live samples, and their texts."""
     with index._storage.view() as view:
-        blocks = list(view.blocks())
+        blocks = list(view.blocks("raw"))
         ids = [id_ for block in blocks for id_ in block.ids.tolist()]
         found = torch.cat([block.rows for block in blocks]) if blocks else torch.empty(0)
         stored = view.catalog.samples(ids)
@@ -183,9 +183,9 @@ def test_an_open_view_answers_though_its_files_are_deleted(filled):
     with filled._storage.view() as view:
         filled.compact()
         assert not set(names) & set(files(filled))
-        blocks = list(view.blocks())
+        blocks = list(view.blocks("raw"))
         assert torch.cat([block.rows for block in blocks]).equal(before[1])
-        assert len(view.catalog.samples(before[0])) == len(view.search_index()) == 29
+        assert len(view.catalog.samples(before[0])) == len(view.search_index("raw")) == 29
 
 
 def test_a_query_answers_as_before(filled):

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from rows import rows
 
-from forvalue_index import ValuationIndex, valuation
+from forvalue_index import ValuationIndex
+from forvalue_index.results import Scoring
 from forvalue_index.sources import open_sources
+from forvalue_index.validation import embed_validation, read_validation
+from forvalue_index.valuation import Counts
 
 pytest_plugins = ("tiny", "databases")
 
@@ -150,12 +153,13 @@ def test_an_export_names_samples_that_were_forgotten_while_it_ran(pair, tmp_path
 
 def test_a_snapshot_finds_the_text_of_hits_that_were_removed_and_forgotten_since(pair):
     reader, writer = pair
-    validation = valuation.embed_validation(reader.embedder, sources=open_sources(VALIDATION))
-    with reader._current_valuer() as (valuer, snapshot):
+    validation = read_validation(reader.reader, sources=open_sources(VALIDATION))
+    embedded = embed_validation(reader.embedder, "raw", validation)
+    with reader._current_valuer(Scoring()) as (valuer, snapshot):
         writer.remove(where="id >= 0")
         writer.compact()
         assert (len(writer), files(writer)) == (0, [])
-        result = valuer.query(validation, snapshot, top=30, bottom=30)
+        result = valuer.query(validation, embedded, snapshot, Counts(30, 30))
     assert result.searched == 30
     for hit in result.helpful:
         assert hit.sample.key == f"r{hit.id}"
@@ -192,12 +196,12 @@ def test_a_query_sees_what_others_have_changed_since_the_last_one(pair):
 def test_a_query_is_answered_from_memory_where_nothing_has_changed(pair):
     reader, writer = pair
     reader.query(VALIDATION)
-    valuer = reader._valuer
+    (valuer,) = reader._valuers.values()
     reader.query(VALIDATION)
-    assert reader._valuer is valuer
+    assert [*reader._valuers.values()] == [valuer]
     writer.remove(["r1"])
     reader.query(VALIDATION)
-    assert reader._valuer is not valuer
+    assert valuer not in reader._valuers.values()
 
 
 def test_a_view_reads_on_while_its_index_is_compacted_again_and_again(pair):
@@ -206,5 +210,5 @@ def test_a_view_reads_on_while_its_index_is_compacted_again_and_again(pair):
         for name in ("r0", "r10", "r20"):
             writer.remove([name])
             writer.compact()
-        assert [i for block in view.blocks() for i in block.ids.tolist()] == [*range(30)]
+        assert [i for block in view.blocks("raw") for i in block.ids.tolist()] == [*range(30)]
         assert view.catalog.sample("r10").sample.response == rows(30)[10]["response"]

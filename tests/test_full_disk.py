@@ -130,7 +130,7 @@ def held(index):
         stored = view.catalog.samples(view.catalog.live_ids())
         found = {
             stored[id_].sample.key: row.numpy().tobytes()
-            for block in view.blocks()
+            for block in view.blocks("raw")
             for id_, row in zip(block.ids.tolist(), block.rows, strict=True)
         }
         assert len(found) == len(stored) == view.catalog.count()
@@ -317,7 +317,7 @@ def test_a_log_that_cannot_grow_leaves_readers_and_the_last_commit_alone(index, 
         assert marks > 2
         assert (index / "catalog.sqlite-wal").stat().st_size > 100 * KB
         assert all("mark" not in one.sample.metadata for one in view.catalog.list_samples(limit=99))
-        assert len([i for block in view.blocks() for i in block.ids]) == FIRST
+        assert len([i for block in view.blocks("raw") for i in block.ids]) == FIRST
         stored = {one.sample.metadata["mark"] for one in reader.list_samples(limit=99)}
         assert stored == {marks - 1}
         with ValuationIndex.open(index) as late:

@@ -48,7 +48,7 @@ def test_creating_what_is_there_opens_it(index, model_dir):
         with ValuationIndex.create(path, str(model_dir), **settings) as again:
             assert len(again) == 3
             assert again.manifest == index.manifest
-            assert again._embedder is None, "nothing needs the model yet"
+            assert again._reader is None, "nothing needs the model yet"
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_columns_are_mapped(index):
 def test_the_search_index_is_kept_until_the_index_changes(index):
     index.add(rows(4))
     index.query(rows(1))
-    first = index._valuer
+    first = index._valuers
     index.query(rows(2))
-    assert index._valuer is first
+    assert index._valuers is first
     with ValuationIndex.open(index._storage.path) as other:
         other.add(rows(5))
     assert index.query(rows(1)).searched == 5
@@ -210,7 +210,7 @@ def test_values_refuse_a_file_before_the_model_is_loaded(filled, tmp_path):
     for name, said in (("v.xlsx", "use one of"), ("none/v.csv", "is not a directory")):
         with pytest.raises(UsageError, match=said):
             filled.values(rows(2), output=tmp_path / name)
-    assert filled._embedder is None
+    assert filled._reader is None
 
 
 def test_there_is_nothing_else_in_the_package():

@@ -59,12 +59,12 @@ def stop_at(monkeypatch, batch_number, error):
 
 
 def small_batches(index, token_budget=128):
-    index.embedder.token_budget = token_budget
+    index.reader.token_budget = token_budget
 
 
 def windows_of(monkeypatch, index, rows_each):
     """Read this many rows at a time."""
-    share = (rows_each + 0.5) / index.embedder.token_budget
+    share = (rows_each + 0.5) / index.reader.token_budget
     monkeypatch.setattr("forvalue_index.ingest.WINDOW_ROWS", share)
 
 
@@ -84,7 +84,7 @@ def stored_rows(path):
         by_id = {id_: key for id_, key, _ in view.catalog.identities()}
         found = {
             by_id[id_]: row
-            for block in view.blocks()
+            for block in view.blocks("raw")
             for id_, row in zip(block.ids.tolist(), block.rows, strict=True)
         }
     storage.close()
@@ -444,7 +444,7 @@ def test_what_is_finished_is_stored_and_the_rest_can_follow(
     small_batches(index)
     windows_of(monkeypatch, index, 16)
     path = write_jsonl(tmp_path / "train.jsonl", rows(40))
-    first_window = len(list(index.embedder.batches(prepared(index, rows(16)))))
+    first_window = len(list(index.reader.batches(prepared(index, rows(16)))))
     with monkeypatch.context() as patched:
         stop_at(patched, first_window + 3, error)
         with pytest.raises(type(error)):
@@ -471,7 +471,7 @@ def test_what_is_finished_is_stored_and_the_rest_can_follow(
 def prepared(index, data):
     from forvalue_index.columns import to_sample
 
-    return [index.embedder.prepare(to_sample(row)) for row in data]
+    return [index.reader.prepare(to_sample(row)) for row in data]
 
 
 def test_an_interrupt_waits_until_what_is_finished_is_stored(index, embedded, monkeypatch):
@@ -582,7 +582,8 @@ def test_progress_of_a_generator_has_no_total(index):
     steps = []
     index._on_progress = steps.append
     index.add(row for row in rows(5))
-    assert {step.stage for step in steps} == {"embedding"}
+    assert [step.stage for step in steps] == ["calibrating", "embedding"]
+    assert (steps[0].done, steps[0].total) == (5, 5), "of the first window"
     assert (steps[-1].done, steps[-1].total) == (5, None)
 
 
@@ -670,7 +671,7 @@ class TestStoppedAnywhere:
         def copy():
             path = shutil.copytree(tmp_path / "index", tmp_path / f"copy{len(copies)}")
             copies.append(ValuationIndex.open(path))
-            copies[-1]._embedder = index.embedder
+            copies[-1]._reader = index.reader
             return copies[-1]
 
         yield copy, call

@@ -139,7 +139,7 @@ class Lifecycle(RuleBasedStateMachine):
     """Each step is done to an index and to the model; then both are compared."""
 
     empty: Path
-    embedder: Any
+    reader: Any
     reference: np.ndarray
 
     @initialize()
@@ -151,7 +151,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def opened(self):
         index = ValuationIndex.open(self.directory / "index")
-        index._embedder = self.embedder
+        index._reader = self.reader
         return index
 
     def path_of(self, source):
@@ -276,9 +276,9 @@ def machine(tmp_path, model_dir):
     """The machine with an empty index to copy, one model, and the scores of all contents."""
     path = tmp_path / "empty"
     with ValuationIndex.create(path, str(model_dir), dim=64, row_dtype="float32") as index:
-        embedder = index.embedder
+        reader, embedder = index.reader, index.embedder
     prepared = [embedder.prepare(to_sample(row)) for row in [*CONTENTS, *VALIDATION]]
-    alone = torch.cat([embedder.embed([one]).rows for one in prepared]).double().numpy()
+    alone = torch.cat([embedder.embed([one]).rows["raw"] for one in prepared]).double().numpy()
     reference = alone[:-1] @ alone[-1]
     assert np.abs(np.subtract.outer(reference, reference)[np.triu_indices(4, 1)]).min() > (
         100 * ROUNDING * np.abs(reference).max()
@@ -286,7 +286,7 @@ def machine(tmp_path, model_dir):
     return type(
         "Machine",
         (Lifecycle,),
-        {"empty": path, "embedder": embedder, "reference": reference},
+        {"empty": path, "reader": reader, "reference": reference},
     )
 
 

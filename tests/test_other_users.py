@@ -253,7 +253,7 @@ def test_a_refused_change_names_the_plain_path(address):
 
 def test_a_segment_that_may_not_be_read_says_so(owned):
     store = SegmentStore(owned / "segments")
-    record = store.write(torch.ones(3, 4), dtype=torch.float32)
+    record = store.write({"raw": torch.ones(3, 4)}, dtype=torch.float32)
     opened = StoredSegment(0, record)
 
     def read():

@@ -26,7 +26,7 @@ def store(tmp_path):
 
 
 def blocks_of(store, record, first_id=0):
-    return list(store.open(StoredSegment(first_id, record)).blocks())
+    return list(store.open(StoredSegment(first_id, record)).blocks("raw"))
 
 
 def stored(store, record):
@@ -39,7 +39,7 @@ def path_of(directory, record):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_come_back_as_they_were_written(store, tmp_path, dtype):
-    record = store.write(ROWS, dtype=dtype)
+    record = store.write({"raw": ROWS}, dtype=dtype)
     assert record.n_rows == 11
     content = path_of(tmp_path, record).read_bytes()
     assert record.n_bytes == len(content)
@@ -51,20 +51,20 @@ def test_rows_come_back_as_they_were_written(store, tmp_path, dtype):
 
 def test_bfloat16_takes_half_the_bytes(store):
     rows = torch.zeros(64, 256)
-    large = store.write(rows, dtype=torch.float32).n_bytes
-    small = store.write(rows, dtype=torch.bfloat16).n_bytes
+    large = store.write({"raw": rows}, dtype=torch.float32).n_bytes
+    small = store.write({"raw": rows}, dtype=torch.bfloat16).n_bytes
     assert large - small == rows.numel() * 2
 
 
 def test_rows_that_are_not_contiguous_are_written_in_their_order(store):
-    record = store.write(ROWS.T, dtype=torch.float32)
+    record = store.write({"raw": ROWS.T}, dtype=torch.float32)
     assert torch.equal(stored(store, record), ROWS.T)
 
 
 @pytest.mark.parametrize("block_rows", [1, 4, 11, 12])
 def test_blocks_are_bounded_and_in_order(store, monkeypatch, block_rows):
     monkeypatch.setattr(segments, "BLOCK_ROWS", block_rows)
-    record = store.write(ROWS, dtype=torch.float32)
+    record = store.write({"raw": ROWS}, dtype=torch.float32)
     blocks = blocks_of(store, record, first_id=7)
     assert all(len(b.ids) == len(b.rows) == block_rows for b in blocks[:-1])
     assert 0 < len(blocks[-1].rows) <= block_rows
@@ -73,15 +73,15 @@ def test_blocks_are_bounded_and_in_order(store, monkeypatch, block_rows):
 
 
 def test_segments_have_names_of_their_own_and_are_left_alone(store, tmp_path):
-    first = store.write(ROWS, dtype=torch.float32)
+    first = store.write({"raw": ROWS}, dtype=torch.float32)
     content = path_of(tmp_path, first).read_bytes()
-    second = store.write(ROWS, dtype=torch.float32)
+    second = store.write({"raw": ROWS}, dtype=torch.float32)
     assert first.uid != second.uid
     assert path_of(tmp_path, first).read_bytes() == content
 
 
 def test_nothing_temporary_is_left_behind_and_what_a_crash_left_does_not_matter(store, tmp_path):
-    record = store.write(ROWS, dtype=torch.float32)
+    record = store.write({"raw": ROWS}, dtype=torch.float32)
     assert [p.name for p in tmp_path.iterdir()] == [f"{record.uid}.safetensors"]
     (tmp_path / f"{record.uid}.safetensors.partial").write_bytes(b"half a fi")
     assert torch.equal(stored(store, record), ROWS)
@@ -121,11 +121,11 @@ def rename_tensor(path):
 
 
 def one_row_less(path):
-    save_file({segments.GEOMETRY: ROWS[1:].contiguous()}, path)
+    save_file({"raw": ROWS[1:].contiguous()}, path)
 
 
 def one_row_more(path):
-    save_file({segments.GEOMETRY: torch.cat([ROWS, ROWS[:1]])}, path)
+    save_file({"raw": torch.cat([ROWS, ROWS[:1]])}, path)
 
 
 def replace_with_directory(path):
@@ -148,7 +148,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_segment_is_named_with_what_to_do(store, tmp_path, damage):
-    record = store.write(ROWS, dtype=torch.float32)
+    record = store.write({"raw": ROWS}, dtype=torch.float32)
     path = path_of(tmp_path, record)
     damage(path)
     with pytest.raises(BrokenIndexError) as error:
@@ -158,14 +158,14 @@ def test_a_damaged_segment_is_named_with_what_to_do(store, tmp_path, damage):
 
 
 def test_another_number_of_rows_is_said(store):
-    record = store.write(ROWS, dtype=torch.float32)
+    record = store.write({"raw": ROWS}, dtype=torch.float32)
     with pytest.raises(BrokenIndexError, match=r"has 11 rows, the catalog says 1,200;"):
         blocks_of(store, dataclasses.replace(record, n_rows=1200))
 
 
 def test_ids_with_gaps_come_back_with_their_rows(store):
     offsets = np.array([0, 1, 4, 5, 9, 10, 11, 30, 31, 32, 1000])
-    record = store.write(ROWS, dtype=torch.float32, offsets=offsets)
+    record = store.write({"raw": ROWS}, dtype=torch.float32, offsets=offsets)
     block = blocks_of(store, record, first_id=5)[0]
     assert block.ids.tolist() == (offsets + 5).tolist()
     assert block.ids.dtype == np.int64
@@ -173,11 +173,11 @@ def test_ids_with_gaps_come_back_with_their_rows(store):
 
 
 def test_an_open_segment_outlives_its_file(store, tmp_path):
-    record = store.write(ROWS, dtype=torch.float32)
+    record = store.write({"raw": ROWS}, dtype=torch.float32)
     opened = store.open(StoredSegment(0, record))
     store.delete(record.uid)
     assert list(tmp_path.iterdir()) == []
-    assert torch.equal(next(opened.blocks()).rows, ROWS)
+    assert torch.equal(next(opened.blocks("raw")).rows, ROWS)
     with pytest.raises(MissingSegmentError, match="is missing, and it holds rows of the index"):
         store.open(StoredSegment(0, record))
 
@@ -190,7 +190,7 @@ def test_deleting_what_is_not_there_is_no_error(store):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_flipped_bit_anywhere_in_a_segment_is_found(store, tmp_path, dtype, offsets):
     """Header, names, shapes, checksums, offsets and rows: each byte, one bit of it."""
-    record = store.write(ROWS, dtype=dtype, offsets=offsets)
+    record = store.write({"raw": ROWS}, dtype=dtype, offsets=offsets)
     path = path_of(tmp_path, record)
     content = path.read_bytes()
     for position in range(len(content)):
@@ -203,27 +203,27 @@ def test_a_flipped_bit_anywhere_in_a_segment_is_found(store, tmp_path, dtype, of
 
 def swap_rows(path):
     tensors = load_file(path)
-    tensors[segments.GEOMETRY][[2, 3]] = tensors[segments.GEOMETRY][[3, 2]]
+    tensors["raw"][[2, 3]] = tensors["raw"][[3, 2]]
     save_file(tensors, path, {"uid": path.stem})
 
 
 def swap_rows_with_checksums(path):
     tensors = load_file(path)
-    for name in (segments.GEOMETRY, segments.CHECKSUM):
+    for name in ("raw", segments.CHECKSUM):
         tensors[name][[2, 3]] = tensors[name][[3, 2]]
     save_file(tensors, path, {"uid": path.stem})
 
 
 @pytest.mark.parametrize("swap", [swap_rows, swap_rows_with_checksums])
 def test_rows_that_changed_places_are_found(store, tmp_path, swap):
-    record = store.write(ROWS, dtype=torch.float32)
+    record = store.write({"raw": ROWS}, dtype=torch.float32)
     swap(path_of(tmp_path, record))
     with pytest.raises(BrokenIndexError, match="the row of sample 2 is not what was stored"):
         blocks_of(store, record)
 
 
 def test_the_file_of_another_segment_is_found(store, tmp_path):
-    one, other = (store.write(rows, dtype=torch.float32) for rows in (ROWS, -ROWS))
+    one, other = (store.write({"raw": rows}, dtype=torch.float32) for rows in (ROWS, -ROWS))
     path_of(tmp_path, one).write_bytes(path_of(tmp_path, other).read_bytes())
     with pytest.raises(BrokenIndexError, match=f"it holds the segment {other.uid}"):
         blocks_of(store, one)
@@ -231,7 +231,7 @@ def test_the_file_of_another_segment_is_found(store, tmp_path):
 
 def test_a_segment_from_before_there_were_checksums_is_read_whole(store, tmp_path):
     path = tmp_path / f"{'a' * 32}.safetensors"
-    save_file({segments.GEOMETRY: ROWS}, path)
+    save_file({"raw": ROWS}, path)
     content = path.read_bytes()
     record = SegmentRecord("a" * 32, 11, len(content), hashlib.sha256(content).hexdigest())
     assert torch.equal(stored(store, record), ROWS)

@@ -6,14 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forvalue_index.sketch import (
-    OuterProduct,
-    Sketch,
-    TensorSketch,
-    draw_tables,
-    make_sketch,
-    tables_digest,
-)
+from forvalue_index.hash_tables import draw_tables
+from forvalue_index.sketch import OuterProduct, Sketch, TensorSketch, make_sketch
 
 CPU = torch.device("cpu")
 # vocab not a multiple of dim, vocab a multiple, vocab < dim, hidden > dim, odd dim
@@ -131,7 +125,7 @@ def test_inner_products_are_unbiased_with_the_promised_error(n_tokens, vocab, hi
     other = tokens(8 * n_tokens, vocab, hidden, seed=2)
     right = tuple((a + b) / math.sqrt(2) for a, b in zip(left, other, strict=True))
     owner = torch.arange(8).repeat_interleave(n_tokens)
-    full = OuterProduct({"vocab_order": torch.arange(vocab), "hidden_bucket": torch.arange(hidden)})
+    full = OuterProduct({"vocab_order": torch.arange(vocab), "hidden_sign": torch.arange(hidden)})
     exact_left, exact_right = (sketched(full, *pair, owner) for pair in (left, right))
     true = exact_left @ exact_right.T
     norms = torch.outer(exact_left.norm(dim=1), exact_right.norm(dim=1))
@@ -175,41 +169,3 @@ def test_both_kinds_keep_the_contract():
         assert isinstance(
             make_sketch(draw_tables(8, 8, dim=dim, seed=0), dim=dim, device=CPU), Sketch
         )
-
-
-@pytest.mark.parametrize(("vocab", "hidden", "dim"), SHAPES)
-def test_tables_are_balanced_hashes_with_random_signs(vocab, hidden, dim):
-    tables = draw_tables(vocab, hidden, dim=dim, seed=5)
-    assert sorted(tables["vocab_order"]) == list(range(vocab))
-    assert tables["hidden_bucket"].shape == (hidden,)
-    fullest = np.bincount(tables["hidden_bucket"], minlength=dim).max()
-    assert fullest == math.ceil(hidden / dim)
-    for name, size in (("vocab_sign", vocab), ("hidden_sign", hidden)):
-        assert tables[name].shape == (size,)
-        assert set(tables[name].tolist()) == {-1, 1}
-
-
-def test_tables_of_a_seed_are_known():
-    """An index stores its tables; should NumPy ever draw others, old indexes stay as they are."""
-    tables = draw_tables(100, 16, dim=32, seed=7)
-    assert tables_digest(tables) == "6154d33dfcb924c880aadd3f5082cc2c"
-    assert tables_digest(draw_tables(100, 16, dim=32, seed=7)) == tables_digest(tables)
-
-
-def test_the_digest_notices_every_change():
-    tables = draw_tables(20, 6, dim=16, seed=0)
-    digests = {tables_digest(tables)}
-    for name, table in tables.items():
-        for change in (table[::-1], -table, np.where(np.arange(len(table)) == 3, table + 1, table)):
-            digests.add(tables_digest({**tables, name: change}))
-    digests.add(tables_digest(draw_tables(20, 6, dim=16, seed=1)))
-    digests.add(tables_digest(draw_tables(20, 6, dim=17, seed=0)))
-    swapped = {**tables, "vocab_order": tables["vocab_sign"], "vocab_sign": tables["vocab_order"]}
-    digests.add(tables_digest(swapped))
-    assert len(digests) == 1 + 3 * len(tables) + 3
-
-
-def test_the_digest_is_that_of_the_numbers_not_of_their_storage():
-    tables = draw_tables(20, 6, dim=16, seed=0)
-    stored = {name: np.repeat(t, 2)[::2] for name, t in reversed(tables.items())}
-    assert tables_digest(stored) == tables_digest(tables)

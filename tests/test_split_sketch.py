@@ -9,18 +9,16 @@ from models import tiny_model, tiny_tokenizer
 from test_sketch import CPU, SHAPES, sketched, slow_oracle, tokens
 
 from forvalue_index.backbone import Backbone
-from forvalue_index.model_profile import profile_model
-from forvalue_index.sketch import (
+from forvalue_index.hash_tables import (
+    Layout,
     ModelProfile,
-    OuterProduct,
-    Sketch,
-    SplitSketch,
-    TensorSketch,
+    SketchError,
     draw_tables,
-    make_sketch,
+    geometry_tables,
     part_widths,
-    standard_errors,
 )
+from forvalue_index.model_profile import profile_model
+from forvalue_index.sketch import OuterProduct, Sketch, SplitSketch, TensorSketch, make_sketch
 
 
 def profile(vocab, hidden, *, share=0.6):
@@ -30,7 +28,8 @@ def profile(vocab, hidden, *, share=0.6):
 
 
 def split_tables(vocab, hidden, dim, *, seed=0):
-    return draw_tables(vocab, hidden, dim=dim, seed=seed, profile=profile(vocab, hidden))
+    drawn = draw_tables(vocab, hidden, dim=dim, seed=seed, profile=profile(vocab, hidden))
+    return geometry_tables(drawn, "raw")
 
 
 def split_sketch(vocab, hidden, dim, *, seed=0):
@@ -43,7 +42,7 @@ def split_sketch(vocab, hidden, dim, *, seed=0):
 def test_a_row_is_a_rotated_count_sketch_and_a_tensor_sketch_of_the_rest(vocab, hidden, dim):
     tables = split_tables(vocab, hidden, dim)
     error, states = tokens(3, vocab, hidden)
-    direction, split_dim = torch.from_numpy(tables["direction"]), int(tables["split_dim"][0])
+    direction, split_dim = torch.from_numpy(tables["directions"][0]), int(tables["split_dim"][0])
     along = states @ direction
     buckets = np.zeros(split_dim)
     for place, v in enumerate(tables["vocab_order"]):
@@ -87,7 +86,7 @@ def test_inner_products_are_unbiased_and_nearer_for_what_models_give(like_a_mode
         direction = 6 * torch.from_numpy(known.direction)
         pairs = [(error * weight, states + direction) for error, states in pairs]
     owner = torch.arange(8)
-    full = OuterProduct({"vocab_order": torch.arange(vocab), "hidden_bucket": torch.arange(hidden)})
+    full = OuterProduct({"vocab_order": torch.arange(vocab), "hidden_sign": torch.arange(hidden)})
     left, right = (sketched(full, *pair, owner) for pair in pairs)
     exact = left @ right.T
     norms = torch.outer(left.norm(dim=1), right.norm(dim=1))
@@ -120,6 +119,7 @@ def test_the_tokens_predicted_most_share_no_bucket():
 
 def test_nothing_is_split_off_where_no_direction_leads():
     tables = draw_tables(70, 12, dim=32, seed=0, profile=profile(70, 12, share=0.2))
+    assert "direction" not in tables
     assert isinstance(make_sketch(tables, dim=32, device=CPU), TensorSketch)
 
 
@@ -148,9 +148,14 @@ def test_standard_errors_are_those_of_the_parts():
         return norms / math.sqrt(part.stop - part.start)
 
     both = np.hypot(alone(slice(0, 4)), alone(slice(4, 10)))
-    np.testing.assert_allclose(standard_errors(query, rows, (4, 6)), both, rtol=1e-6)
-    np.testing.assert_allclose(standard_errors(query, rows, (10,)), alone(slice(0, 10)), rtol=1e-6)
-    assert standard_errors(query, rows, ()).tolist() == [0, 0, 0]
+
+    def found(*widths, ratio=1.0):
+        return SketchError(widths, ratio).standard_errors(query, rows)
+
+    np.testing.assert_allclose(found(4, 6), both, rtol=1e-6)
+    np.testing.assert_allclose(found(4, 6, ratio=1.7), 1.7 * both, rtol=1e-6)
+    np.testing.assert_allclose(found(10), alone(slice(0, 10)), rtol=1e-6)
+    assert found().tolist() == [0, 0, 0]
     assert part_widths(split_tables(70, 12, 32), 32) == (16, 16)
     assert part_widths(draw_tables(70, 12, dim=32, seed=0), 32) == (32,)
     assert part_widths(split_tables(70, 12, 1000), 1000) == ()
@@ -164,7 +169,7 @@ def test_the_promised_error_holds_however_strong_the_direction_is(along):
     pairs = [tokens(8, vocab, hidden, seed=seed) for seed in (1, 2)]
     pairs = [(error, states + direction) for error, states in pairs]
     owner = torch.arange(8)
-    full = OuterProduct({"vocab_order": torch.arange(vocab), "hidden_bucket": torch.arange(hidden)})
+    full = OuterProduct({"vocab_order": torch.arange(vocab), "hidden_sign": torch.arange(hidden)})
     left, right = (sketched(full, *pair, owner) for pair in pairs)
     squares, promised = [], []
     for seed in range(300):
@@ -172,7 +177,57 @@ def test_the_promised_error_holds_however_strong_the_direction_is(along):
         rows, others = (sketched(sketch, *pair, owner) for pair in pairs)
         squares.append((rows @ others.T - left @ right.T).square().mean())
         stderrs = [
-            standard_errors(r, others.float().numpy(), (32, 32)) for r in rows.float().numpy()
+            SketchError((32, 32)).standard_errors(r, others.float().numpy())
+            for r in rows.float().numpy()
         ]
         promised.append(np.square(stderrs).mean())
     assert 0.85 < math.sqrt(np.mean(squares) / np.mean(promised)) < 1.15
+
+
+def orthonormal(count, hidden, seed=4):
+    random = np.random.default_rng(seed)
+    return np.linalg.qr(random.standard_normal((hidden, count)))[0].T.copy()
+
+
+def directed_tables(vocab, hidden, dim, directions, buckets, *, seed=0):
+    """Tables of a geometry whose directions a calibration found."""
+    layouts = {"kfac": Layout(directions, buckets)}
+    drawn = draw_tables(vocab, hidden, dim=dim, seed=seed, layouts=layouts)
+    return geometry_tables(drawn, "kfac", orthonormal(directions, hidden))
+
+
+@pytest.mark.parametrize(("vocab", "hidden", "dim"), SHAPES)
+@pytest.mark.parametrize(("directions", "buckets"), [(2, 10), (3, 5), (1, 8)])
+def test_each_direction_has_its_count_sketch_and_the_rest_a_tensor_sketch(
+    vocab, hidden, dim, directions, buckets
+):
+    tables = directed_tables(vocab, hidden, dim, directions, buckets)
+    error, states = tokens(3, vocab, hidden)
+    basis = torch.from_numpy(tables["directions"])
+    expected = np.zeros((directions, buckets))
+    for j, direction in enumerate(basis):
+        along = states @ direction
+        for place, v in enumerate(tables["vocab_order"]):
+            bucket = (place + tables["split_shift"][place // buckets]) % buckets
+            signed = tables["split_sign"][place] * float((error[:, v] * along).sum())
+            expected[j, bucket] += signed
+    left = states - (states @ basis.T) @ basis
+    rest = slow_oracle(tables, error, left, dim - directions * buckets)
+    row = sketched(make_sketch(tables, dim=dim, device=CPU), error, states)[0]
+    wanted = np.concatenate([expected.ravel(), rest])
+    np.testing.assert_allclose(row, wanted, rtol=0, atol=1e-10)
+
+
+def test_what_no_direction_holds_is_dropped_where_no_floats_are_left_for_it():
+    """Exact but for hashing along the directions: 0 for states that are orthogonal to them."""
+    tables = directed_tables(20, 12, 40, 2, 20)
+    assert part_widths(tables, 40) == (40,)
+    sketch = make_sketch(tables, dim=40, device=CPU)
+    error, states = tokens(3, 20, 12)
+    basis = torch.from_numpy(tables["directions"])
+    left = states - (states @ basis.T) @ basis
+    assert sketched(sketch, error, left).abs().max() < 1e-12
+    # 20 tokens in 20 buckets: no two share one, so inner products are those along the directions.
+    row = sketched(sketch, error, states)[0]
+    projected = (error.T @ states) @ basis.T
+    torch.testing.assert_close(row @ row, projected.square().sum())

@@ -43,13 +43,13 @@ def random_rows(count, seed=0):
 
 def fill(storage, count=5, prefix="r", seed=0):
     rows = random_rows(count, seed)
-    storage.append(rows, samples(count, prefix), statistics(count))
+    storage.append({"raw": rows}, samples(count, prefix), statistics(count))
     return rows
 
 
 def blocks_of(storage):
     with storage.view() as view:
-        return list(view.blocks())
+        return list(view.blocks("raw"))
 
 
 def all_rows(storage):
@@ -60,7 +60,7 @@ def all_rows(storage):
 
 def search_index(storage):
     with storage.view() as view:
-        return view.search_index()
+        return view.search_index("raw")
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_failed_commit_leaves_no_sample(storage):
     fill(storage)
     twice = samples(1, prefix="x") * 2
     with pytest.raises(CatalogError, match="was not recorded"):
-        storage.append(random_rows(2), twice, statistics(2))
+        storage.append({"raw": random_rows(2)}, twice, statistics(2))
     assert len(list((storage.path / SEGMENTS).iterdir())) == 2
     assert all_rows(storage)[0].tolist() == list(range(5))
     fill(storage, 2, prefix="s")
@@ -235,8 +235,8 @@ def test_a_catalog_that_knows_other_samples_than_the_segments_hold_is_refused(st
 
 
 def test_rows_of_another_width_are_refused(storage):
-    storage.append(torch.zeros(2, DIM - 1), samples(2), statistics(2))
-    with pytest.raises(BrokenIndexError, match="its rows have 15 floats, and those of the index 1"):
+    storage.append({"raw": torch.zeros(2, DIM - 1)}, samples(2), statistics(2))
+    with pytest.raises(BrokenIndexError, match="have 15 floats of raw, and those of the index 16 "):
         blocks_of(storage)
 
 
@@ -319,11 +319,11 @@ def test_a_view_is_one_state_whatever_comes_after(storage):
         fill(storage, 3, prefix="s", seed=1)
         storage.catalog.remove([0])
         assert view.version == 1
-        assert next(view.blocks()).rows.equal(rows)
-        assert len(view.search_index()) == view.catalog.count() == 5
+        assert next(view.blocks("raw")).rows.equal(rows)
+        assert len(view.search_index("raw")) == view.catalog.count() == 5
     with storage.view() as view:
         assert view.version == 3
-        assert len(view.search_index()) == view.catalog.count() == 7
+        assert len(view.search_index("raw")) == view.catalog.count() == 7
 
 
 def replace_all(storage, live):
@@ -331,7 +331,7 @@ def replace_all(storage, live):
         uids = [segment.file.uid for segment in snapshot.segments()]
     ids, rows = all_rows(storage)
     chosen = np.isin(ids, live)
-    storage.replace(uids, ids[chosen], rows[torch.from_numpy(chosen)])
+    storage.replace(uids, ids[chosen], {"raw": rows[torch.from_numpy(chosen)]})
 
 
 def test_rows_are_the_same_where_a_new_segment_takes_the_place_of_others(storage):

@@ -21,7 +21,7 @@ VALIDATION = rows(4, seed=2, prefix="v")
 def stored_rows(path):
     storage = Storage.open(path)
     with storage.view() as view:
-        blocks = list(view.blocks())
+        blocks = list(view.blocks("raw"))
     storage.close()
     ids = np.concatenate([block.ids for block in blocks])
     return ids, torch.cat([block.rows for block in blocks]).numpy()
@@ -30,7 +30,7 @@ def stored_rows(path):
 def query_rows(index, data=VALIDATION):
     """Rows of validation samples, each embedded alone."""
     prepared = [index.embedder.prepare(to_sample(row)) for row in data]
-    return torch.cat([index.embedder.embed([one]).rows for one in prepared]).numpy()
+    return torch.cat([index.embedder.embed([one]).rows["raw"] for one in prepared]).numpy()
 
 
 def ids_of(hits):
@@ -70,7 +70,7 @@ def test_a_result_says_what_it_is_of(filled):
     result = filled.query(VALIDATION, top=3)
     assert result.index == str(filled._storage.path)
     assert result.fingerprint == filled.manifest.fingerprint
-    assert (result.index_version, result.geometry, result.searched) == (2, "raw", 30)
+    assert (result.index_version, result.scoring.geometry, result.searched) == (2, "raw", 30)
     assert result.validation_samples == 4
     assert result.validation_label_tokens > 4
     assert result.per_sample == ()
@@ -118,9 +118,11 @@ def test_more_than_there_is_gives_all_there_is(filled):
 def test_the_standard_error_is_that_of_the_sketch(filled, built_index):
     _, stored = stored_rows(built_index)
     mean = query_rows(filled).mean(axis=0)
+    ratio = filled._storage.calibration().error_ratio["raw"]
+    assert 0.5 < ratio < 2, "the formula is about right"
     for hit in filled.query(VALIDATION, top=30).helpful:
         assert not hit.exact
-        expected = np.linalg.norm(mean) * np.linalg.norm(stored[hit.id]) / np.sqrt(256)
+        expected = ratio * np.linalg.norm(mean) * np.linalg.norm(stored[hit.id]) / np.sqrt(256)
         assert hit.stderr == pytest.approx(expected, rel=5e-3)  # rows are stored in bfloat16
 
 
@@ -165,7 +167,7 @@ def test_values_go_to_a_file(filled, tmp_path):
 
 
 def test_values_are_written_in_chunks(filled, tmp_path, monkeypatch):
-    monkeypatch.setattr("forvalue_index.valuation.EXPORTED_ROWS", 7)
+    monkeypatch.setattr("forvalue_index.scoring.EXPORTED_ROWS", 7)
     filled.values(VALIDATION, output=tmp_path / "values.csv")
     assert len((tmp_path / "values.csv").read_text("utf-8").splitlines()) == 31
 
@@ -183,7 +185,7 @@ def test_an_empty_index_has_no_answer(index, tmp_path):
 def test_fewer_than_one_sample_is_refused_before_the_model_is_loaded(filled, top, bottom, said):
     with pytest.raises(UsageError, match=f"{said}.*; ask for at least 1 sample"):
         filled.query(VALIDATION, top=top, bottom=bottom)
-    assert filled._embedder is None
+    assert filled._reader is None
 
 
 def test_bad_validation_rows(filled, tmp_path):
