@@ -1,34 +1,60 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
 from models import FLOAT32_LOGITS, HIDDEN, KINDS, VOCAB, tiny_model, tiny_tokenizer
 
-from forvalue_index import features
+from forvalue_index import label_tokens
 from forvalue_index.backbone import Backbone
 from forvalue_index.batching import collate
 from forvalue_index.exceptions import ModelError
-from forvalue_index.features import Embedder, Prepared
+from forvalue_index.features import Embedder, Feature
+from forvalue_index.geometry import Geometry, Moments
+from forvalue_index.hash_tables import draw_tables, geometry_tables, layout_of
+from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import TEXT_ROLE, BadRow, Encoded, Message, Sample
-from forvalue_index.sketch import draw_tables, make_sketch
+from forvalue_index.records import TEXT_ROLE, Encoded, Message, Sample
+from forvalue_index.sketch import make_sketch
 
 DIM = 256
 WHOLE = VOCAB * HIDDEN
 
 
-def embedder(model, *, dim=DIM, template="chat", max_length=512):
+def embedder(model, *, dim=DIM, max_length=512, hardest=None, geometries=("raw",)):
+    """With moments that a seed gives, where a geometry takes any."""
     backbone = Backbone(model, tiny_tokenizer())
     encoder = PromptEncoder(
-        backbone.tokenizer, template=template, labels="response", max_length=max_length
+        backbone.tokenizer, template="chat", labels="response", max_length=max_length
     )
-    sketch = make_sketch(tables(dim), dim=dim, device=torch.device("cpu"))
-    return Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
+    drawn = tables(dim, geometries)
+    order = torch.from_numpy(drawn["vocab_order"])
+    reader = LabelReader(
+        backbone, backbone.head, encoder=encoder, vocab_order=order, hardest=hardest
+    )
+    features = {}
+    for name in geometries:
+        directions = None if name == "raw" else np.eye(2, HIDDEN)
+        mine = geometry_tables(drawn, name, directions)
+        geometry = Geometry(name, None if name == "raw" else some_moments())
+        features[name] = Feature(geometry, make_sketch(mine, dim=dim, device=torch.device("cpu")))
+    return Embedder(reader, features)
 
 
-def tables(dim=DIM):
-    return draw_tables(VOCAB, HIDDEN, dim=dim, seed=3)
+def some_moments():
+    random = torch.Generator().manual_seed(8)
+    mixed = torch.randn(HIDDEN, HIDDEN, generator=random)
+    return Moments(
+        torch.rand(VOCAB, generator=random),
+        torch.randn(HIDDEN, generator=random),
+        mixed @ mixed.T / HIDDEN,
+    )
+
+
+def tables(dim=DIM, geometries=("raw",)):
+    layouts = {g: layout_of(g, dim=dim, hidden_size=HIDDEN, profile=None) for g in geometries}
+    return draw_tables(VOCAB, HIDDEN, dim=dim, seed=3, layouts=layouts)
 
 
 def pair(prompt, response):
@@ -46,6 +72,10 @@ SAMPLES = [
 
 def prepared(embedder, samples=SAMPLES):
     return [embedder.prepare(s) for s in samples]
+
+
+def rows_of(embedder, items, geometry="raw"):
+    return embedder.embed(items).rows[geometry]
 
 
 def assert_same_rows(found, expected, tolerance=1e-5):
@@ -74,15 +104,15 @@ def test_a_row_does_not_depend_on_its_batch(kind):
     """Alone, with others, in another order, and however many tokens a batch may hold."""
     embed = embedder(tiny_model(kind))
     items = prepared(embed)
-    alone = torch.cat([embed.embed([p]).rows for p in items])
-    together = embed.embed(items)
-    assert_same_rows(together.rows, alone)
-    assert_same_rows(embed.embed(items[::-1]).rows.flip(0), alone)
-    embed.token_budget = 100
+    alone = torch.cat([rows_of(embed, [p]) for p in items])
+    together = rows_of(embed, items)
+    assert_same_rows(together, alone)
+    assert_same_rows(rows_of(embed, items[::-1]).flip(0), alone)
+    embed.reader.token_budget = 100
     assert 1 < len(list(embed.batches(items))) < len(items)
-    assert_same_rows(embed.embed(items).rows, alone)
+    assert_same_rows(rows_of(embed, items), alone)
     one_batch = collate([p.encoded for p in items], range(len(items)))
-    assert_same_rows(embed.embed_batch(one_batch, items).rows, alone)
+    assert_same_rows(embed.embed_batch(one_batch, items).rows["raw"], alone)
     assert float(torch.corrcoef(alone).fill_diagonal_(0).abs().max()) < 0.9  # rows do differ
 
 
@@ -103,10 +133,10 @@ def test_hidden_states_do_not_depend_on_the_side_of_the_padding(kind):
 def test_chunk_borders_change_nothing(monkeypatch, chunk_tokens):
     model = tiny_model("llama")
     expected = embedder(model).embed(prepared(embedder(model)))
-    monkeypatch.setitem(features.CHUNK_TOKENS, "cpu", chunk_tokens)
+    monkeypatch.setitem(label_tokens.CHUNK_TOKENS, "cpu", chunk_tokens)
     embed = embedder(model)
     found = embed.embed(prepared(embed))
-    assert_same_rows(found.rows, expected.rows)
+    assert_same_rows(found.rows["raw"], expected.rows["raw"])
     for one, other in zip(found.statistics, expected.statistics, strict=True):
         assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(other), rel=1e-5)
 
@@ -133,7 +163,7 @@ def test_a_whole_row_is_the_gradient_and_a_sketched_row_its_sketch(kind):
     gradients = torch.stack([autograd(model, p)[0] for p in items])
 
     order = torch.from_numpy(tables(WHOLE)["vocab_order"])
-    assert_same_rows(whole.embed(items).rows, gradients[:, order].flatten(1), 1e-4)
+    assert_same_rows(rows_of(whole, items), gradients[:, order].flatten(1), 1e-4)
 
     # The gradient's rows as tokens whose error is one entry: a sketch is linear.
     sketch = make_sketch(tables(), dim=DIM, device=torch.device("cpu"))
@@ -144,7 +174,7 @@ def test_a_whole_row_is_the_gradient_and_a_sketched_row_its_sketch(kind):
         owner = torch.zeros(VOCAB, dtype=torch.int64)
         sketch.accumulate(sums, torch.eye(VOCAB), gradient[order], owner)
         expected.append(sketch.rows(sums)[0])
-    assert_same_rows(small.embed(items).rows, torch.stack(expected), 1e-4)
+    assert_same_rows(rows_of(small, items), torch.stack(expected), 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi", "granite"])
@@ -153,7 +183,7 @@ def test_statistics_are_those_of_the_model(kind):
     embed = embedder(model)
     items = prepared(embed)
     found = embed.embed(items)
-    for item, row, statistics in zip(items, found.rows, found.statistics, strict=True):
+    for item, row, statistics in zip(items, found.rows["raw"], found.statistics, strict=True):
         _, log_p = autograd(model, item)
         assert statistics.loss == pytest.approx(float(-log_p.mean()), rel=1e-5)
         assert statistics.label_error_mass == pytest.approx(float(1 - log_p.exp().mean()), rel=1e-5)
@@ -176,44 +206,21 @@ def test_a_truncated_sample_says_so():
 def test_a_model_in_bfloat16_gives_float32_rows_near_the_exact_ones(kind):
     exact, half = embedder(tiny_model(kind)), embedder(tiny_model(kind, torch.bfloat16))
     items = prepared(exact)
-    rows = half.embed(items).rows
+    rows = rows_of(half, items)
     assert rows.dtype == torch.float32
-    assert_same_rows(rows, exact.embed(items).rows, 0.1)
+    assert_same_rows(rows, rows_of(exact, items), 0.1)
 
 
 def test_float64_rows_are_float32_rows_to_rounding():
     exact, wide = embedder(tiny_model("llama")), embedder(tiny_model("llama", torch.float64))
     items = prepared(exact)
-    assert_same_rows(exact.embed(items).rows, wide.embed(items).rows)
+    assert_same_rows(rows_of(exact, items), rows_of(wide, items))
 
 
 def test_no_samples_make_no_rows():
     found = embedder(tiny_model("llama")).embed([])
-    assert found.rows.shape == (0, DIM)
+    assert found.rows["raw"].shape == (0, DIM)
     assert found.statistics == ()
-
-
-def test_a_sample_that_cannot_be_valued_is_a_bad_row():
-    sample = Sample((Message(TEXT_ROLE, "x"),), source="train.jsonl", position=7)
-    row = embedder(tiny_model("llama")).prepare(sample)
-    assert isinstance(row, BadRow)
-    assert str(row) == (
-        "train.jsonl:7: has 1 token(s) and none to predict, as the first one never is"
-    )
-    assert row.raw == {"messages": [{"role": "text", "content": "x"}]}
-
-
-def test_a_token_that_the_model_does_not_have_makes_a_bad_row():
-    """It was an IndexError from inside the model."""
-    model = tiny_model("llama")
-    backbone = Backbone(model, tiny_tokenizer())
-    backbone.tokenizer.add_tokens(["<extra>"] * 1 + [f"<{i}>" for i in range(VOCAB)])
-    encoder = PromptEncoder(backbone.tokenizer, template="plain", labels="response", max_length=512)
-    sketch = make_sketch(tables(), dim=DIM, device=torch.device("cpu"))
-    maker = Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
-    row = maker.prepare(pair("a", f"<{VOCAB - 1}>"))
-    assert isinstance(row, BadRow)
-    assert f"and the model knows {VOCAB}" in row.reason
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -224,7 +231,7 @@ def test_undefined_numbers_are_an_error_that_names_the_sample(broken):
     with torch.no_grad():
         model.get_input_embeddings().weight[285] = broken  # a token that no text has
     good = prepared(embed)
-    assert torch.isfinite(embed.embed(good).rows).all()
+    assert torch.isfinite(rows_of(embed, good)).all()
     sample = Sample((Message(TEXT_ROLE, "z"),), source="train.jsonl", position=7, own_id="bad one")
     encoded = Encoded(np.array([5, 285, 6]), np.array([False, False, True]))
     bad = Prepared(sample, encoded)
@@ -234,3 +241,78 @@ def test_undefined_numbers_are_an_error_that_names_the_sample(broken):
         "train.jsonl:7: the model gives infinite or undefined numbers for sample bad one; use "
         "--dtype float32, or leave the sample out"
     )
+
+
+def test_undefined_numbers_of_a_batch_are_told_sample_by_sample():
+    """What `add --on-bad skip` leaves out; the others have the rows that they have alone."""
+    model = tiny_model("llama")
+    embed = embedder(model, geometries=("raw", "kfac"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[285] = float("nan")
+    good = prepared(embed)
+    bad = Prepared(SAMPLES[0], Encoded(np.array([5, 285, 6]), np.array([False, False, True])))
+    items = [*good[:2], bad, *good[2:]]
+    batch = collate([p.encoded for p in items], range(len(items)))
+    found = embed.embed_batch(batch, items)
+    assert found.finite.tolist() == [True, True, False, True, True, True]
+    for geometry in ("raw", "kfac"):
+        kept = found.rows[geometry][found.finite]
+        assert_same_rows(kept, rows_of(embed, good, geometry))
+
+
+@pytest.mark.parametrize("geometry", ["centered", "fisher", "kfac"])
+def test_a_whole_row_of_a_geometry_is_the_mapped_gradient(geometry):
+    """The rows' error sides in the order of the vocabulary that the moments are given in."""
+    embed = embedder(tiny_model("llama"), dim=WHOLE, geometries=(geometry,))
+    items = prepared(embed)
+    mapping = Geometry(geometry, some_moments())
+    expected = torch.zeros(len(items), VOCAB, HIDDEN, dtype=torch.float64)
+    for batch in embed.batches(items):
+        for tokens in embed.reader.label_tokens(batch):
+            error = mapping.error(tokens.error.double())
+            hidden = mapping.hidden(tokens.hidden.double())
+            for e, h, owner in zip(error, hidden, tokens.owner, strict=True):
+                expected[batch.indices[int(owner)]] += torch.outer(e, h)
+    assert_same_rows(rows_of(embed, items, geometry), expected.flatten(1))
+
+
+def test_rows_of_a_geometry_are_the_same_with_and_without_others():
+    model = tiny_model("llama")
+    both, alone = embedder(model, geometries=("raw", "kfac")), embedder(model)
+    items = prepared(alone)
+    assert both.embed(items).rows.keys() == {"raw", "kfac"}
+    assert_same_rows(rows_of(both, items), rows_of(alone, items), 1e-6)
+    norms = [statistics.norm for statistics in both.embed(items).statistics]
+    assert norms == pytest.approx(rows_of(both, items).norm(dim=1).tolist(), rel=1e-6)
+    assert norms != pytest.approx(rows_of(both, items, "kfac").norm(dim=1).tolist(), rel=0.1)
+
+
+@pytest.mark.parametrize("hardest", [0.3, 0.6])
+def test_a_row_of_the_hardest_tokens_does_not_depend_on_its_batch(hardest):
+    embed = embedder(tiny_model("llama"), hardest=hardest, geometries=("raw", "kfac"))
+    items = prepared(embed)
+    for geometry in ("raw", "kfac"):
+        alone = torch.cat([rows_of(embed, [p], geometry) for p in items])
+        embed.reader.token_budget = 10_000
+        assert_same_rows(rows_of(embed, items, geometry), alone)
+        assert_same_rows(rows_of(embed, items[::-1], geometry).flip(0), alone)
+        embed.reader.token_budget = 100
+        assert_same_rows(rows_of(embed, items, geometry), alone)
+    every = embedder(tiny_model("llama"))
+    gaps = (rows_of(embed, items) - rows_of(every, items)).norm(dim=1)
+    assert (gaps[:4] > 0.01 * rows_of(every, items).norm(dim=1)[:4]).all(), "it has an effect"
+
+
+def test_statistics_are_those_of_the_tokens_that_count():
+    model = tiny_model("llama")
+    embed = embedder(model, hardest=0.4)
+    items = prepared(embed)
+    for item, statistics in zip(items, embed.embed(items).statistics, strict=True):
+        _, log_p = autograd(model, item)
+        kept = math.ceil(0.4 * item.encoded.n_label_tokens)
+        hardest = log_p.sort().values[:kept]
+        assert statistics.n_label_tokens == kept
+        assert statistics.n_tokens == len(item.encoded)
+        assert statistics.loss == pytest.approx(float(-hardest.mean()), rel=1e-5)
+        mass = float(1 - hardest.exp().mean())
+        assert statistics.label_error_mass == pytest.approx(mass, rel=1e-5)
