@@ -74,10 +74,10 @@ def calibrate(
             f"the model gives infinite or undefined numbers for all {len(prepared):,} samples of "
             "the calibration; use --dtype float32"
         )
-    error_square = torch.empty_like(sums.error_square)
-    error_square[reader.vocab_order] = sums.error_square
+    error_size = torch.empty_like(sums.error_size)
+    error_size[reader.vocab_order] = sums.error_size
     # In the precision they are stored in, so that whoever opens the index has the same.
-    totals = (error_square, sums.hidden, sums.hidden_square)
+    totals = (error_size, sums.hidden, sums.hidden_square)
     means = ((total / sums.n_labels).float() for total in totals)
     measured = Calibration(Moments(*means), len(prepared), sums.n_labels)
     directions = {}
@@ -99,7 +99,7 @@ class _Sums(NamedTuple):
     """Sums over label tokens, with the vocabulary in the reader's order."""
 
     n_labels: int
-    error_square: Tensor
+    error_size: Tensor
     hidden: Tensor
     hidden_square: Tensor
 
@@ -108,18 +108,18 @@ def _measure(reader: LabelReader, prepared: Sequence[Prepared], on_progress: OnP
     vocab_size, hidden_size = reader.head.weight.shape
     zeros = reader.empty().double().new_zeros
     count, done = 0, 0
-    error_square, mean = zeros(vocab_size), zeros(hidden_size)
+    error_size, mean = zeros(vocab_size), zeros(hidden_size)
     hidden_square = zeros(hidden_size, hidden_size)
     for batch in reader.batches(prepared):
         for tokens in map(_defined, reader.label_tokens(batch)):
             hidden = tokens.hidden.double()
             count += len(hidden)
-            error_square += tokens.error.square().sum(0)
+            error_size += tokens.error.square().sum(0)
             mean += hidden.sum(0)
             hidden_square += hidden.T @ hidden
         done += len(batch.indices)
         on_progress(Progress("calibrating", done, len(prepared)))
-    return _Sums(count, error_square, mean, hidden_square)
+    return _Sums(count, error_size, mean, hidden_square)
 
 
 def _defined(tokens: LabelTokens) -> LabelTokens:

@@ -79,7 +79,7 @@ class Calibration:
 
     def summary(self, damping: float) -> CalibrationSummary:
         """What there is to tell of it, with the damping of the index."""
-        relative = self.moments.error_square / self.moments.error_square.mean()
+        relative = self.moments.error_size / self.moments.error_size.mean()
         return CalibrationSummary(
             digest=self.digest,
             samples=self.samples,

@@ -149,8 +149,8 @@ def geometry_of(
             "calibration.safetensors from a backup, use --geometry raw, or build the index anew"
         )
     device, order = reader.vocab_order.device, reader.vocab_order
-    error_square, mean, square = (tensor.to(device) for tensor in calibration.moments)
-    return Geometry(name, Moments(error_square[order], mean, square), damping=settings.damping)
+    error_size, mean, square = (tensor.to(device) for tensor in calibration.moments)
+    return Geometry(name, Moments(error_size[order], mean, square), damping=settings.damping)
 
 
 def refuse_undefined(embedded: Embedded, members: Sequence[Prepared]) -> None:

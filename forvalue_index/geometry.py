@@ -27,11 +27,11 @@ from torch import Tensor
 class Moments(NamedTuple):
     """What a geometry is made of, over label tokens.
 
-    `error_square` [vocab] is E[e_v^2], `hidden_mean` [hidden] E[h], `hidden_square`
+    `error_size` [vocab] is E[e_v^2], `hidden_mean` [hidden] E[h], `hidden_square`
     [hidden, hidden] E[h h^T].
     """
 
-    error_square: Tensor
+    error_size: Tensor
     hidden_mean: Tensor
     hidden_square: Tensor
 
@@ -48,7 +48,7 @@ class Geometry:
         if moments is None:
             return
         if name in ("fisher", "kfac"):
-            square = moments.error_square.double()
+            square = moments.error_size.double()
             self._error_scale = (square / square.mean() + damping).rsqrt()
         if name == "centered":
             self._hidden_mean = moments.hidden_mean.double()

@@ -295,3 +295,29 @@ def test_a_plain_pair_loses_nothing(prompt, response):
     assert read(encoded) == prompt + response + "</s>"
     (said,) = labelled(encoded)
     assert said.endswith(response + "</s>") or not encoded.label_mask[0]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1, 1), (3, 3), (99, 4)])
+def test_the_first_label_tokens_are_kept(most, expected):
+    """ "in a cab<|im_end|>" has four, or more where merges are missing; all that is read stays."""
+    whole, cut = encode(PAIR), encode(PAIR, max_label_tokens=most)
+    n_labels = whole.n_label_tokens
+    places = np.flatnonzero(whole.label_mask)[: min(most, n_labels)]
+    assert np.flatnonzero(cut.label_mask).tolist() == places.tolist()
+    assert np.array_equal(cut.token_ids, whole.token_ids)
+    assert not cut.truncated
+
+
+def test_label_tokens_are_counted_over_all_turns_and_after_the_first_token():
+    whole = encode(TWO_TURNS)
+    first = whole.n_label_tokens - 1
+    cut = encode(TWO_TURNS, max_label_tokens=first)
+    assert np.flatnonzero(cut.label_mask).tolist() == np.flatnonzero(whole.label_mask)[:-1].tolist()
+    text = encode(TEXT, max_label_tokens=2)
+    assert np.flatnonzero(text.label_mask).tolist() == [1, 2], "the first token is never a label"
+
+
+def test_texts_of_tokens_add_up_to_what_was_encoded():
+    tokenizer = tiny_tokenizer()
+    encoder = PromptEncoder(tokenizer, template="chat", labels="response", max_length=512)
+    assert encoder.decode(encoder.encode(PAIR).token_ids.tolist()).endswith("in a cab<|im_end|>\n")

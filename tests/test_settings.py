@@ -45,6 +45,15 @@ def with_model(**changes):
         ("seed", -1, "--seed cannot be -1; use 0 or more"),
         ("seed", 2**63, "--seed cannot be 9223372036854775808; use 0 or more"),
         ("max_length", 1, "--max-length cannot be 1; use at least 2 tokens"),
+        ("geometry", "", "--geometry cannot be ''; use one of raw, centered, fisher, kfac"),
+        ("geometry", "raw,adam", "--geometry cannot be 'adam'; use one of raw, centered, fisher"),
+        ("geometry", "raw,kfac,raw", "--geometry cannot be 'raw,kfac,raw'; name each geometry"),
+        ("damping", 0.0, "--damping cannot be 0.0; use more than 0"),
+        ("damping", float("inf"), "--damping cannot be inf; use more than 0"),
+        ("damping", float("nan"), "--damping cannot be nan; use more than 0"),
+        ("max_label_tokens", 0, "--max-label-tokens cannot be 0; use at least 1 token"),
+        ("hardest", 0.0, "--hardest cannot be 0.0; use more than 0 and at most 1"),
+        ("hardest", 1.5, "--hardest cannot be 1.5; use more than 0 and at most 1"),
     ],
 )
 def test_a_value_that_can_never_work_is_refused(field, value, said):
@@ -55,7 +64,11 @@ def test_a_value_that_can_never_work_is_refused(field, value, said):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"dim": 16}, {"dim": 2**20}, {"seed": 0}, {"seed": 2**63 - 1}, {"max_length": 2}],
+    [
+        *({"dim": 16}, {"dim": 2**20}, {"seed": 0}, {"seed": 2**63 - 1}, {"max_length": 2}),
+        *({"geometry": "raw, centered,fisher,kfac"}, {"damping": 1e-9}, {"max_label_tokens": 1}),
+        *({"hardest": 1e-9}, {"hardest": 1.0}),
+    ],
 )
 def test_the_limits_themselves_are_allowed(settings):
     assert Settings(model="m", **settings)
@@ -81,6 +94,11 @@ def test_the_fingerprint_of_an_index_never_changes():
         with_settings(max_length=511),
         with_settings(row_dtype="float32"),
         with_settings(dtype="bfloat16"),
+        with_settings(geometry="kfac"),
+        with_settings(geometry="raw,kfac"),
+        with_settings(damping=0.5),
+        with_settings(max_label_tokens=64),
+        with_settings(hardest=0.5),
         with_model(weights_digest="x"),
         with_model(tokenizer_digest="x"),
         with_model(vocab_size=289),
@@ -89,6 +107,7 @@ def test_the_fingerprint_of_an_index_never_changes():
     ],
     ids=[
         *("dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
+        *("geometry", "geometries", "damping", "max_label_tokens", "hardest"),
         *("weights", "tokenizer", "vocab", "hidden", "sketch"),
     ],
 )
@@ -119,6 +138,7 @@ def test_every_setting_is_either_a_row_fact_or_a_place():
     assert {f.name for f in dataclasses.fields(Settings)} == {
         *("model", "adapter", "revision", "trust_remote_code", "payload"),
         *("dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
+        *("geometry", "damping", "max_label_tokens", "hardest"),
     }
 
 
@@ -160,6 +180,32 @@ def test_a_file_of_a_version_before_code_could_be_trusted_is_read():
     old = document()
     del old["settings"]["trust_remote_code"]
     assert Manifest.from_json(json.dumps(old), where="ix") == MANIFEST
+
+
+def test_a_file_of_a_version_before_there_were_geometries_is_read():
+    """Its fingerprint stays what it is, too."""
+    old = document()
+    for name in ("geometry", "damping", "max_label_tokens", "hardest"):
+        del old["settings"][name]
+    assert old["fingerprint"] == "21e85d9f2ab599ce0c7eb5bb6b8b9596"
+    assert Manifest.from_json(json.dumps(old), where="ix") == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("geometry", None), ("geometry", 3), ("damping", "1"), ("hardest", "x"), ("damping", None)],
+)
+def test_a_geometry_of_another_type_is_damage(name, value):
+    changed = document()
+    changed["settings"][name] = value
+    with pytest.raises(BrokenIndexError, match="damaged"):
+        Manifest.from_json(json.dumps(changed), where="ix")
+
+
+def test_the_rows_of_a_sample_have_the_floats_of_all_geometries():
+    assert with_settings(dim=256).sample_width == 256
+    assert with_settings(dim=256, geometry="raw, kfac").sample_width == 512
+    assert Settings(model="m", geometry="kfac, raw").geometries == ("kfac", "raw")
 
 
 @pytest.mark.parametrize("trusted", ["yes", None, [True]])
