@@ -114,7 +114,7 @@ def _measure(reader: LabelReader, prepared: Sequence[Prepared], on_progress: OnP
         for tokens in map(_defined, reader.label_tokens(batch)):
             hidden = tokens.hidden.double()
             count += len(hidden)
-            error_size += tokens.error.square().sum(0)
+            error_size += tokens.error.abs().sum(0)
             mean += hidden.sum(0)
             hidden_square += hidden.T @ hidden
         done += len(batch.indices)

@@ -5,10 +5,14 @@ geometry applies a linear map to both sides, of training and of validation sampl
 
 * `raw`: nothing, the paper's own score;
 * `centered`: the mean hidden state is subtracted from h;
-* `fisher`: entry v of e is divided by sqrt(f_v + damping), where f_v = E[e_v^2] is the diagonal of
-  the output-side factor of the head's Fisher information matrix (as in K-FAC, Martens and Grosse
+* `fisher`: entry v of e is divided by sqrt(f_v + damping), where f_v is the diagonal of the
+  output-side factor of the head's Fisher information matrix (as in K-FAC, Martens and Grosse
   2015), so that errors on rare tokens count as much as on frequent ones;
 * `kfac`: `fisher`, and h is mapped by (A + damping I)^(-1/2) with A = E[h h^T], the input side.
+
+f_v is estimated by the mean absolute error E|e_v|. For a plain head that is the sum of E[e_v^2],
+the empirical Fisher of the labels, and E[p_v (1 - p_v)], what the model expects of it: the first
+alone is noise where a sample has few tokens, the second alone knows nothing of the data.
 
 Both f and A are divided by their mean, of entries and of eigenvalues, so damping and scores keep
 their order of magnitude across models. A token that was never seen has f_v near 0, and is divided
@@ -27,7 +31,7 @@ from torch import Tensor
 class Moments(NamedTuple):
     """What a geometry is made of, over label tokens.
 
-    `error_size` [vocab] is E[e_v^2], `hidden_mean` [hidden] E[h], `hidden_square`
+    `error_size` [vocab] is E|e_v|, `hidden_mean` [hidden] E[h], `hidden_square`
     [hidden, hidden] E[h h^T].
     """
 
@@ -39,7 +43,7 @@ class Moments(NamedTuple):
 class Geometry:
     """The linear maps of one geometry, for a vocabulary in the order of its moments."""
 
-    def __init__(self, name: str, moments: Moments | None = None, *, damping: float = 1.0) -> None:
+    def __init__(self, name: str, moments: Moments | None = None, *, damping: float = 0.3) -> None:
         """Moments are needed by all geometries but raw."""
         self.name = name
         self._error_scale: Tensor | None = None
@@ -48,8 +52,8 @@ class Geometry:
         if moments is None:
             return
         if name in ("fisher", "kfac"):
-            square = moments.error_size.double()
-            self._error_scale = (square / square.mean() + damping).rsqrt()
+            size = moments.error_size.double()
+            self._error_scale = (size / size.mean() + damping).rsqrt()
         if name == "centered":
             self._hidden_mean = moments.hidden_mean.double()
         if name == "kfac":

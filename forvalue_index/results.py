@@ -94,7 +94,7 @@ class CalibrationSummary:
 
     `error_ratio` is per geometry: the errors of sketched inner products in units of the formula for
     them. Of `vocab_size` tokens, `damped_tokens` were seen so little that the damping outweighs
-    their own second moment: all of these are scaled nearly alike.
+    their own mean absolute error: all of these are scaled nearly alike.
     """
 
     digest: str

@@ -26,9 +26,9 @@ ON_BAD = ("fail", "skip")
 PAYLOADS = ("catalog", "reference")
 GEOMETRIES = ("raw", "centered", "fisher", "kfac")
 DEFAULT_GEOMETRY = "raw"
-DEFAULT_DAMPING = 1.0
+DEFAULT_DAMPING = 0.3
 # What indexes were made with before these could be chosen; part of a fingerprint only where other.
-BEFORE = {"geometry": "raw", "damping": 1.0, "max_label_tokens": None, "hardest": None}
+BEFORE = {"geometry": "raw", "damping": 0.3, "max_label_tokens": None, "hardest": None}
 
 
 @dataclass(frozen=True)
