@@ -23,8 +23,8 @@ KEY_WIDTH = 24
 
 def print_created(index: Path, document: Mapping[str, Any]) -> None:
     """What `init` made."""
-    _console().print(
-        f"[bold]{_shown(str(index))}[/] is ready: {_shown(document['model'])}, "
+    readable_console().print(
+        f"[bold]{shown(str(index))}[/] is ready: {shown(document['model'])}, "
         f"{document['dim']:,} floats a row ({document['row_dtype']}), template "
         f"{document['template']}, labels {document['labels']}, at most "
         f"{document['max_length']:,} tokens a sample. Fingerprint {document['fingerprint']}.",
@@ -34,7 +34,7 @@ def print_created(index: Path, document: Mapping[str, Any]) -> None:
 
 def print_added(report: AddReport) -> None:
     """What `add` did, and what deserves attention."""
-    console = _console()
+    console = readable_console()
     rate = f" at {report.tokens / report.seconds['forward']:,.0f} tokens/s" if report.tokens else ""
     console.print(
         f"[bold]{report.added:,} samples added[/] of {report.read:,} read in "
@@ -52,19 +52,19 @@ def print_added(report: AddReport) -> None:
         )
     if report.rejected_file:
         console.print(
-            f"[yellow]{report.rejected:,} rows were rejected:[/] {_shown(report.rejected_file)}"
+            f"[yellow]{report.rejected:,} rows were rejected:[/] {shown(report.rejected_file)}"
         )
 
 
 def print_query(result: QueryResult) -> None:
     """Two tables for the set, then two for each validation sample where asked for."""
-    console = _console()
+    console = readable_console()
     console.print(
         f"{result.validation_samples:,} validation samples ({result.validation_label_tokens:,} "
         f"label tokens) against {result.searched:,} indexed samples, {result.geometry} geometry."
     )
     for warning in result.warnings:
-        console.print(f"[yellow]{_shown(warning)}[/]")
+        console.print(f"[yellow]{shown(warning)}[/]")
     _print_both(console, "the validation set", result.helpful, result.harmful)
     for one in result.per_sample:
         name = f"validation sample {one.validation}"
@@ -75,10 +75,10 @@ def print_query(result: QueryResult) -> None:
 
 def print_sample(stored: StoredSample) -> None:
     """One sample whole."""
-    console = _console()
+    console = readable_console()
     sample, statistics = stored.sample, stored.statistics
     console.print(
-        f"[bold]{_shown(sample.key)}[/] (number {stored.id}) from {_shown(sample.source)}, "
+        f"[bold]{shown(sample.key)}[/] (number {stored.id}) from {shown(sample.source)}, "
         f"row {sample.position}"
     )
     console.print(
@@ -88,9 +88,9 @@ def print_sample(stored: StoredSample) -> None:
         + ("; [red]removed[/]" if stored.removed else "")
     )
     for name, value in sample.metadata.items():
-        console.print(f"[dim]{_shown(str(name))}[/] {_shown(str(value))}")
+        console.print(f"[dim]{shown(str(name))}[/] {shown(str(value))}")
     for message in sample.messages:
-        console.print(f"[cyan]{_shown(message.role)}[/] {_shown(message.content)}", soft_wrap=True)
+        console.print(f"[cyan]{shown(message.role)}[/] {shown(message.content)}", soft_wrap=True)
 
 
 def print_list(found: Sequence[StoredSample], matching: int) -> None:
@@ -106,21 +106,21 @@ def print_list(found: Sequence[StoredSample], matching: int) -> None:
         statistics = stored.statistics
         table.add_row(
             str(stored.id),
-            _shown(stored.sample.key),
-            _shown(stored.sample.source),
+            shown(stored.sample.key),
+            shown(stored.sample.source),
             f"{statistics.n_tokens:,}",
             f"{statistics.n_label_tokens:,}",
             f"{statistics.loss:.2f}",
-            _shown(stored.sample.preview),
+            shown(stored.sample.preview),
         )
-    console = _console()
+    console = readable_console()
     console.print(table)
     console.print(f"{len(found):,} of {matching:,} samples")
 
 
 def print_info(index: Path, document: Mapping[str, Any]) -> None:
     """What an index holds, a line a fact."""
-    table = Table(box=None, show_header=False, title=_shown(str(index)), title_justify="left")
+    table = Table(box=None, show_header=False, title=shown(str(index)), title_justify="left")
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
     for name, value in document.items():
@@ -139,19 +139,19 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
             value = f"{value:,}"
         elif value is None:
             continue
-        table.add_row(name.replace("_", " "), _shown(str(value)))
-    _console().print(table)
+        table.add_row(name.replace("_", " "), shown(str(value)))
+    readable_console().print(table)
 
 
 def print_check(index: Path, report: CheckReport) -> None:
     """What was looked at, and each finding with its cure."""
-    console = _console()
+    console = readable_console()
     for finding in report.findings:
         style, state = ("green", "repaired") if finding.repaired else ("red", "found")
-        console.print(f"[{style}]{state}[/] {finding.kind}: {_shown(finding.what)}", soft_wrap=True)
+        console.print(f"[{style}]{state}[/] {finding.kind}: {shown(finding.what)}", soft_wrap=True)
         if not finding.repaired:
-            console.print(f"    cure: {_shown(finding.cure)}", soft_wrap=True)
-    looked = f"{report.segments:,} segments and {report.samples:,} samples of {_shown(str(index))}"
+            console.print(f"    cure: {shown(finding.cure)}", soft_wrap=True)
+    looked = f"{report.segments:,} segments and {report.samples:,} samples of {shown(str(index))}"
     verdict = "[green]sound[/]" if report.sound else "[red]not sound[/]"
     console.print(f"{looked}: {verdict}.", soft_wrap=True)
 
@@ -181,9 +181,9 @@ def _hits_table(title: str, style: str, hits: Sequence[ScoredSample]) -> Table:
             str(hit.rank),
             readable_number(hit.score, sign="+"),
             "exact" if hit.exact else readable_number(hit.stderr),
-            _shown(hit.sample.key),
-            _shown(hit.sample.source),
-            _shown(hit.sample.preview),
+            shown(hit.sample.key),
+            shown(hit.sample.source),
+            shown(hit.sample.preview),
         )
     return table
 
@@ -195,7 +195,7 @@ def readable_number(value: float, *, sign: str = "-") -> str:
     return f"{value:{sign}.1f}" if abs(value) >= 1 else f"{value:{sign}.3g}"
 
 
-def _console() -> Console:
+def readable_console() -> Console:
     """Tables keep a readable width where the output is a pipe or a file."""
     console = Console(emoji=False, highlight=False)
     if console.is_terminal:
@@ -203,6 +203,6 @@ def _console() -> Console:
     return Console(emoji=False, highlight=False, width=PIPED_WIDTH)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Text of a data set, which may hold neither markup nor commands to the terminal."""
     return escape(CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
