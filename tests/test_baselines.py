@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import rows
 
@@ -71,6 +71,7 @@ def test_nothing_is_drawn_or_logged(capfd):
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=5), st.integers(0, 4))
+@settings(deadline=None)
 def test_bm25_follows_the_order_of_documents(texts, shift):
     order = np.roll(np.arange(len(texts)), shift)
     straight = bm25_scores(texts, texts)
@@ -122,6 +123,7 @@ def test_similarity_by_hand():
 
 
 @given(st.integers(0, 50))
+@settings(deadline=None)
 def test_similarity_is_a_cosine(seed):
     rng = np.random.default_rng(seed)
     training = rng.normal(size=(6, 4)).astype(np.float32)

@@ -30,12 +30,18 @@ LABELS = {
     "embedding": "Embedding",
     "opening": "Opening the search index",
     "scoring": "Scoring",
+    "comparing": "Baselines",
     "waiting": "Waiting for another process to finish",
     "compacting": "Compacting",
     "restoring": "Restoring",
     "repairing": "Repairing",
 }
-UNITS = {"checking": "rows", "embedding": "samples", "scoring": "samples"}
+UNITS = {
+    "checking": "rows",
+    "embedding": "samples",
+    "scoring": "samples",
+    "comparing": "samples",
+}
 LOG_INTERVAL_S = 60.0
 
 

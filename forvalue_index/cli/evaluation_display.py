@@ -1,0 +1,95 @@
+"""Evaluations as a person wants to read them: rich tables on stdout."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from forvalue_index.cli.display import readable_console, shown
+from forvalue_index.evaluation_results import (
+    Estimate,
+    Evaluated,
+    MislabeledResult,
+    RetrievalResult,
+)
+
+
+def print_retrieval(result: RetrievalResult) -> None:
+    """A line for each method, and how much the benchmark is worth."""
+    console = readable_console()
+    _print_evaluated(console, result.evaluated)
+    table = Table(
+        title=f"Retrieval of {result.classes:,} classes by {shown(result.label)}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+    )
+    table.add_column("method", style="cyan")
+    for column in ("AUC", "std", "recall", "std"):
+        table.add_column(column, justify="right")
+    table.add_row("[dim]guessing[/]", "0.500", "", f"{result.chance:.3f}", "")
+    for one in result.methods:
+        table.add_row(
+            escape(one.method),
+            interval(one.auc),
+            f"{one.auc_std:.3f}",
+            interval(one.recall),
+            f"{one.recall_std:.3f}",
+        )
+    console.print(table)
+    console.print(f"[dim]{INTERVALS} over validation samples.[/]")
+    console.print(f"[yellow]{escape(result.remark)}[/]", soft_wrap=True)
+
+
+def print_mislabeled(result: MislabeledResult) -> None:
+    """A line for each method: what share of the flagged samples inspecting a share of all finds."""
+    console = readable_console()
+    _print_evaluated(console, result.evaluated)
+    table = Table(
+        title=f"Detection of {result.flagged:,} samples with {shown(result.flag)}, "
+        f"{result.base_rate:.1%} of all",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+    )
+    table.add_column("method", style="cyan")
+    table.add_column("AUC", justify="right")
+    for share in result.inspected:
+        table.add_column(f"{share:.0%}", justify="right")
+    table.add_column("suspicious is", style="dim")
+    table.add_row("[dim]guessing[/]", "0.500", *(f"{share:.1%}" for share in result.inspected), "")
+    for one in result.methods:
+        table.add_row(
+            escape(one.method),
+            interval(one.auc),
+            *(f"{share:.1%}" for share in one.found),
+            escape(one.rule),
+        )
+    console.print(table)
+    console.print(
+        "[dim]Under 5 % to 50 %: the share of flagged samples found once so much is inspected. "
+        f"{INTERVALS} over training samples.[/]"
+    )
+    console.print(f"[yellow]{escape(result.remark)}[/]", soft_wrap=True)
+    if result.output is not None:
+        console.print(f"Curves drawn to {shown(result.output)}", soft_wrap=True)
+
+
+INTERVALS = "In brackets: 95 % bootstrap intervals"
+
+
+def interval(estimate: Estimate) -> str:
+    """A number from 0 to 1 and its bounds."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return escape(f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]")
+
+
+def _print_evaluated(console: Console, evaluated: Evaluated) -> None:
+    console.print(
+        f"{evaluated.training_samples:,} indexed samples (labels {evaluated.labels}) against "
+        f"{evaluated.validation_samples:,} validation samples."
+    )
+    for warning in evaluated.warnings:
+        console.print(f"[yellow]{shown(warning)}[/]", soft_wrap=True)
