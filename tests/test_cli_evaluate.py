@@ -62,7 +62,10 @@ def test_mislabeled(flagged, validation, tmp_path):
     found = document(*arguments, "-o", path)
     keys = ["flag", "label", "flagged", "base_rate", "methods", "remark", "output"]
     assert list(found) == [*COMMON_KEYS, *keys]
-    assert [one["method"] for one in found["methods"]] == [*METHODS, "training loss"]
+    assert [one["method"] for one in found["methods"]] == [
+        *(f"{name}{end}" for name in METHODS for end in ("", ", by prompt")),
+        "training loss",
+    ]
     assert (found["flagged"], found["base_rate"], found["output"]) == (3, 0.25, str(path))
     assert path.read_text("utf-8").startswith("<?xml")
     shown = evaluate(*arguments, "-o", tmp_path / "curve.png").stdout
@@ -72,13 +75,14 @@ def test_mislabeled(flagged, validation, tmp_path):
         assert one["method"] in shown
         assert f"{one['auc']['value']:.3f} [{one['auc']['low']:.3f}" in shown
         assert f"{one['detected'][2]['found']:.1%}" in shown
-    assert "high mean loss" in shown
+    assert shown.count("Suspicious to ") == 3
+    assert "Suspicious to training loss: high mean loss" in shown
 
 
 def test_mislabeled_by_class(flagged, validation):
     options = ("--flag", "bad[x]", "--label", "topic")
     found = document("mislabeled", flagged, validation, *options)
-    by_class = [f"{name}{end}" for name in METHODS for end in ("", ", by class")]
+    by_class = [f"{name}{end}" for name in METHODS for end in ("", ", by prompt", ", by class")]
     assert [one["method"] for one in found["methods"]] == [*by_class, "training loss"]
     shown = evaluate("mislabeled", flagged, validation, *options).stdout
     assert "for-value, by class" in shown

@@ -6,11 +6,12 @@ from rows import rows
 
 from forvalue_index.evaluation.evidence import EvaluationData, Evidence, gather
 from forvalue_index.evaluation.mislabeled import (
-    BY_CLASS_REMARK,
-    MEAN_REMARK,
+    BY_CLASS,
+    REMARK,
     Suspicion,
     detection,
     evaluate_mislabeled,
+    like_prompts,
     suspicions,
 )
 from forvalue_index.evaluation_results import Evaluated
@@ -46,7 +47,9 @@ def evidence_of(scores, loss):
 def test_orientations_by_hand():
     """The lowest value is the most suspicious: a low mean, a low contrast, a high loss."""
     same = np.array([[True, False, True], [False, True, True], [True, True, False]])
-    found = suspicions(evidence_of([[1, 2, 3], [4, 5, 6], [7, -1, 0]], [0.1, 0.5, 0.3]), same)
+    found = suspicions(
+        evidence_of([[1, 2, 3], [4, 5, 6], [7, -1, 0]], [0.1, 0.5, 0.3]), {BY_CLASS: ("r", same)}
+    )
     values = {one.method: one.values.tolist() for one in found}
     assert values == {
         "m": [4, 2, 3],
@@ -55,8 +58,8 @@ def test_orientations_by_hand():
     }
 
 
-def test_without_classes_there_is_no_method_by_class():
-    found = list(suspicions(evidence_of([[1, 2]], [0.1, 0.2]), None))
+def test_without_groups_there_is_the_mean_alone():
+    found = list(suspicions(evidence_of([[1, 2]], [0.1, 0.2]), {}))
     assert [one.method for one in found] == ["m", "training loss"]
     assert [one.rule for one in found] == [
         "low mean over the validation set",
@@ -79,8 +82,9 @@ def test_every_method_is_measured_alike(flagged):
     result = evaluated(flagged)
     evidence = gather(flagged, EvaluationData(VALIDATION), check=lambda *_: None)
     marks = np.array([one.metadata["bad"] for one in evidence.training])
-    assert [one.method for one in result.methods] == [*evidence.scores, "training loss"]
-    for one in result.methods[:-1]:
+    both = [f"{name}{end}" for name in evidence.scores for end in ("", ", by prompt")]
+    assert [one.method for one in result.methods] == [*both, "training loss"]
+    for one in result.methods[:-1:2]:
         mean = evidence.scores[one.method].mean(axis=0)
         assert one.auc.value == pytest.approx(auc(-mean, marks))
         assert one.auc.low <= one.auc.value <= one.auc.high
@@ -89,10 +93,10 @@ def test_every_method_is_measured_alike(flagged):
     assert result.methods[0].auc.value == pytest.approx(auc(-values, marks))
     assert (result.flag, result.label, result.flagged) == ("bad", None, 3)
     assert (result.base_rate, result.inspected) == (0.25, (0.05, 0.1, 0.2, 0.3, 0.5))
-    assert (result.remark, result.output) == (MEAN_REMARK, None)
+    assert (result.remark, result.output) == (REMARK, None)
 
 
-def test_a_swapped_response_is_found_by_class(index):
+def test_a_swapped_response_is_found_by_prompt_and_by_class(index):
     """What is right for another class only shows where samples are held against their own."""
     said = {"a": "quick river", "b": "glass none →"}
     data = [
@@ -105,11 +109,30 @@ def test_a_swapped_response_is_found_by_class(index):
     index.add([row for row in data if row["id"][-1] not in "45"])
     result = evaluated(index, [row for row in data if row["id"][-1] in "45"], label="kind")
     by_name = {one.method: one for one in result.methods}
-    assert list(by_name)[:2] == ["for-value", "for-value, by class"]
+    assert list(by_name)[:3] == ["for-value", "for-value, by prompt", "for-value, by class"]
+    assert by_name["for-value, by prompt"].auc.value == 1
     assert by_name["for-value, by class"].auc.value == 1
     assert by_name["for-value, by class"].found[2] == pytest.approx(0.8)  # 1.6 of 2 in 8 samples
     assert by_name["bm25, responses alone, by class"].auc.value == 1
-    assert (result.label, result.remark) == ("kind", BY_CLASS_REMARK)
+    assert result.label == "kind"
+
+
+def test_prompts_find_their_like(flagged):
+    """Each sample is held against those of half the validation set whose prompts share words."""
+    same = [{**row, "id": f"w{i}", "response": "x"} for i, row in enumerate(rows(12)[:3])]
+    other = [{"id": f"o{i}", "prompt": "zebra", "response": "x"} for i in range(3)]
+    evidence = gather(flagged, EvaluationData([*other, *same]), check=lambda *_: None)
+    near = like_prompts(evidence)
+    assert near.shape == (6, 12)
+    assert near.sum(axis=0).tolist() == [3] * 12
+    assert near[3:, :3].all()
+
+
+def test_without_like_prompts_there_is_no_method_by_prompt(flagged):
+    """One validation sample has no others to compare with; plain texts have no prompts."""
+    plain = ["for-value", "bm25", "bm25, responses alone", "hidden state", "training loss"]
+    for data in (VALIDATION[:1], [{"text": "red stone"}, {"text": "quick river"}]):
+        assert [one.method for one in evaluated(flagged, data).methods] == plain
 
 
 @pytest.mark.parametrize(

@@ -57,16 +57,18 @@ def print_mislabeled(result: MislabeledResult) -> None:
     table.add_column("AUC", justify="right")
     for share in result.inspected:
         table.add_column(f"{share:.0%}", justify="right")
-    table.add_column("suspicious is", style="dim")
-    table.add_row("[dim]guessing[/]", "0.500", *(f"{share:.1%}" for share in result.inspected), "")
+    table.add_row("[dim]guessing[/]", "0.500", *(f"{share:.1%}" for share in result.inspected))
     for one in result.methods:
         table.add_row(
             escape(one.method),
             interval(one.auc),
             *(f"{share:.1%}" for share in one.found),
-            escape(one.rule),
         )
     console.print(table)
+    # One line for each rule: the first method that goes by it stands for all.
+    for one in reversed({one.rule: one for one in reversed(result.methods)}.values()):
+        rule = f"Suspicious to {one.method}: {one.rule}."
+        console.print(f"[dim]{escape(rule)}[/]", soft_wrap=True)
     console.print(
         "[dim]Under 5 % to 50 %: the share of flagged samples found once so much is inspected. "
         f"{INTERVALS} over training samples.[/]"

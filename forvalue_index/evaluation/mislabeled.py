@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from forvalue_index.baselines import bm25_scores
 from forvalue_index.evaluation.evidence import (
     EvaluationData,
     Evidence,
@@ -28,20 +29,27 @@ INSPECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
 CURVE_INSPECTED = tuple(np.linspace(0, 1, 201).tolist())
 FLAG_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 LOSS = "training loss"
+BY_PROMPT = "by prompt"
 BY_CLASS = "by class"
+# Validation samples that a training sample is held against by its prompt.
+NEAREST = 10
 MEAN_RULE = "low mean over the validation set"
+BY_PROMPT_RULE = (
+    f"low mean over the {NEAREST} validation samples whose prompts are most like its own by BM25, "
+    "or half of all where they are few, less that over the others"
+)
 BY_CLASS_RULE = "low mean over validation samples of its class, less that over the others"
 LOSS_RULE = "high mean loss over its label tokens"
-MEAN_REMARK = (
-    "A wrong response that is right for another class of the validation set helps that class, so "
-    "the mean over a set of several classes may not show it. Name the field of the class with "
-    "--label to judge each sample against its own class, or use validation data of one class."
+REMARK = (
+    "A response that is wrong here and right for another task of the validation set helps that "
+    "task, so the mean over a set of several tasks may not show it. Methods by prompt, and by "
+    "class where --label names the class that a sample should have, hold it against its own task. "
+    "Hidden states and, where responses share words, BM25 find such responses too: compare with "
+    "these before you credit the values."
 )
-BY_CLASS_REMARK = (
-    "Methods by class know the class that each training sample should have; the others do not. "
-    "They find responses that are out of place in their class, and so do likeness of hidden states "
-    "and, where responses share words, BM25: compare with these before you credit the values."
-)
+
+
+Groups = Mapping[str, tuple[str, Marks]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +75,8 @@ def evaluate_mislabeled(
         index: the index whose samples are inspected.
         wanted: a validation set that is right, and how many training samples.
         flag: field of the training samples that says true where one is wrong.
-        label: field that names a sample's class, on both sides; with it, each method also judges
-            a sample by the validation samples of its class against those of the others.
+        label: field that names the class that a sample should have, on both sides; with it, each
+            method also judges a sample by the validation samples of its class against the others.
         output: SVG or PNG file that the curves are drawn to.
 
     Raises:
@@ -87,9 +95,13 @@ def evaluate_mislabeled(
 
     evidence = gather(index, wanted, check=check)
     flagged = _flags(evidence.training, flag)
-    same = None
+    groups = {}
+    near = like_prompts(evidence)
+    if near.any():
+        groups[BY_PROMPT] = (BY_PROMPT_RULE, near)
     if label is not None:
         same = _same_class(evidence.training, evidence.validation, label)
+        groups[BY_CLASS] = (BY_CLASS_RULE, same)
     result = MislabeledResult(
         evaluated=evidence.evaluated,
         flag=flag,
@@ -98,8 +110,8 @@ def evaluate_mislabeled(
         base_rate=float(flagged.mean()),
         inspected=INSPECTED,
         curve_inspected=CURVE_INSPECTED,
-        methods=tuple(detection(one, flagged) for one in suspicions(evidence, same)),
-        remark=MEAN_REMARK if label is None else BY_CLASS_REMARK,
+        methods=tuple(detection(one, flagged) for one in suspicions(evidence, groups)),
+        remark=REMARK,
         output=None if output is None else str(output),
     )
     if output is not None:
@@ -107,14 +119,30 @@ def evaluate_mislabeled(
     return result
 
 
-def suspicions(evidence: Evidence, same: Marks | None) -> Iterator[Suspicion]:
-    """What each method says of the training samples; `same` class is [validation, training]."""
+def suspicions(evidence: Evidence, groups: Groups) -> Iterator[Suspicion]:
+    """What each method says of the training samples.
+
+    `groups` are, by name, a rule and the validation samples [validation, training] that each
+    training sample is held against: some of them, and not all.
+    """
     for name, scores in evidence.scores.items():
         yield Suspicion(name, MEAN_RULE, scores.mean(axis=0, dtype=np.float64))
-        if same is not None:
-            contrast = _mean_where(same, scores) - _mean_where(~same, scores)
-            yield Suspicion(f"{name}, {BY_CLASS}", BY_CLASS_RULE, contrast)
+        for kind, (rule, near) in groups.items():
+            contrast = _mean_where(near, scores) - _mean_where(~near, scores)
+            yield Suspicion(f"{name}, {kind}", rule, contrast)
     yield Suspicion(LOSS, LOSS_RULE, -evidence.loss)
+
+
+def like_prompts(evidence: Evidence) -> Marks:
+    """The validation samples [validation, training] with the prompts most like a sample's own.
+
+    None at all where there is one validation sample, or where no prompts share a word.
+    """
+    queries, documents = evidence.validation, evidence.training
+    alike = bm25_scores([one.prompt for one in queries], [one.prompt for one in documents])
+    places = np.argsort(np.argsort(-alike, axis=0, kind="stable"), axis=0, kind="stable")
+    near: Marks = (places < min(NEAREST, len(queries) // 2)) & alike.any()
+    return near
 
 
 def detection(suspicion: Suspicion, flagged: Marks) -> Detection:
