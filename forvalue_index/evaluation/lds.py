@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from forvalue_index.backbone import Backbone
 from forvalue_index.contracts import OnProgress, ignore_progress
-from forvalue_index.evaluation_results import Estimate
 from forvalue_index.exceptions import SettingsMismatchError, UsageError
 from forvalue_index.metrics import mean_interval, spearman
 from forvalue_index.records import Encoded, Progress
@@ -40,13 +39,15 @@ RUN_FILE = "run.json"
 Retrain = Callable[[NDArray[np.int64], int], NDArray[np.float64]]
 
 
-class LdsScore(NamedTuple):
-    """The score with its bootstrap interval, and what it is the mean of: a correlation a query.
+class LdsResult(NamedTuple):
+    """The score, its bootstrap interval, and what it is the mean of: a correlation a query.
 
-    The interval is that of other queries; that of other halves is not in it.
+    The interval is that of other queries, from `metrics.mean_interval`; other halves are not in it.
     """
 
-    estimate: Estimate
+    score: float
+    low: float | None
+    high: float | None
     correlations: NDArray[np.float64]
 
 
@@ -91,7 +92,7 @@ def linear_datamodelling_score(
     losses: Float[NDArray[Any], "subset query"],
     *,
     seed: int = 0,
-) -> LdsScore:
+) -> LdsResult:
     """The score of values against measured losses; `seed` is that of the interval.
 
     Equal sums share a rank. A query whose sums or losses are all equal orders nothing: it counts 0.
@@ -105,7 +106,8 @@ def linear_datamodelling_score(
     sums = scores.astype(np.float64) @ members.T  # [query, subset]
     found = [spearman(a, -b) for a, b in zip(sums, losses.T.astype(np.float64), strict=True)]
     correlations = np.nan_to_num(np.array(found))
-    return LdsScore(mean_interval(correlations, seed=seed), correlations)
+    mean = mean_interval(correlations, seed=seed)
+    return LdsResult(mean.value, mean.low, mean.high, correlations)
 
 
 def measured_losses(
