@@ -11,7 +11,8 @@ from forvalue_index.exports import ExportError
 from forvalue_index.extras import evaluation_extra
 
 SUFFIXES = (".svg", ".png")
-SIZE_INCHES = (7.0, 5.0)
+SIZE_INCHES = (10.0, 5.0)
+STYLES = ("-", "--", "-.")
 DOTS_PER_INCH = 150
 
 
@@ -52,13 +53,18 @@ def draw_detection(result: MislabeledResult, path: Path) -> None:
         [0, 100 * result.base_rate, 100],
         [0, 100, 100],
         color="grey",
-        linestyle="--",
+        linestyle=(0, (1, 4)),
         label="inspecting only flagged ones",
     )
-    for method in result.methods:
+    # What a method is called before ", by ..." has a colour, and the way it is read a style.
+    names = [method.method.partition(", by ")[::2] for method in result.methods]
+    colours, ways = (list(dict.fromkeys(part)) for part in zip(*names, strict=True))
+    for method, (name, way) in zip(result.methods, names, strict=True):
         axes.plot(
             [100 * share for share in result.curve_inspected],
             [100 * share for share in method.curve],
+            color=f"C{colours.index(name)}",
+            linestyle=STYLES[ways.index(way) % len(STYLES)],
             label=f"{method.method} (AUC {method.auc.value:.3f})",
         )
     axes.set(xlim=(0, 100), ylim=(0, 102))
@@ -70,7 +76,7 @@ def draw_detection(result: MislabeledResult, path: Path) -> None:
         f"({result.base_rate:.1%})"
     )
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     partial = path.with_name(path.name + ".partial")
     # A salt and no date: equal results give equal files.
     with matplotlib.rc_context({"svg.hashsalt": "forvalue", "svg.fonttype": "none"}):

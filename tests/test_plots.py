@@ -25,6 +25,7 @@ def result():
         curve_inspected=(0.0, 0.5, 1.0),
         methods=(
             Detection("for-value", "low", Estimate(0.9, 0.8, 0.95), (0.3,), curve),
+            Detection("for-value, by class", "low", Estimate(0.7, 0.5, 0.9), (0.3,), curve),
             Detection("training loss", "high", Estimate(0.6, None, None), (0.2,), curve),
         ),
         remark="",
@@ -37,6 +38,7 @@ def test_an_svg_says_what_it_shows(result, tmp_path):
     texts = {"".join(e.itertext()).strip() for e in ET.parse(path).iter() if e.tag.endswith("text")}
     assert {
         "for-value (AUC 0.900)",
+        "for-value, by class (AUC 0.700)",
         "training loss (AUC 0.600)",
         "inspecting at random",
         "inspecting only flagged ones",
@@ -60,7 +62,7 @@ def test_a_png_is_a_picture(result, tmp_path):
     path = tmp_path / "curve.PNG"
     draw_detection(result, path)
     pixels = image.imread(path)
-    assert pixels.shape == (750, 1050, 4)
+    assert pixels.shape == (750, 1500, 4)
     assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 20
 
 
@@ -74,6 +76,17 @@ def test_a_line_goes_through_its_points(result, tmp_path):
     (left, bottom), (middle, high), (right, top) = points
     assert middle == pytest.approx((left + right) / 2)
     assert (bottom - high) / (bottom - top) == pytest.approx(0.7, abs=1e-3)
+
+
+def test_a_method_has_a_colour_and_its_ways_have_styles(result, tmp_path):
+    path = tmp_path / "curve.svg"
+    draw_detection(result, path)
+    drawn = re.findall(r'style="fill: none; (?:stroke-dasharray: [^;]*; )?[^"]*"', path.read_text())
+    blue, orange = ([s for s in drawn if colour in s] for colour in ("#1f77b4", "#ff7f0e"))
+    # Each line stands in the axes and in the legend.
+    assert (len(blue), len(orange)) == (4, 2)
+    assert sum("dasharray" in style for style in blue) == 2
+    assert not any("dasharray" in style for style in orange)
 
 
 @pytest.mark.parametrize(
