@@ -7,6 +7,9 @@ are taken, and only from safetensors.
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,35 @@ def merge_adapter(model: Any, adapter: str) -> Any:
         if not getattr(config, "ensure_weight_tying", False):
             _untie(model)
         return PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+
+
+@contextmanager
+def attached_lora(model: Any, *, rank: int, seed: int = 0) -> Iterator[list[torch.Tensor]]:
+    """The parameters of a new LoRA, on every linear layer of the model but its head.
+
+    It has no effect at first, and is taken off again afterwards.
+
+    Raises:
+        MissingDependencyError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"a LoRA of rank {rank} needs PEFT; pip install 'forvalue-index[models]'"
+        ) from error
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with quiet(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # GPT-2's layers are transposed; PEFT sees it, does what is right, and says so.
+        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    try:
+        yield [p for p in adapted.parameters() if p.requires_grad]
+    finally:
+        adapted.unload()
 
 
 def _locate(adapter: str) -> Path:

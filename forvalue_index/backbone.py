@@ -94,6 +94,11 @@ class Backbone:
         return cls(model.to(device), tokenizer, name=name, revision=found.revision)
 
     @property
+    def model(self) -> Any:
+        """The transformers model itself. Whoever changes its weights changes this backbone."""
+        return self._model
+
+    @property
     def context(self) -> int | None:
         """The most tokens that the model reads, or None where it does not say."""
         for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -114,6 +119,10 @@ class Backbone:
     @torch.inference_mode()
     def hidden_states(self, batch: Batch) -> Float[Tensor, "label hidden"]:
         """Inputs of the head at the batch's label positions, in the model's precision."""
+        return self.differentiable_states(batch)
+
+    def differentiable_states(self, batch: Batch) -> Float[Tensor, "label hidden"]:
+        """The same, with a graph back to those weights that are trainable."""
         states = self._states(
             torch.from_numpy(batch.token_ids).to(self.device),
             torch.from_numpy(batch.attention_mask).to(self.device),

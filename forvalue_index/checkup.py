@@ -174,7 +174,9 @@ def _segment(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Fi
     try:
         path = storage.segments.path(segment.file.uid)
         file = storage.segments.open(segment)
-        storage.refuse_strange([file])
+        storage.refuse_other_widths([file])
+        if not any(_calibration(storage)):  # else that is what is wrong
+            storage.refuse_other_calibration([file])
         first, *others = storage.manifest.settings.geometries
         _compare(segment, file.blocks(first), snapshot.norms(segment.file.uid))
         for geometry in others:

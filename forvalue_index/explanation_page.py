@@ -22,6 +22,11 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; }
 h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem; }
 """
 GREEN, RED = "46, 160, 67", "218, 54, 51"
+# Control characters but tab and line break, as Unicode's pictures of them.
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
+    0x7F: "\N{SYMBOL FOR DELETE}",
+    **dict.fromkeys(range(0x80, 0xA0), "\N{REPLACEMENT CHARACTER}"),
+}
 
 
 class PageError(ForValueError):
@@ -49,10 +54,10 @@ def write_page(path: Path, explanation: Explanation) -> None:
 
 def page(explanation: Explanation) -> str:
     """The page as text."""
-    key, scoring = escape(explanation.training.sample.key), explanation.scoring
+    key, scoring = _escaped(explanation.training.sample.key), explanation.scoring
     kind = f"{scoring.geometry} geometry" + (", cosine" if scoring.normalize else "")
     parts = [
-        f"<h1>{key}</h1>",
+        f"<h1><bdi>{key}</bdi></h1>",
         f"<p>Exact score <strong>{explanation.score:+.6g}</strong> ({kind}) for "
         f"{explanation.validation_samples:,} validation samples, "
         f"{explanation.validation_label_tokens:,} label tokens. Green tokens help, red ones hurt; "
@@ -61,8 +66,8 @@ def page(explanation: Explanation) -> str:
         _strongest(explanation.training),
     ]
     for number, one in enumerate(explanation.validation):
-        name = escape(one.sample.key)
-        parts.append(f"<h2>Validation sample {number}, {name}: {one.score:+.6g}</h2>{_text(one)}")
+        name = f"Validation sample {number}, <bdi>{_escaped(one.sample.key)}</bdi>"
+        parts.append(f"<h2>{name}: {one.score:+.6g}</h2>{_text(one)}")
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -73,11 +78,12 @@ def page(explanation: Explanation) -> str:
 
 def _text(explained: ExplainedSample) -> str:
     largest = explained.largest
-    return '<div class="text">' + "".join(_token(t, largest) for t in explained.tokens) + "</div>"
+    tokens = "".join(_token(token, largest) for token in explained.tokens)
+    return f'<div class="text" dir="auto">{tokens}</div>'
 
 
 def _token(token: TokenTerm, largest: float) -> str:
-    text = escape(token.text)
+    text = _escaped(token.text)
     if token.loss is None:
         return f"<i>{text}</i>" if text else ""
     colour = GREEN if token.term > 0 else RED
@@ -88,9 +94,13 @@ def _token(token: TokenTerm, largest: float) -> str:
 
 def _strongest(explained: ExplainedSample) -> str:
     rows = "".join(
-        f'<tr><td class="n">{t.position}</td><td><code>{escape(repr(t.text))}</code></td>'
+        f'<tr><td class="n">{t.position}</td><td><code>{_escaped(repr(t.text))}</code></td>'
         f'<td class="n">{t.term:+.6g}</td><td class="n">{t.loss or 0.0:.3f}</td></tr>'
         for t in explained.strongest(20)
     )
     head = "<tr><th>position</th><th>token</th><th>term</th><th>loss</th></tr>"
     return f"<h2>Strongest tokens</h2><table>{head}{rows}</table>"
+
+
+def _escaped(text: str) -> str:
+    return escape(text.translate(PICTURES))

@@ -127,10 +127,10 @@ def features_of(
     """What makes the rows of some geometries of an index; all but raw need a calibration."""
     device, features = reader.vocab_order.device, {}
     for name in geometries:
+        geometry = geometry_of(name, reader, calibration, settings)
         directions = None if calibration is None else calibration.directions.get(name)
         mine = geometry_tables(tables, name, directions)
-        sketch = make_sketch(mine, dim=settings.dim, device=device)
-        features[name] = Feature(geometry_of(name, reader, calibration, settings), sketch)
+        features[name] = Feature(geometry, make_sketch(mine, dim=settings.dim, device=device))
     return features
 
 

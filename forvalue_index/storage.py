@@ -24,6 +24,7 @@ from forvalue_index.database import NoRoomError
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
 from forvalue_index.features import Embedder, features_of
 from forvalue_index.hash_tables import (
+    RAW,
     HashTables,
     ModelProfile,
     SketchError,
@@ -185,10 +186,16 @@ class Storage:
     def embedder(self, reader: LabelReader, geometries: Sequence[str] | None = None) -> Embedder:
         """What turns samples into rows of this index, in some or all of its geometries.
 
-        Raises UsageError where a geometry needs a calibration and there is none.
+        Raises BrokenIndexError where a geometry needs a calibration and there is none.
         """
         settings, calibration = self.manifest.settings, self.calibration()
         names = settings.geometries if geometries is None else geometries
+        calibrated = [name for name in names if name != RAW]
+        if calibration is None and calibrated:
+            raise BrokenIndexError(
+                f"{self.path / CALIBRATION} is missing, and rows of {', '.join(calibrated)} depend "
+                "on it; restore it from a backup, or build the index anew"
+            )
         return Embedder(reader, features_of(reader, self.tables(), settings, calibration, names))
 
     def sketch_error(self, geometry: str) -> SketchError:
@@ -273,17 +280,24 @@ class Storage:
         with ExitStack() as stack:
             yield self._view(stack)
 
-    def refuse_strange(self, files: Iterable[SegmentFile]) -> None:
+    def refuse_other_widths(self, files: Iterable[SegmentFile]) -> None:
         """Raise BrokenIndexError for a segment whose rows are not of this index's kind."""
         expected = dict.fromkeys(self.manifest.settings.geometries, self.manifest.row_width)
-        calibration = self.calibration()
-        digest = None if calibration is None else calibration.digest
         for file in files:
             if file.dims != expected:
                 raise BrokenIndexError(
                     f"{file.path} is damaged: its rows have {_shown(file.dims)}, and those of the "
                     f"index {_shown(expected)}; {CURE}"
                 )
+
+    def refuse_other_calibration(self, files: Iterable[SegmentFile]) -> None:
+        """Raise BrokenIndexError for a segment that another calibration was used for.
+
+        Raises as `calibration` does, too.
+        """
+        calibration = self.calibration()
+        digest = None if calibration is None else calibration.digest
+        for file in files:
             if file.calibration != digest:
                 raise BrokenIndexError(
                     f"{file.path} was made with the calibration {file.calibration}, and that of "
@@ -299,7 +313,8 @@ class Storage:
             raise BrokenIndexError(
                 f"{self.path} is damaged: its segments hold other samples than its catalog; {CURE}"
             )
-        self.refuse_strange(files)
+        self.refuse_other_widths(files)
+        self.refuse_other_calibration(files)
 
     def _view(self, stack: ExitStack) -> View:
         for _ in range(ATTEMPTS):

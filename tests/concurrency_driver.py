@@ -32,10 +32,7 @@ from forvalue_index.backbone import Backbone, default_device
 from forvalue_index.exceptions import BadSampleError, BusyIndexError
 from forvalue_index.loading import wanted_settings
 from forvalue_index.results import Scoring
-from forvalue_index.results import Scoring
 from forvalue_index.sources import open_sources
-from forvalue_index.validation import embed_validation, read_validation
-from forvalue_index.valuation import Counts
 from forvalue_index.validation import embed_validation, read_validation
 from forvalue_index.valuation import Counts
 

@@ -13,8 +13,8 @@ from models import save_adapter, tiny_model
 from safetensors.torch import load_file
 from strangers import edit
 
-from forvalue_index.adapters import KINDS, merge_adapter
-from forvalue_index.exceptions import ForValueError, ModelError
+from forvalue_index.adapters import KINDS, attached_lora, merge_adapter
+from forvalue_index.exceptions import ForValueError, MissingDependencyError, ModelError
 
 
 @pytest.fixture
@@ -159,3 +159,23 @@ def test_a_name_that_no_hub_has(tmp_path, monkeypatch):
         " is neither a directory here nor an adapter on the hub that can be read: "
         "404: adapter_config.json"
     )
+
+
+def test_a_new_lora_has_no_effect_at_first_and_leaves_nothing_behind():
+    model, plain = tiny_model("gpt2"), tiny_model("gpt2")
+    token_ids = torch.arange(5, 25)[None]
+    state = torch.random.get_rng_state()
+    with attached_lora(model, rank=3) as parameters:
+        # Four linear layers a block, two matrices each; GPT-2 writes them as convolutions.
+        assert len(parameters) == 2 * 4 * 2
+        assert torch.equal(model(token_ids).logits, plain(token_ids).logits)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+def test_a_lora_without_peft_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    wanted = r"LoRA of rank 3 needs PEFT; pip install 'forvalue-index\[models\]'"
+    with pytest.raises(MissingDependencyError, match=wanted), attached_lora(None, rank=3):
+        pass

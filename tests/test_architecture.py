@@ -12,23 +12,25 @@ PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 # Index = height: a module imports only what stands in a set above its own.
 LAYERS = [
     {"exceptions", "records"},  # words
-    {"settings", "contracts", "results"},  # promises
+    {"settings", "contracts", "results", "evaluation_results", "extras"},  # promises
     {"prediction_error", "sketch", "exact", "batching", "prompts", "reports"}
-    | {"model_files"},  # kernels
+    | {"model_files", "metrics", "evaluation_reports"},  # kernels
     {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
     | {"sqlite_connections"},
     {"repeats", "rejects", "interrupts", "catalog_runs", "writer_lock", "formats"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
-    {"search", "search.library", "snapshot", "references"},
-    {"search.flat", "catalog", "removal", "features", "model_profile"},  # joins
-    {"manifest"},
+    {"search", "search.library", "snapshot", "references", "plots"},
+    {"search.flat", "catalog", "removal", "features", "model_profile", "training"},  # joins
+    {"manifest", "baselines"},
     {"storage", "index_samples"},
     {"ingest", "valuation", "compaction", "checkup", "loading"},  # use-cases
     {"index"},
+    {"evaluation", "evaluation.evidence"},
+    {"evaluation.retrieval", "evaluation.mislabeled", "evaluation.lds"},
     {"forvalue_index"},
     {"cli.options", "cli.progress", "cli.display", "cli.demo"},  # edges
-    {"cli.session", "cli.inspect"},
-    {"cli.build", "cli.value", "cli.maintain"},
+    {"cli.session", "cli.inspect", "cli.evaluation_display"},
+    {"cli.build", "cli.value", "cli.maintain", "cli.evaluate"},
     {"cli.app"},
     {"cli"},
 ]
@@ -52,9 +54,14 @@ HOMES = {
     "pyarrow": {"formats", "sources", "exports"},
     "datasets": {"formats"},
     "safetensors": {"segments", "storage"},
+    "bm25s": {"baselines"},
+    "sklearn": {"metrics"},
+    "scipy": {"metrics"},
+    "matplotlib": {"plots"},
 }
 WITHOUT_TORCH = {
     *("exceptions", "records", "settings", "contracts", "manifest", "reports"),
+    *("evaluation_results", "evaluation_reports", "extras", "metrics", "plots"),
     *("sources", "columns", "demo_data", "exports", "forvalue_index", "cli", "cli."),
     *(
         "formats",
@@ -70,6 +77,7 @@ WITHOUT_TORCH = {
 }
 # What --help must not wait for.
 SLOW = {"torch", "faiss", "transformers", "sqlalchemy", "numpy", "pyarrow", "sqlglot"}
+SLOW |= {"scipy", "sklearn", "bm25s", "matplotlib"}
 
 
 def module_name(path):
@@ -181,6 +189,7 @@ def test_files_stay_short(module):
 def test_help_imports_nothing_slow():
     assert not loaded_by(["--help"]) & SLOW
     assert not loaded_by(["query", "--help"]) & SLOW
+    assert not loaded_by(["evaluate", "retrieval", "--help"]) & SLOW
 
 
 def test_a_missing_index_is_reported_before_torch_is_imported(tmp_path):

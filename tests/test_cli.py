@@ -20,6 +20,8 @@ from forvalue_index.manifest import open_catalog
 pytest_plugins = ("tiny",)
 
 MODEL_OPTIONS = ("--model", "--trust-remote-code")
+EVALUATION_OPTIONS = ("--columns", "--on-bad", "--limit", "--json", *MODEL_OPTIONS)
+# A sub-command stands under its group's name and its own.
 OPTIONS = {
     "init": {
         *("--model", "--adapter", "--revision", "--dim", "--seed", "--labels", "--template"),
@@ -40,6 +42,9 @@ OPTIONS = {
     "show": {"--json"},
     "list": {"--where", "--limit", "--offset", "--json"},
     "info": {"--json"},
+    "evaluate": set(),
+    "evaluate retrieval": {"--label", *EVALUATION_OPTIONS},
+    "evaluate mislabeled": {"--flag", "--label", "-o", "--output", *EVALUATION_OPTIONS},
     "remove": {"--source", "--where", "--dry-run", "--yes", "--wait", "--json"},
     "compact": {"--wait", "--json"},
     "check": {"--repair", "--wait", "--json", *MODEL_OPTIONS},
@@ -112,31 +117,42 @@ def forvalue(*arguments):
     ]
 
 
+def commands_of(group, prefix=""):
+    """Every command by name, each group before what is in it."""
+    for name, command in group.commands.items():
+        yield prefix + name, command
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{prefix}{name} ")
+
+
+COMMANDS = dict(commands_of(main))
+
+
 def test_the_commands_are_these():
-    assert list(main.commands) == list(OPTIONS)
+    assert list(COMMANDS) == list(OPTIONS)
 
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_every_command_explains_itself(command):
-    done = run(command, "--help")
+    done = run(*command.split(), "--help")
     assert done.exit_code == 0
     assert done.stderr == ""
     assert f"Usage: main {command} [OPTIONS]" in done.stdout
-    assert main.commands[command].help
-    assert run(command, "-h").stdout == done.stdout
+    assert COMMANDS[command].help
+    assert run(*command.split(), "-h").stdout == done.stdout
 
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_the_options_are_these(command):
     """Scripts depend on the names."""
-    options = [p for p in main.commands[command].params if isinstance(p, click.Option)]
+    options = [p for p in COMMANDS[command].params if isinstance(p, click.Option)]
     assert {name for option in options for name in option.opts} == OPTIONS[command]
 
 
 def test_the_group_explains_itself():
     done = run("--help")
     assert done.exit_code == 0
-    assert all(command in done.stdout for command in OPTIONS)
+    assert all(command in done.stdout for command in main.commands)
     assert run("--version").stdout == f"forvalue, version {__version__}\n"
 
 

@@ -10,6 +10,7 @@ import click
 import forvalue_index
 from forvalue_index.cli.build import add, calibrate, init
 from forvalue_index.cli.demo import make_demo_data
+from forvalue_index.cli.evaluate import evaluate
 from forvalue_index.cli.inspect import info, list_samples, show
 from forvalue_index.cli.maintain import check, compact, migrate, remove
 from forvalue_index.cli.value import explain, query, values
@@ -77,6 +78,6 @@ def main() -> None:
     """
 
 
-READING = (query, values, explain, show, list_samples, info)
+READING = (query, values, explain, show, list_samples, info, evaluate)
 for command in (init, calibrate, add, *READING, remove, compact, check, migrate, make_demo_data):
     main.add_command(command)

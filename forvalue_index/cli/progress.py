@@ -35,6 +35,7 @@ LABELS = {
     "retraining": "Training on halves",
     "training": "Training",
     "patching": "Training single steps",
+    "comparing": "Baselines",
     "waiting": "Waiting for another process to finish",
     "compacting": "Compacting",
     "restoring": "Restoring",
@@ -47,6 +48,7 @@ UNITS = {
     "scoring": "samples",
     "re-scoring": "samples",
     "patching": "samples",
+    "comparing": "samples",
 }
 LOG_INTERVAL_S = 60.0
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from forvalue_index.evaluation import lds
 from forvalue_index.evaluation.evidence import EvaluationData, gather
-from forvalue_index.evaluation.lds import (
-    LdsResult,
-    linear_datamodelling_score,
-    random_halves,
-    subset_losses,
-)
-from forvalue_index.evaluation_results import Estimate, Lds, LdsEvaluation
+from forvalue_index.evaluation.lds import LdsStudy, linear_datamodelling_score, measured_losses
+from forvalue_index.evaluation_results import Estimate, Lds, LdsResult
 from forvalue_index.index import ValuationIndex
-from forvalue_index.records import Sample
-from forvalue_index.training import Recipe, fine_tune, mean_losses, trainable
+from forvalue_index.training import Recipe
 
 DIRECTORY = "lds"
 
@@ -32,7 +22,7 @@ def evaluate_lds(
     subsets: int,
     recipe: Recipe,
     directory: Path | None = None,
-) -> LdsEvaluation:
+) -> LdsResult:
     """Fine-tune on random halves, and compare what happens with what values foresee.
 
     Losses are kept in `directory`, by default in the index: a run that was stopped goes on with
@@ -43,53 +33,30 @@ def evaluate_lds(
         UsageError: there are fewer than 2 samples or subsets.
         BadSampleError, SourceError: the validation set cannot be used, as in `query`.
     """
-    evidence = gather(index, wanted, exact=True)
-    backbone = index.backbone
-    training = [p.encoded for p in evidence.training_prepared]
-    validation = [p.encoded for p in evidence.validation_prepared]
-
-    def retrain(places: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-        with trainable(backbone, lora_rank=recipe.lora_rank) as parameters:
-            members = [training[i] for i in places]
-            fine_tune(backbone, parameters, members, recipe, seed=seed)
-            return mean_losses(backbone, validation)
-
-    members = random_halves(len(training), subsets, seed=wanted.seed)
-    losses = subset_losses(
-        index.path / DIRECTORY if directory is None else directory,
-        members,
-        retrain,
-        run={
-            "model": index.manifest.model.weights_digest,
-            "training": _digest(evidence.training),
-            "validation": _digest(evidence.validation),
-            "labels": index.manifest.settings.labels,
-            "recipe": asdict(recipe),
-            "seed": wanted.seed,
-        },
-        on_progress=index.on_progress,
+    evidence = gather(index, replace(wanted, exact=True))
+    study = LdsStudy(
+        training=[p.encoded for p in evidence.training],
+        queries=[p.encoded for p in evidence.validation],
+        recipe=recipe,
+        n_subsets=subsets,
+        seed=wanted.seed,
     )
+    where = index.path / DIRECTORY if directory is None else directory
+    losses = measured_losses(index.backbone, study, where, on_progress=index.on_progress)
     named = [(name, "sketched", scores) for name, scores in evidence.sketched.items()]
     named += [(name, "exact", scores) for name, scores in evidence.exact.items()]
     named += [(name, "", scores) for name, scores in evidence.baselines.items()]
-    return LdsEvaluation(
+    return LdsResult(
         evaluated=evidence.evaluated,
-        subsets=len(members),
+        subsets=subsets,
         recipe=asdict(recipe),
         spread=float(losses.std(axis=0).mean()),
         methods=tuple(
-            Lds(name, kind, _estimate(linear_datamodelling_score(scores, members, losses)))
+            Lds(name, kind, _estimate(linear_datamodelling_score(scores, study.members, losses)))
             for name, kind, scores in named
         ),
     )
 
 
-def _estimate(result: LdsResult) -> Estimate:
+def _estimate(result: lds.LdsResult) -> Estimate:
     return Estimate(result.score, result.low, result.high)
-
-
-def _digest(samples: Iterable[Sample]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for sample in samples:
-        digest.update(sample.content_hash.encode())
-    return digest.hexdigest()

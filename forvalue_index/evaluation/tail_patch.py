@@ -76,12 +76,12 @@ def _gains(
     index: ValuationIndex, evidence: Evidence, places: Sequence[int], recipe: Recipe
 ) -> dict[int, float]:
     backbone = index.backbone
-    validation = [p.encoded for p in evidence.validation_prepared]
+    validation = [p.encoded for p in evidence.validation]
     before = float(mean_losses(backbone, validation).mean())
     gains = {}
     for done, place in enumerate(places, 1):
         with trainable(backbone) as parameters:
-            sample = evidence.training_prepared[place].encoded
+            sample = evidence.training[place].encoded
             fine_tune(backbone, parameters, [sample], recipe, seed=0)
             gains[place] = before - float(mean_losses(backbone, validation).mean())
         index.on_progress(Progress("patching", done, len(places)))

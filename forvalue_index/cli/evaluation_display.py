@@ -1,0 +1,182 @@
+"""Evaluations as a person wants to read them: rich tables on stdout."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from forvalue_index.cli.display import readable_console, shown
+from forvalue_index.evaluation_results import (
+    Estimate,
+    Evaluated,
+    FidelityResult,
+    LdsResult,
+    MislabeledResult,
+    RetrievalResult,
+    TailPatchResult,
+)
+
+
+def print_retrieval(result: RetrievalResult) -> None:
+    """A line for each method, and how much the benchmark is worth."""
+    console = readable_console()
+    _print_evaluated(console, result.evaluated)
+    table = Table(
+        title=f"Retrieval of {result.classes:,} classes by {shown(result.label)}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+    )
+    table.add_column("method", style="cyan")
+    for column in ("AUC", "std", "recall", "std"):
+        table.add_column(column, justify="right")
+    table.add_row("[dim]guessing[/]", "0.500", "", f"{result.chance:.3f}", "")
+    for one in result.methods:
+        table.add_row(
+            escape(one.method),
+            interval(one.auc),
+            f"{one.auc_std:.3f}",
+            interval(one.recall),
+            f"{one.recall_std:.3f}",
+        )
+    console.print(table)
+    console.print(f"[dim]{INTERVALS} over validation samples.[/]")
+    console.print(f"[yellow]{escape(result.remark)}[/]", soft_wrap=True)
+
+
+def print_mislabeled(result: MislabeledResult) -> None:
+    """A line for each method: what share of the flagged samples inspecting a share of all finds."""
+    console = readable_console()
+    _print_evaluated(console, result.evaluated)
+    table = Table(
+        title=f"Detection of {result.flagged:,} samples with {shown(result.flag)}, "
+        f"{result.base_rate:.1%} of all",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+    )
+    table.add_column("method", style="cyan")
+    table.add_column("AUC", justify="right")
+    for share in result.inspected:
+        table.add_column(f"{share:.0%}", justify="right")
+    table.add_row("[dim]guessing[/]", "0.500", *(f"{share:.1%}" for share in result.inspected))
+    for one in result.methods:
+        table.add_row(
+            escape(one.method),
+            interval(one.auc),
+            *(f"{share:.1%}" for share in one.found),
+        )
+    console.print(table)
+    # One line for each rule: the first method that goes by it stands for all.
+    for one in reversed({one.rule: one for one in reversed(result.methods)}.values()):
+        rule = f"Suspicious to {one.method}: {one.rule}."
+        console.print(f"[dim]{escape(rule)}[/]", soft_wrap=True)
+    console.print(
+        "[dim]Under 5 % to 50 %: the share of flagged samples found once so much is inspected. "
+        f"{INTERVALS} over training samples.[/]"
+    )
+    console.print(f"[yellow]{escape(result.remark)}[/]", soft_wrap=True)
+    if result.output is not None:
+        console.print(f"Curves drawn to {shown(result.output)}", soft_wrap=True)
+
+
+def print_fidelity(result: FidelityResult) -> None:
+    """A line for each geometry and baseline."""
+    console = readable_console()
+    _print_evaluated(console, result.evaluated)
+    table = _table("Agreement with exact scores", "exact scores", "method")
+    k, n = result.k, result.candidates
+    for column in ("mean query", "single queries", f"top {k}", f"bottom {k}"):
+        table.add_column(column, justify="right")
+    for column in (f"top {k} in {n}", f"bottom {k} in {n}", "error / stderr"):
+        table.add_column(column, justify="right")
+    for row in result.rows:
+        ratio = row.error_over_stderr
+        table.add_row(
+            escape(row.reference),
+            "sketched" if row.method == row.reference else escape(row.method),
+            f"{row.mean_rank_correlation:.3f}",
+            interval(row.rank_correlation),
+            f"{row.top_kept:.2f}",
+            f"{row.bottom_kept:.2f}",
+            f"{row.top_reranked:.3f}",
+            f"{row.bottom_reranked:.3f}",
+            "" if ratio is None else f"{ratio:.2f}",
+        )
+    console.print(table)
+    console.print(
+        f"[dim]Rank correlations, then the share of the exact {k} that is kept: among {k}, and "
+        f"among the {n} candidates of --rerank {n}, for single queries. {INTERVALS}.[/]",
+        soft_wrap=True,
+    )
+
+
+def print_tail_patch(result: TailPatchResult) -> None:
+    """A line for each method."""
+    console = readable_console()
+    _print_evaluated(console, result.evaluated)
+    title = f"One step on each of {result.k} samples, learning rate {result.learning_rate:g}"
+    table = _table(title, "method")
+    for column in ("top", "bottom", "top - random", "random - bottom"):
+        table.add_column(column, justify="right")
+    table.add_row("[dim]random[/]", _gain(result.random), "", "", "")
+    for one in result.methods:
+        gains = (one.top, one.bottom, one.top_over_random, one.random_over_bottom)
+        table.add_row(escape(one.method), *map(_gain, gains))
+    console.print(table)
+    console.print(
+        "[dim]Mean change of the validation set's log-likelihood in thousandths of a nat a label "
+        f"token. {INTERVALS} over training samples.[/]",
+        soft_wrap=True,
+    )
+
+
+def print_lds(result: LdsResult) -> None:
+    """A line for each method."""
+    console = readable_console()
+    _print_evaluated(console, result.evaluated)
+    table = _table(f"Linear datamodelling score over {result.subsets} halves", "method", "scores")
+    table.add_column("LDS", justify="right")
+    for one in result.methods:
+        table.add_row(escape(one.method), one.kind, interval(one.score))
+    console.print(table)
+    console.print(
+        f"[dim]{INTERVALS} over validation samples. Training on another half changes the loss of a "
+        f"validation sample by {result.spread:.3f} nats (standard deviation).[/]",
+        soft_wrap=True,
+    )
+
+
+INTERVALS = "In brackets: 95 % bootstrap intervals"
+
+
+def interval(estimate: Estimate) -> str:
+    """A number from 0 to 1 and its bounds."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return escape(f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]")
+
+
+def _print_evaluated(console: Console, evaluated: Evaluated) -> None:
+    console.print(
+        f"{evaluated.training_samples:,} indexed samples (labels {evaluated.labels}) against "
+        f"{evaluated.validation_samples:,} validation samples."
+    )
+    for warning in evaluated.warnings:
+        console.print(f"[yellow]{shown(warning)}[/]", soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    for column in columns:
+        table.add_column(column, style="cyan")
+    return table
+
+
+def _gain(estimate: Estimate) -> str:
+    value, low, high = (
+        None if number is None else f"{1000 * number:+.2f}"
+        for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value}" if low is None else escape(f"{value} [{low}, {high}]")

@@ -1,0 +1,1 @@
+"""Evidence for what the values mean: evaluations of an index, one a module."""

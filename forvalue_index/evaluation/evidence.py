@@ -1,0 +1,331 @@
+"""What an evaluation looks at: training samples of an index, validation samples, and scores.
+
+A score matrix is [validation, training] in the order of both; larger means more alike, or more
+helpful. Training samples are in order of id.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forvalue_index.baselines import bm25_scores, hidden_similarity, mean_hidden_states
+from forvalue_index.evaluation_results import Evaluated
+from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
+from forvalue_index.hash_tables import SketchError
+from forvalue_index.index import ValuationIndex
+from forvalue_index.index_queries import Data
+from forvalue_index.label_tokens import LabelReader, Prepared
+from forvalue_index.records import BadRow, Sample, StoredSample
+from forvalue_index.rescoring import exact_matrix
+from forvalue_index.results import Scoring
+from forvalue_index.settings import ON_BAD
+from forvalue_index.sources import open_sources
+from forvalue_index.view import View, unit_rows
+
+T = TypeVar("T")
+Matrix = NDArray[np.float32]
+
+FOR_VALUE = "for-value"
+BM25 = "bm25"
+BM25_RESPONSE = "bm25, responses alone"
+HIDDEN_STATE = "hidden state"
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What an index is evaluated with: a validation set, and how much of the index.
+
+    `data` is what `ValuationIndex.query` takes, with its `columns` and `on_bad`. With a `limit`,
+    so many training samples are drawn by `seed` instead of all. `exact` asks for exact scores
+    beside sketched ones, from the model and the texts.
+    """
+
+    data: Data
+    columns: Mapping[str, str] | None = None
+    on_bad: str = "fail"
+    limit: int | None = None
+    exact: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 2:
+            raise UsageError(f"--limit is {self.limit}; use at least 2 training samples, or none")
+        if self.on_bad not in ON_BAD:
+            raise UsageError(f"--on-bad cannot be {self.on_bad!r}; use one of {', '.join(ON_BAD)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Training and validation samples, and scores [validation, training] by name.
+
+    `sketched` are scores of rows with their `stderrs`, `exact` those of the model for the same
+    names where they were asked for. `loss` [training] is the mean cross-entropy over the label
+    tokens when a sample was added.
+    """
+
+    training: tuple[Prepared, ...]
+    validation: tuple[Prepared, ...]
+    loss: NDArray[np.float64]
+    sketched: Mapping[str, Matrix]
+    stderrs: Mapping[str, Matrix]
+    exact: Mapping[str, Matrix]
+    baselines: Mapping[str, Matrix]
+    evaluated: Evaluated
+
+    @property
+    def scores(self) -> dict[str, Matrix]:
+        """All scores by the names of their methods."""
+        exact = {f"{name}, exact": scores for name, scores in self.exact.items()}
+        return {**self.sketched, **exact, **self.baselines}
+
+    @property
+    def training_samples(self) -> list[Sample]:
+        """The training samples as they were read."""
+        return [prepared.sample for prepared in self.training]
+
+    @property
+    def validation_samples(self) -> list[Sample]:
+        """The validation samples as they were read."""
+        return [prepared.sample for prepared in self.validation]
+
+
+Check = Callable[[Sequence[Sample], Sequence[Sample]], None]
+
+
+def anything(_training: Sequence[Sample], _validation: Sequence[Sample]) -> None:
+    """Let all samples serve."""
+
+
+def gather(index: ValuationIndex, wanted: EvaluationData, *, check: Check = anything) -> Evidence:
+    """Read what an evaluation needs and score it by every method.
+
+    Rows are scored in each geometry of the index, as inner products and as cosines. `check` gets
+    training and validation samples before the model is loaded, and raises where they cannot serve.
+
+    Raises:
+        UsageError: the index has fewer than two samples with texts.
+        BadSampleError, SourceError: the validation set cannot be used, as in `query`.
+    """
+    started = time.perf_counter()
+    warnings: list[str] = []
+    validation = _read_validation(wanted, warnings)
+    with index.storage.view() as view:
+        stored = _read_training(view, wanted, warnings)
+        training = [one.sample for one in stored]
+        check(training, validation)
+        reader = index.reader
+        loaded = time.perf_counter()
+        prepared = _prepared(reader, validation, wanted.on_bad, warnings)
+        sketched, stderrs = _sketched(index, view, prepared, [one.id for one in stored])
+        version = view.version
+    tokenised = tuple(_tokenised(reader, training))
+    exact = _exact(index, prepared, tokenised) if wanted.exact else {}
+    scored = time.perf_counter()
+    baselines = _baselines(index, prepared, tokenised)
+    manifest = index.manifest
+    return Evidence(
+        training=tokenised,
+        validation=tuple(prepared),
+        loss=np.array([one.statistics.loss for one in stored]),
+        sketched=sketched,
+        stderrs=stderrs,
+        exact=exact,
+        baselines=baselines,
+        evaluated=Evaluated(
+            index=str(index.path),
+            fingerprint=manifest.fingerprint,
+            index_version=version,
+            labels=manifest.settings.labels,
+            training_samples=len(training),
+            validation_samples=len(prepared),
+            seconds={
+                "load": loaded - started,
+                "score": scored - loaded,
+                "baselines": time.perf_counter() - scored,
+            },
+            warnings=tuple(warnings),
+        ),
+    )
+
+
+def scorings(index: ValuationIndex) -> dict[str, Scoring]:
+    """What an index can be asked for without its model: each geometry, and its cosines."""
+    return {
+        f"{FOR_VALUE} {geometry}{', cosine' if normalize else ''}": Scoring(geometry, normalize)
+        for geometry in index.manifest.settings.geometries
+        for normalize in (False, True)
+    }
+
+
+def _sketched(
+    index: ValuationIndex, view: View, prepared: Sequence[Prepared], ids: Sequence[int]
+) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
+    """Scores of rows and their standard errors, by the name of the scoring."""
+    queries = index.embedder.embed(prepared).rows
+    scores, stderrs = {}, {}
+    for name, scoring in scorings(index).items():
+        mine = queries[scoring.geometry]
+        errors = index.storage.sketch_error(scoring.geometry)
+        scores[name], stderrs[name] = sketched_scores(
+            view, unit_rows(mine) if scoring.normalize else mine, ids, scoring, errors
+        )
+    return scores, stderrs
+
+
+def sketched_scores(
+    view: View, queries: Tensor, ids: Sequence[int], scoring: Scoring, errors: SketchError
+) -> tuple[Matrix, Matrix]:
+    """Inner products of query rows with the rows of samples whose ids are in order, with errors."""
+    wanted, rows = np.asarray(ids, dtype=np.int64), queries.numpy()
+    scores = np.empty((len(rows), len(wanted)), dtype=np.float32)
+    stderrs = np.empty_like(scores)
+    for block in view.blocks(scoring.geometry, normalize=scoring.normalize):
+        here = np.isin(block.ids, wanted)
+        place = np.searchsorted(wanted, block.ids[here])
+        chosen = block.rows.numpy()[here]
+        scores[:, place] = rows @ chosen.T
+        for i, row in enumerate(rows):
+            stderrs[i, place] = errors.standard_errors(row, chosen)
+    return scores, stderrs
+
+
+def _exact(
+    index: ValuationIndex, validation: Sequence[Prepared], training: Sequence[Prepared]
+) -> dict[str, Matrix]:
+    return {
+        name: exact_matrix(
+            index.reader,
+            index.geometry(scoring.geometry),
+            validation,
+            training,
+            normalize=scoring.normalize,
+            on_progress=index.on_progress,
+        ).astype(np.float32)
+        for name, scoring in scorings(index).items()
+    }
+
+
+def field_values(samples: Iterable[Sample], field: str, *, role: str) -> list[Any]:
+    """What each sample has under a field of its metadata. Raises UsageError where one lacks it."""
+    found = []
+    for sample in samples:
+        value = sample.metadata.get(field)
+        if value is None:
+            there = ", ".join(sorted(map(str, sample.metadata))) or "none at all"
+            raise UsageError(
+                f"the {role} sample {sample.key} ({sample.source}:{sample.position}) has no field "
+                f"{field!r}; it has {there}. Name a field that every sample has"
+            )
+        found.append(value)
+    return found
+
+
+def class_names(samples: Iterable[Sample], field: str, *, role: str) -> list[str]:
+    """The classes of samples as texts, so that 1 and "1" are one class. Raises UsageError."""
+    return [
+        value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+        for value in field_values(samples, field, role=role)
+    ]
+
+
+def _read_validation(wanted: EvaluationData, warnings: list[str]) -> list[Sample]:
+    sources = open_sources(wanted.data, wanted.columns)
+    rows = [row for source in sources for row in source.samples()]
+    samples = _usable(rows, wanted.on_bad, warnings)
+    if not samples:
+        names = ", ".join(source.name for source in sources)
+        raise SourceError(f"{names} has no usable row to validate with; mend the file")
+    return samples
+
+
+def _read_training(view: View, wanted: EvaluationData, warnings: list[str]) -> list[StoredSample]:
+    """Live samples in order of id, those without a text left out; raises where none remain."""
+    ids = view.catalog.live_ids()
+    if wanted.limit is not None and len(ids) < wanted.limit:
+        warnings.append(
+            f"--limit is {wanted.limit:,} and the index holds {len(ids):,} samples; all are used"
+        )
+    elif wanted.limit is not None:
+        drawn = np.random.default_rng(wanted.seed).choice(ids, wanted.limit, replace=False)
+        ids = np.sort(drawn)
+    found = view.catalog.samples(ids)
+    stored = [found[id_] for id_ in sorted(found)]
+    lost = [one.text_error for one in stored if one.text_error]
+    if lost:
+        warnings.append(
+            f"{len(lost):,} training sample(s) are left out, as their texts cannot be read; the "
+            f"first: {lost[0]}"
+        )
+    readable = [one for one in stored if not one.text_error]
+    if len(readable) < 2:
+        raise UsageError(
+            f"there are {len(readable)} training samples with texts in the index, and an "
+            f"evaluation compares at least 2"
+            + (f"; the first lost text: {lost[0]}" if lost else "; add some: forvalue add INDEX")
+        )
+    return readable
+
+
+def _prepared(
+    reader: LabelReader, samples: Sequence[Sample], on_bad: str, warnings: list[str]
+) -> list[Prepared]:
+    tokenised = map(reader.prepare, samples)
+    prepared = _usable(tokenised, on_bad, warnings)
+    if not prepared:
+        raise SourceError("no validation row can be used with this model; mend the file")
+    truncated = sum(p.encoded.truncated for p in prepared)
+    if truncated:
+        warnings.append(
+            f"{truncated} validation sample(s) are longer than the context and were cut"
+        )
+    return prepared
+
+
+def _usable(rows: Iterable[T | BadRow], on_bad: str, warnings: list[str]) -> list[T]:
+    """Rows but for the bad ones, which are warned of. Raises BadSampleError if they must not be."""
+    good, bad = [], []
+    for row in rows:
+        if not isinstance(row, BadRow):
+            good.append(row)
+        elif on_bad == "fail":
+            raise BadSampleError(f"{row}. Mend the row, or use --on-bad skip")
+        else:
+            bad.append(row)
+    if bad:
+        warnings.append(f"{len(bad)} validation row(s) were left out, the first one: {bad[0]}")
+    return good
+
+
+def _baselines(
+    index: ValuationIndex, validation: Sequence[Prepared], training: Sequence[Prepared]
+) -> dict[str, Matrix]:
+    queries, documents = ([p.sample for p in side] for side in (validation, training))
+    hidden = mean_hidden_states(
+        index.reader, [*validation, *training], on_progress=index.on_progress
+    )
+    return {
+        BM25: bm25_scores(list(map(_text, queries)), list(map(_text, documents))),
+        BM25_RESPONSE: bm25_scores(
+            [sample.response for sample in queries], [sample.response for sample in documents]
+        ),
+        HIDDEN_STATE: hidden_similarity(hidden[: len(validation)], hidden[len(validation) :]),
+    }
+
+
+def _tokenised(reader: LabelReader, training: Iterable[Sample]) -> Iterator[Prepared]:
+    for prepared in map(reader.prepare, training):
+        if isinstance(prepared, BadRow):
+            raise BadSampleError(f"{prepared}. It is in the index all the same; add it anew")
+        yield prepared
+
+
+def _text(sample: Sample) -> str:
+    return f"{sample.prompt}\n{sample.response}"

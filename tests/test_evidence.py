@@ -1,0 +1,221 @@
+"""What evaluations look at, against what queries say; and what they refuse."""
+
+import numpy as np
+import pytest
+from rows import rows, write_jsonl
+
+from forvalue_index import ValuationIndex
+from forvalue_index.baselines import bm25_scores
+from forvalue_index.evaluation.evidence import (
+    BM25,
+    BM25_RESPONSE,
+    FOR_VALUE,
+    HIDDEN_STATE,
+    EvaluationData,
+    class_names,
+    field_values,
+    gather,
+    sketched_scores,
+)
+from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
+from forvalue_index.records import Message, Sample
+
+pytest_plugins = ("tiny",)
+
+VALIDATION = rows(4, seed=2, prefix="v")
+
+
+def anything(training, validation):
+    """A check that lets everything pass."""
+
+
+def gathered(index, data=VALIDATION, **options):
+    return gather(index, EvaluationData(data, **options), check=anything)
+
+
+def sample(key, **metadata):
+    turns = (Message("user", "p"), Message("assistant", "r"))
+    return Sample(turns, source="x.jsonl", position=3, own_id=key, metadata=metadata)
+
+
+def test_scores_are_those_of_queries(filled):
+    filled.remove(["r3", "s0"])
+    evidence = gathered(filled)
+    keys = [one.key for one in evidence.training]
+    assert keys == [f"r{i}" for i in range(20) if i != 3] + [f"s{i}" for i in range(1, 10)]
+    assert [one.key for one in evidence.validation] == ["v0", "v1", "v2", "v3"]
+    found = filled.query(VALIDATION, top=28, per_sample=True)
+    for one, scores in zip(found.per_sample, evidence.scores[FOR_VALUE], strict=True):
+        expected = {hit.sample.key: hit.score for hit in one.helpful}
+        assert dict(zip(keys, scores.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
+    assert list(evidence.scores) == [FOR_VALUE, BM25, BM25_RESPONSE, HIDDEN_STATE]
+    assert {scores.shape for scores in evidence.scores.values()} == {(4, 28)}
+    with filled.snapshot() as snapshot:
+        losses = [snapshot.sample(key).statistics.loss for key in keys]
+    assert evidence.loss.tolist() == losses
+    evaluated = evidence.evaluated
+    assert (evaluated.index, evaluated.fingerprint) == (str(filled.path), found.fingerprint)
+    assert (evaluated.index_version, evaluated.labels) == (found.index_version, "response")
+    assert (evaluated.training_samples, evaluated.validation_samples) == (28, 4)
+    assert list(evaluated.seconds) == ["load", "score", "baselines"]
+    assert evaluated.warnings == ()
+
+
+def test_bm25_reads_prompts_and_responses(filled):
+    evidence = gathered(filled)
+    texts = [f"{row['prompt']} {row['response']}" for row in rows(20) + rows(10, seed=1)]
+    queries = [f"{row['prompt']} {row['response']}" for row in VALIDATION]
+    assert np.array_equal(evidence.scores[BM25], bm25_scores(queries, texts))
+    said = [row["response"] for row in rows(20) + rows(10, seed=1)]
+    queries = [row["response"] for row in VALIDATION]
+    assert np.array_equal(evidence.scores[BM25_RESPONSE], bm25_scores(queries, said))
+
+
+def test_a_sample_is_most_like_itself(filled):
+    """Training samples asked for themselves, in another order."""
+    asked = rows(20)[::-1]
+    scores = gathered(filled, asked).scores
+    assert scores[HIDDEN_STATE].argmax(axis=1).tolist() == list(range(19, -1, -1))
+    assert scores[HIDDEN_STATE].max(axis=1) == pytest.approx(np.ones(20), abs=1e-4)
+    assert scores[BM25].argmax(axis=1).tolist() == list(range(19, -1, -1))
+
+
+def test_a_limit_draws_samples_by_seed(filled):
+    everything = gathered(filled)
+    some = gathered(filled, limit=12)
+    keys = [one.key for one in everything.training]
+    drawn = [one.key for one in some.training]
+    assert len(drawn) == 12
+    assert drawn == [key for key in keys if key in drawn]
+    at = [keys.index(key) for key in drawn]
+    for name in (FOR_VALUE, BM25):  # of these BM25 counts words in the drawn ones alone
+        assert some.scores[name].shape == (4, 12)
+    assert some.scores[FOR_VALUE] == pytest.approx(everything.scores[FOR_VALUE][:, at], rel=1e-4)
+    assert some.loss.tolist() == everything.loss[at].tolist()
+    assert [one.key for one in gathered(filled, limit=12).training] == drawn
+    assert [one.key for one in gathered(filled, limit=12, seed=1).training] != drawn
+    assert gathered(filled, limit=30).evaluated.warnings == ()
+
+
+def test_a_limit_above_what_there_is_warns(filled):
+    evidence = gathered(filled, limit=31)
+    assert len(evidence.training) == 30
+    assert evidence.evaluated.warnings == (
+        "--limit is 31 and the index holds 30 samples; all are used",
+    )
+
+
+@pytest.mark.parametrize(("option", "value"), [("limit", 1), ("limit", -5), ("on_bad", "no")])
+def test_settings_that_cannot_work_are_refused(option, value):
+    name = "--" + option.replace("_", "-")
+    with pytest.raises(UsageError, match=f"{name} .*{value}"):
+        EvaluationData([], **{option: value})
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_index_must_hold_something(index, count):
+    if count:
+        index.add(rows(count))
+    with pytest.raises(UsageError, match=f"there are {count} training samples .*forvalue add"):
+        gathered(index)
+
+
+def test_the_check_comes_before_the_model(built_index):
+    """It is given all samples, and what it raises stops everything."""
+
+    def check(training, validation):
+        raise UsageError(f"{len(training)} and {len(validation)}")
+
+    with (
+        ValuationIndex.open(built_index, model="no such model") as opened,
+        pytest.raises(UsageError, match="30 and 4"),
+    ):
+        gather(opened, EvaluationData(VALIDATION), check=check)
+
+
+def test_lost_texts_are_left_out(tmp_path, model_dir):
+    train = write_jsonl(tmp_path / "train.jsonl", rows(6))
+    with ValuationIndex.create(tmp_path / "i", str(model_dir), dim=64, payload="reference") as made:
+        made.add(train)
+        lines = train.read_text("utf-8").splitlines()
+        lines[2] = lines[2].replace('"response": "2 ', '"response": "7 ')
+        train.write_text("\n".join(lines) + "\n", "utf-8")
+        evidence = gathered(made)
+        assert [one.key for one in evidence.training] == ["r0", "r1", "r3", "r4", "r5"]
+        (warning,) = evidence.evaluated.warnings
+        assert "1 training sample(s) are left out, as their texts cannot be read" in warning
+        assert "train.jsonl" in warning
+        train.unlink()
+        with pytest.raises(
+            UsageError, match=r"0 training samples with texts .* lost text: .*train"
+        ):
+            gathered(made)
+
+
+def test_bad_validation_rows(filled, tmp_path):
+    bad = write_jsonl(tmp_path / "v.jsonl", [*VALIDATION[:2], {"prompt": "p", "response": ""}])
+    with pytest.raises(BadSampleError, match=r"v\.jsonl:3: .*--on-bad skip"):
+        gathered(filled, bad)
+    evidence = gathered(filled, bad, on_bad="skip")
+    assert len(evidence.validation) == 2
+    assert "1 validation row(s) were left out, the first one: " in evidence.evaluated.warnings[0]
+    nothing = write_jsonl(tmp_path / "w.jsonl", [{"prompt": "p", "response": ""}])
+    with pytest.raises(SourceError, match=r"w\.jsonl has no usable row"):
+        gathered(filled, nothing, on_bad="skip")
+
+
+def test_rows_that_the_tokenizer_refuses(filled):
+    """Its prompt alone is longer than the context."""
+    long = {"prompt": "z" * 600, "response": "r"}
+    with pytest.raises(BadSampleError, match="its prompt alone has"):
+        gathered(filled, [*VALIDATION, long])
+    evidence = gathered(filled, [*VALIDATION, long], on_bad="skip")
+    assert len(evidence.validation) == 4
+    with pytest.raises(SourceError, match="no validation row can be used with this model"):
+        gathered(filled, [long], on_bad="skip")
+    cut = gathered(filled, [{"prompt": "p", "response": "z" * 600}])
+    assert "1 validation sample(s) are longer than the context" in cut.evaluated.warnings[0]
+
+
+def test_columns_are_mapped(filled):
+    data = [{"Q": row["prompt"], "A": row["response"]} for row in VALIDATION]
+    columns = {"prompt": "Q", "response": "A"}
+    found = gathered(filled, data, columns=columns).scores[FOR_VALUE]
+    assert found == pytest.approx(gathered(filled).scores[FOR_VALUE])
+
+
+def test_sketched_scores_over_several_segments(filled):
+    with filled.storage.view() as view:
+        blocks = list(view.blocks())
+        every = {}
+        for block in blocks:
+            every |= dict(zip(block.ids.tolist(), block.rows.numpy(), strict=True))
+        queries = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
+        for ids in ([0], [29], [3, 19, 20, 28], sorted(every)):
+            slow = [[sum(q * every[i]) for i in ids] for q in queries]
+            assert sketched_scores(view, queries, ids) == pytest.approx(np.array(slow), rel=1e-4)
+
+
+def test_fields():
+    samples = [sample("a", topic="x"), sample("b", topic=3), sample("c", topic="3")]
+    assert field_values(samples, "topic", role="training") == ["x", 3, "3"]
+    assert class_names(samples, "topic", role="training") == ["x", "3", "3"]
+    others = [sample("a", t=True), sample("b", t=[2, "ü"]), sample("c", t={"b": 1, "a": 2})]
+    assert class_names(others, "t", role="training") == [
+        "true",
+        '[2, "\\u00fc"]',
+        '{"a": 2, "b": 1}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "there"),
+    [({"b": 1, "a": 2}, "it has a, b"), ({}, "none at all"), ({"topic": None, "z": 1}, "topic, z")],
+)
+def test_a_missing_field_is_named_with_what_is_there(metadata, there):
+    samples = [sample("first", topic="x"), sample("second", **metadata)]
+    with pytest.raises(
+        UsageError,
+        match=rf"the validation sample second \(x\.jsonl:3\) has no field 'topic'; .*{there}",
+    ):
+        field_values(samples, "topic", role="validation")

@@ -1,0 +1,234 @@
+import os
+from html.parser import HTMLParser
+
+import pytest
+
+from forvalue_index.exceptions import UsageError
+from forvalue_index.explanation_page import GREEN, RED, PageError, page, refuse_page, write_page
+from forvalue_index.records import Message, Sample
+from forvalue_index.results import ExplainedSample, Explanation, Scoring, TokenTerm
+
+NASTY = "<script>alert('x')</script> & \"q\" </b></div><img src=x onerror=y> ]]> <!-- {{ a }} `"
+OVERRIDE = "\u202eabc"
+VOID = ("meta",)
+
+
+def sample(key="k"):
+    return Sample((Message("text", "t"),), own_id=key)
+
+
+def explained(tokens, key="k"):
+    """Tokens as (text, term, loss), the last two None where there is no label."""
+    terms = [
+        TokenTerm(i, i, text, term or 0.0, loss) for i, (text, term, loss) in enumerate(tokens)
+    ]
+    return ExplainedSample(sample(key), sum((t.term for t in terms), 0.0), tuple(terms))
+
+
+def explanation(tokens, key="k", validation=(), **how):
+    return Explanation(
+        id=1,
+        scoring=Scoring(**how),
+        training=explained(tokens, key),
+        validation_samples=1234,
+        validation_label_tokens=56789,
+        validation=tuple(validation),
+    )
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and texts; refuses tags that do not match."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.found, self.comments = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        element = [tag, dict(attributes), ""]
+        self.found.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element[2] += data
+
+    def handle_comment(self, data):
+        self.comments.append(data)
+
+    def all(self, tag, **attributes):
+        return [e for e in self.found if e[0] == tag and attributes.items() <= e[1].items()]
+
+    def texts(self, tag, **attributes):
+        return [element[2] for element in self.all(tag, **attributes)]
+
+
+TOKENS = [
+    ("the ", None, None),
+    ("cab", 2.0, 0.5),
+    (" is", -1.0, 1.25),
+    ("\n", 0.0, 3.0),
+    ("", -0.5, 2.0),
+    ("", None, None),
+]
+
+
+def alpha(element):
+    """The colour and the strength of a token's background."""
+    style = element[1]["style"]
+    assert style.startswith("background: rgba(")
+    *colour, strength = style.removeprefix("background: rgba(").removesuffix(")").split(", ")
+    return ", ".join(colour), float(strength)
+
+
+def test_tokens_are_coloured_by_what_they_add():
+    """By sign, and in proportion to the largest of the sample; context is pale."""
+    found = Page(page(explanation(TOKENS)))
+    assert found.texts("b") == ["cab", " is", "\n", ""]
+    assert [alpha(element) for element in found.all("b")] == [
+        (GREEN, 1.0),
+        (RED, 0.5),
+        (RED, 0.0),
+        (RED, 0.25),
+    ]
+    titles = [element[1]["title"] for element in found.all("b")]
+    assert titles[:2] == ["+2, loss 0.500 nats", "-1, loss 1.250 nats"]
+    assert found.texts("i") == ["the "]
+    assert found.texts("div", **{"class": "text"}) == ["the cab is\n"]
+
+
+def test_a_page_says_what_it_is_of():
+    text = page(explanation(TOKENS, key="r7", geometry="kfac", normalize=True))
+    found = Page(text)
+    assert text.startswith("<!doctype html>\n")
+    assert found.all("meta", charset="utf-8")
+    assert found.texts("title") == found.texts("h1") == ["r7"]
+    (said,) = found.texts("p")
+    assert "Exact score +0.5 (kfac geometry, cosine)" in said
+    assert "1,234 validation samples, 56,789 label tokens" in said
+    assert "(raw geometry)" in Page(page(explanation(TOKENS))).texts("p")[0]
+
+
+def test_the_strongest_tokens_are_in_a_table():
+    found = Page(page(explanation(TOKENS)))
+    assert found.texts("th") == ["position", "token", "term", "loss"]
+    rows = [tuple(found.texts("td")[i : i + 4]) for i in range(0, 16, 4)]
+    assert rows == [
+        ("1", "'cab'", "+2", "0.500"),
+        ("2", "' is'", "-1", "1.250"),
+        ("4", "''", "-0.5", "2.000"),
+        ("3", r"'\n'", "+0", "3.000"),
+    ]
+    many = explanation([(str(i), float(i), 1.0) for i in range(30)])
+    shown = Page(page(many)).texts("code")
+    assert shown == [f"'{i}'" for i in range(29, 9, -1)]
+
+
+def test_validation_samples_follow():
+    parts = [explained(TOKENS, "v0"), explained([("only", -3.0, 1.0)], "v1")]
+    found = Page(page(explanation(TOKENS, validation=parts)))
+    assert found.texts("h2") == [
+        "Strongest tokens",
+        "Validation sample 0, v0: +0.5",
+        "Validation sample 1, v1: -3",
+    ]
+    assert found.texts("div") == ["the cab is\n", "the cab is\n", "only"]
+    assert alpha(found.all("b")[-1]) == (RED, 1.0)
+
+
+@pytest.mark.parametrize("text", [NASTY, "'", '"', "&amp;", "&#0;", "</title>", "</style>", "\t"])
+def test_what_samples_hold_is_text(text):
+    """Whatever is in a key, a label, a context token or a validation sample."""
+    part = explained([(text, 1.0, 1.0)], key=text)
+    found = Page(page(explanation([(text, 1.0, 1.0), (text, None, None)], text, [part])))
+    assert found.comments == []
+    assert not {"script", "img"} & {element[0] for element in found.found}
+    assert found.texts("title") == found.texts("h1") == [text]
+    assert found.texts("b") == [text, text]
+    assert found.texts("i") == [text]
+    assert found.texts("h2")[1] == f"Validation sample 0, {text}: +1"
+    assert found.texts("code") == [repr(text)]
+    for element in found.found:
+        assert element[1].keys() <= {*("lang", "charset", "name", "content"), "class", "dir"} | {
+            *("style", "title"),
+        }
+
+
+def test_control_characters_become_pictures():
+    text = page(explanation([("a\x00\x1b[31m\x7f\x9b\r\n\tb", 1.0, 1.0)], key="k\x07"))
+    assert not {*map(chr, range(32)), *map(chr, range(127, 160))} - {"\n", "\t"} & set(text)
+    found = Page(text)
+    assert found.texts("b") == ["a␀␛[31m␡\ufffd␍\n\tb"]
+    assert found.texts("title") == ["k␇"]
+
+
+def test_keys_cannot_turn_what_stands_beside_them():
+    """A right-to-left override would show a score backwards."""
+    part = explained([(OVERRIDE, 1.0, 1.0)], key=OVERRIDE)
+    found = Page(page(explanation([(OVERRIDE, 1.0, 1.0)], OVERRIDE, [part])))
+    assert found.texts("bdi") == [OVERRIDE, OVERRIDE]
+    assert found.texts("b") == [OVERRIDE, OVERRIDE]
+    assert all(element[1]["dir"] == "auto" for element in found.all("div"))
+
+
+def test_a_page_needs_nothing_else():
+    part = explained(TOKENS)
+    text = page(explanation(TOKENS, validation=[part]))
+    found = Page(text)
+    assert not {"script", "link", "img", "iframe", "a", "base"} & {e[0] for e in found.found}
+    assert not any({"src", "href"} & element[1].keys() for element in found.found)
+    assert not any(word in text for word in ("http", "url(", "@import", "//"))
+
+
+def test_no_label_and_no_score():
+    """Terms of 0 are no division by 0."""
+    found = Page(page(explanation([("a", 0.0, 1.0)])))
+    assert alpha(found.all("b")[0]) == (RED, 0.0)
+    assert Page(page(explanation([]))).texts("div") == [""]
+
+
+def test_a_page_is_written_in_utf_8_and_over_an_old_one(tmp_path):
+    path = tmp_path / "x.HTML"
+    path.write_text("old and longer" * 1000)
+    one = explanation([("ü→😀", 1.0, 1.0)])
+    write_page(path, one)
+    assert path.read_bytes().decode("utf-8") == page(one)
+
+
+@pytest.mark.parametrize(("name", "said"), [("x.pdf", r"\.pdf"), ("x", "no suffix")])
+def test_an_unknown_suffix_is_refused(tmp_path, name, said):
+    for call in (refuse_page, lambda path: write_page(path, explanation(TOKENS))):
+        with pytest.raises(UsageError, match=rf"{name} ends in {said}; use \.html$"):
+            call(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_directory_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"none is not a directory; create it, or write elsew"):
+        refuse_page(tmp_path / "none" / "x.html")
+
+
+def test_a_read_only_directory_is_refused(tmp_path, monkeypatch):
+    """To root, who may write everywhere, no directory is read-only."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PageError, match="the directory is read-only; write elsewhere"):
+        refuse_page(tmp_path / "x.html")
+
+
+def test_a_full_disk_is_told(tmp_path):
+    (tmp_path / "x.html").symlink_to("/dev/full")
+    with pytest.raises(PageError, match="No space left on device"):
+        write_page(tmp_path / "x.html", explanation(TOKENS))
+
+
+def test_a_page_that_cannot_be_written_says_why(tmp_path):
+    (tmp_path / "x.html").mkdir()
+    with pytest.raises(PageError, match=r"x\.html cannot be written \(Is a directory\); write"):
+        write_page(tmp_path / "x.html", explanation(TOKENS))
+    assert PageError.exit_code == 1

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from test_storage import DIM, create, fill, random_rows, samples, statistics
+
+from forvalue_index.view import unit_rows
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """Of 12 samples in two segments, of which 3 are removed, and one has no gradient."""
+    made = create(tmp_path / "ix", row_dtype="bfloat16")
+    fill(made, 7)
+    made.append(*zeroed(5))
+    made.catalog.remove([0, 5, 9])
+    yield made
+    made.close()
+
+
+def zeroed(count):
+    rows = random_rows(count, seed=1)
+    rows[1] = 0
+    return {"raw": rows}, samples(count, "z"), statistics(count)
+
+
+LIVE = [1, 2, 3, 4, 6, 7, 8, 10, 11]
+ROWS = torch.cat([random_rows(7), zeroed(5)[0]["raw"]]).bfloat16().float()
+
+
+def test_blocks_have_live_rows_in_order(storage):
+    with storage.view() as view:
+        blocks = [*view.blocks("raw")]
+    assert np.concatenate([block.ids for block in blocks]).tolist() == LIVE
+    assert torch.cat([block.rows for block in blocks]).equal(ROWS[LIVE])
+
+
+def test_normalised_rows_have_length_1_but_for_those_without_a_gradient(storage):
+    with storage.view() as view:
+        rows = torch.cat([block.rows for block in view.blocks("raw", normalize=True)])
+        index = view.search_index("raw", normalize=True)
+    lengths = torch.ones(len(LIVE))
+    lengths[LIVE.index(8)] = 0
+    torch.testing.assert_close(rows.norm(dim=1), lengths)
+    expected = ROWS[LIVE] / ROWS[LIVE].norm(dim=1, keepdim=True).clamp(min=1e-9)
+    torch.testing.assert_close(rows, expected)
+    # In float32, though rows are stored in bfloat16: cosines of a row with itself are 1.
+    stored = index.rows(np.array(LIVE))
+    np.testing.assert_array_equal(stored, rows.numpy())
+    ids, scores = index.search(stored[:1], 1)[0]
+    assert (ids.tolist(), scores.tolist()) == ([1], pytest.approx([1.0], rel=1e-6))
+
+
+def test_rows_are_normalised_whatever_their_size_is():
+    rows = torch.tensor([[3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0]])
+    found = unit_rows(rows)
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_some_rows_are_a_seeded_choice_of_live_ones_in_order(storage):
+    with storage.view() as view:
+        whole = view.some_rows("raw", len(LIVE))
+        assert whole.equal(view.some_rows("raw", 100))
+        assert whole.equal(ROWS[LIVE])
+        some = view.some_rows("raw", 4)
+        assert some.equal(view.some_rows("raw", 4))
+        norms = view.some_rows("raw", 4, normalize=True).norm(dim=1)
+    assert some.shape == (4, DIM)
+    places = [int((ROWS[LIVE] == row).all(1).nonzero()) for row in some]
+    assert places == sorted(set(places))
+    assert ((norms - 1).abs() < 1e-6).sum() >= 3
+
+
+def test_there_are_no_rows(tmp_path):
+    made = create(tmp_path / "empty")
+    with made.view() as view:
+        assert view.some_rows("raw", 5).shape == (0, DIM)
+        assert [*view.blocks("raw", normalize=True)] == []
+    made.close()
+
+
+def test_each_geometry_has_its_rows(tmp_path):
+    made = create(tmp_path / "ix", geometry="fisher,raw")
+    rows = {"fisher": random_rows(5), "raw": random_rows(5, seed=1)}
+    made.append(rows, samples(5), statistics(5))
+    made.catalog.remove([2])
+    with made.view() as view:
+        for name, expected in rows.items():
+            found = torch.cat([block.rows for block in view.blocks(name)])
+            assert found.equal(expected[[0, 1, 3, 4]])
+            stored = view.search_index(name).rows(np.array([0, 4]))
+            np.testing.assert_array_equal(stored, expected[[0, 4]].numpy())
+    made.close()
