@@ -15,7 +15,12 @@ from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index_queries import Data, IndexQueries, refuse_on_bad
-from forvalue_index.loading import ModelAccess, create_storage, wanted_settings
+from forvalue_index.loading import (
+    ModelAccess,
+    calibration_from,
+    create_storage,
+    wanted_settings,
+)
 from forvalue_index.manifest import (
     is_index,
     refuse_other_catalog,
@@ -174,7 +179,7 @@ class ValuationIndex(IndexQueries):
 
     def _calibration_of(self, data: Data, columns: Mapping[str, str] | None) -> Calibration:
         if isinstance(data, str | PathLike) and is_index(Path(data)):
-            return self._storage.calibration_from(Path(data))
+            return calibration_from(self._storage, Path(data))
         validation = read_validation(self.reader, sources=open_sources(data, columns))
         choice = Choice(self.manifest.settings.seed)
         for prepared in validation.prepared:

@@ -11,11 +11,18 @@ import numpy as np
 import torch
 
 from forvalue_index.backbone import Backbone, default_device, resolve_dtype
+from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress
-from forvalue_index.exceptions import UsageError
+from forvalue_index.exceptions import SettingsMismatchError, UsageError
 from forvalue_index.hash_tables import VOCAB_ORDER, HashTables
 from forvalue_index.label_tokens import LabelReader
-from forvalue_index.manifest import refuse_occupied, refuse_other_model, refuse_trust
+from forvalue_index.manifest import (
+    CALIBRATION,
+    read_manifest,
+    refuse_occupied,
+    refuse_other_model,
+    refuse_trust,
+)
 from forvalue_index.model_profile import profile_model
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import Progress
@@ -81,6 +88,31 @@ def load_backbone(storage: Storage, access: ModelAccess, on_progress: OnProgress
     backbone = access.load(storage.path, storage.manifest)
     on_progress(Progress("loading", 1, 1))
     return backbone
+
+
+def calibration_from(storage: Storage, other: Path) -> Calibration:
+    """The calibration of another index, which has to be made alike.
+
+    Raises:
+        SettingsMismatchError: it is of another model, or has another sketch or geometry.
+        UsageError: it is not calibrated yet.
+    """
+    mine, theirs = storage.manifest, read_manifest(other)
+    refuse_other_model(other, theirs.model, mine.model)
+    for name, value, wanted in (
+        ("sketch (--dim, --seed)", theirs.sketch_digest, mine.sketch_digest),
+        ("--geometry", theirs.settings.geometry, mine.settings.geometry),
+        ("--damping", theirs.settings.damping, mine.settings.damping),
+    ):
+        if value != wanted:
+            raise SettingsMismatchError(
+                f"{other} has another {name}: {value}, and {storage.path} has {wanted}; make both "
+                "with the same options, or calibrate on data"
+            )
+    found = Calibration.load(other / CALIBRATION, theirs.model.weights_digest)
+    if found is None:
+        raise UsageError(f"{other} is not calibrated yet; add samples to it first")
+    return found
 
 
 def resolve(wanted: Settings, backbone: Backbone) -> Settings:

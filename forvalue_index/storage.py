@@ -21,7 +21,7 @@ from torch import Tensor
 from forvalue_index.calibration import Calibration
 from forvalue_index.catalog import Catalog
 from forvalue_index.database import NoRoomError
-from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
+from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.features import Embedder, features_of
 from forvalue_index.hash_tables import (
     RAW,
@@ -43,9 +43,7 @@ from forvalue_index.manifest import (
     TABLES,
     catalog_address,
     open_catalog,
-    read_manifest,
     refuse_occupied,
-    refuse_other_model,
     texts_of,
 )
 from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
@@ -147,30 +145,6 @@ class Storage:
         Raises BrokenIndexError where it is damaged, or of another model.
         """
         return Calibration.load(self.path / CALIBRATION, self.manifest.model.weights_digest)
-
-    def calibration_from(self, other: Path) -> Calibration:
-        """The calibration of another index, which has to be made alike.
-
-        Raises:
-            SettingsMismatchError: it is of another model, or has another sketch or geometry.
-            UsageError: it is not calibrated yet.
-        """
-        mine, theirs = self.manifest, read_manifest(other)
-        refuse_other_model(other, theirs.model, mine.model)
-        for name, value, wanted in (
-            ("sketch (--dim, --seed)", theirs.sketch_digest, mine.sketch_digest),
-            ("--geometry", theirs.settings.geometry, mine.settings.geometry),
-            ("--damping", theirs.settings.damping, mine.settings.damping),
-        ):
-            if value != wanted:
-                raise SettingsMismatchError(
-                    f"{other} has another {name}: {value}, and {self.path} has {wanted}; make both "
-                    "with the same options, or calibrate on data"
-                )
-        found = Calibration.load(other / CALIBRATION, theirs.model.weights_digest)
-        if found is None:
-            raise UsageError(f"{other} is not calibrated yet; add samples to it first")
-        return found
 
     def freeze(self, calibration: Calibration) -> None:
         """Keep a calibration for good. The writer's lock is held, and no row is stored yet."""

@@ -21,8 +21,9 @@ CANDIDATES = 100
 def evaluate_fidelity(index: ValuationIndex, wanted: EvaluationData) -> FidelityResult:
     """Compare scores of rows with exact ones, for the mean of a validation set and its samples.
 
-    Against so many training samples as `wanted.limit` says, or 400. In every geometry that the index has rows of, as inner products and as cosines; the baselines
-    beside them say what agreeing by accident looks like.
+    Against as many training samples as `wanted.limit` says, or 400. In every geometry that the
+    index has rows of, as inner products and as cosines; the baselines beside them say what agreeing
+    by accident looks like.
 
     Raises:
         UsageError: there are fewer than two training samples with texts.
