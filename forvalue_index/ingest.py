@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -118,18 +118,12 @@ def add(
         raise SourceError(
             f"{', '.join(names)}: there is no row in it, so nothing was added; check the file"
         )
+    counts = asdict(tally)
+    forward_s = counts.pop("forward_s")
     return AddReport(
-        read=tally.read,
-        added=tally.added,
-        restored=tally.restored,
-        known=tally.known,
-        updated=tally.updated,
+        **counts,
         rejected=rejects.count,
-        truncated=tally.truncated,
-        label_tokens=tally.label_tokens,
-        tokens=tally.tokens,
-        segments=tally.segments,
-        seconds={"forward": tally.forward_s, "total": time.perf_counter() - started},
+        seconds={"forward": forward_s, "total": time.perf_counter() - started},
         rejected_file=rejects.path,
     )
 

@@ -13,23 +13,28 @@ PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 LAYERS = [
     {"exceptions", "records"},  # words
     {"settings", "contracts", "results", "evaluation_results", "extras"},  # promises
-    {"prediction_error", "sketch", "exact", "batching", "prompts", "reports"}
-    | {"model_files", "metrics", "evaluation_reports"},  # kernels
+    {"prediction_error", "hash_tables", "geometry", "whitening", "exact", "batching", "prompts"}
+    | {"reports", "explanation_page", "model_files", "metrics", "evaluation_reports"},  # kernels
+    {"sketch", "label_tokens", "calibration"},
     {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
     | {"sqlite_connections"},
     {"repeats", "rejects", "interrupts", "catalog_runs", "writer_lock", "formats"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
     {"search", "search.library", "snapshot", "references", "plots"},
-    {"search.flat", "catalog", "removal", "features", "model_profile", "training"},  # joins
-    {"manifest", "baselines"},
-    {"storage", "index_samples"},
+    {"search.flat", "catalog", "removal", "features", "model_profile"},  # joins
+    {"manifest", "baselines", "view", "rescoring", "calibrating", "training"},
+    {"storage", "index_samples", "validation"},
     {"ingest", "valuation", "compaction", "checkup", "loading"},  # use-cases
+    {"scoring"},
+    {"explaining"},
+    {"index_queries"},
     {"index"},
-    {"evaluation", "evaluation.evidence"},
-    {"evaluation.retrieval", "evaluation.mislabeled", "evaluation.lds"},
+    {"evaluation", "evaluation.evidence", "evaluation.lds"},
+    {"evaluation.retrieval", "evaluation.mislabeled", "evaluation.fidelity"}
+    | {"evaluation.tail_patch", "evaluation.retraining"},
     {"forvalue_index"},
     {"cli.options", "cli.progress", "cli.display", "cli.demo"},  # edges
-    {"cli.session", "cli.inspect", "cli.evaluation_display"},
+    {"cli.session", "cli.inspect", "cli.evaluation_display", "cli.explanation"},
     {"cli.build", "cli.value", "cli.maintain", "cli.evaluate"},
     {"cli.app"},
     {"cli"},
@@ -53,7 +58,7 @@ HOMES = {
     "filelock": {"writer_lock"},
     "pyarrow": {"formats", "sources", "exports"},
     "datasets": {"formats"},
-    "safetensors": {"segments", "storage"},
+    "safetensors": {"segments", "storage", "calibration"},
     "bm25s": {"baselines"},
     "sklearn": {"metrics"},
     "scipy": {"metrics"},
@@ -62,6 +67,7 @@ HOMES = {
 WITHOUT_TORCH = {
     *("exceptions", "records", "settings", "contracts", "manifest", "reports"),
     *("evaluation_results", "evaluation_reports", "extras", "metrics", "plots"),
+    *("hash_tables", "explanation_page"),
     *("sources", "columns", "demo_data", "exports", "forvalue_index", "cli", "cli."),
     *(
         "formats",

@@ -20,13 +20,15 @@ from forvalue_index.manifest import open_catalog
 pytest_plugins = ("tiny",)
 
 MODEL_OPTIONS = ("--model", "--trust-remote-code")
+SCORING_OPTIONS = ("--geometry", "--normalize", "--whiten")
 EVALUATION_OPTIONS = ("--columns", "--on-bad", "--limit", "--json", *MODEL_OPTIONS)
 # A sub-command stands under its group's name and its own.
 OPTIONS = {
     "init": {
         *("--model", "--adapter", "--revision", "--dim", "--seed", "--labels", "--template"),
         *("--max-length", "--row-dtype", "--dtype", "--catalog", "--trust-remote-code", "--json"),
-        "--payload",
+        *("--payload", "--geometry", "--damping", "--calibration", "--max-label-tokens"),
+        "--hardest",
     },
     "add": {"--columns", "--on-bad", "--wait", "--json", *MODEL_OPTIONS},
     "query": {
@@ -37,8 +39,14 @@ OPTIONS = {
         "--top",
         "--bottom",
         "--per-sample",
+        "--rerank",
+        *SCORING_OPTIONS,
     },
-    "values": {"--columns", "--on-bad", "--json", *MODEL_OPTIONS, "-o", "--output"},
+    "values": {
+        *("--columns", "--on-bad", "--json", "-o", "--output", "--exact"),
+        *MODEL_OPTIONS,
+        *SCORING_OPTIONS,
+    },
     "show": {"--json"},
     "list": {"--where", "--limit", "--offset", "--json"},
     "info": {"--json"},
@@ -54,8 +62,9 @@ OPTIONS = {
 INFO_KEYS = [
     *("samples", "removed", "segments", "bytes", "dim", "row_dtype", "model", "adapter"),
     *("revision", "trust_remote_code", "dtype", "labels", "template", "max_length", "seed"),
-    *("payload", "fingerprint"),
-    *("index_version", "catalog", "search", "sources", "loss", "label_error_mass", "stopped"),
+    *("payload", "geometry", "damping", "max_label_tokens", "hardest", "fingerprint"),
+    *("index_version", "catalog", "search", "sources", "loss", "label_error_mass", "warnings"),
+    "stopped",
 ]
 ADD_KEYS = [
     *(
@@ -73,8 +82,9 @@ ADD_KEYS = [
     *("tokens_per_s", "rejected_file"),
 ]
 QUERY_KEYS = [
-    *("index", "fingerprint", "index_version", "geometry", "validation", "searched", "seconds"),
-    *("warnings", "helpful", "harmful"),
+    *("index", "fingerprint", "index_version", "geometry", "normalized", "whitened"),
+    *("validation", "searched", "reranked", "label_error_mass", "seconds", "warnings"),
+    *("helpful", "harmful"),
 ]
 HIT_KEYS = [
     *("rank", "id", "key", "score", "stderr", "exact", "source", "metadata", "preview"),
@@ -162,6 +172,7 @@ def test_from_nothing_to_values(tmp_path, model_dir, train, validation):
     assert list(created) == INFO_KEYS
     assert (created["samples"], created["dim"], created["model"]) == (0, 256, str(model_dir))
     assert (created["loss"], created["sources"], created["catalog"]) == (None, [], "sqlite")
+    assert (created["geometry"], created["damping"], created["hardest"]) == ("raw", 0.3, None)
 
     added = document("add", index, train)
     assert list(added) == ADD_KEYS
@@ -176,6 +187,9 @@ def test_from_nothing_to_values(tmp_path, model_dir, train, validation):
     assert found["validation"].keys() == {"samples", "label_tokens"}
     assert (found["validation"]["samples"], found["searched"]) == (3, 12)
     assert (found["index"], found["geometry"]) == (str(index), "raw")
+    assert (found["normalized"], found["whitened"], found["reranked"]) == (False, False, 0)
+    assert found["label_error_mass"].keys() == {"validation", "index"}
+    assert all(0 < mass < 1 for mass in found["label_error_mass"].values())
     assert found["fingerprint"] == created["fingerprint"]
     assert (len(found["helpful"]), len(found["harmful"])) == (3, 2)
     for hit in found["helpful"] + found["harmful"]:
