@@ -21,16 +21,21 @@ SAMPLES, TOKENS = 16, 64
 
 @torch.inference_mode()
 def profile_model(trunk: Trunk, head: Head, *, context: int | None) -> ModelProfile:
-    """Run the model on 16 seeded samples of 64 random tokens, or of its context if less."""
+    """Run the model on 16 seeded samples of 64 random tokens, or of its context if less.
+
+    States that are infinite or undefined are left out: some tokens may make a model overflow.
+    """
     vocab_size = head.weight.shape[0]
     shape = (SAMPLES, min(TOKENS, context or TOKENS))
     token_ids = np.random.default_rng(0).integers(vocab_size, size=shape)
     is_label = np.arange(shape[1]) > 0
     batch = collate([Encoded(ids, is_label) for ids in token_ids], range(SAMPLES))
     hidden = trunk.hidden_states(batch)
+    hidden = hidden[torch.isfinite(hidden).all(dim=1)]
     predicted = torch.zeros(vocab_size, dtype=torch.float64)
     for start in range(0, len(hidden), TOKENS):
-        predicted += head.logits(hidden[start : start + TOKENS]).softmax(-1).sum(0).cpu()
+        probabilities = head.logits(hidden[start : start + TOKENS]).softmax(-1)
+        predicted += probabilities.nan_to_num(0.0).sum(0).cpu()
     states = hidden.double().cpu()
     direction = torch.nn.functional.normalize(states.mean(0), dim=0)
     share = (states @ direction).square().sum() / states.square().sum()
