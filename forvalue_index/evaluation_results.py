@@ -100,10 +100,11 @@ class MislabeledResult:
 class Fidelity:
     """How scores of one method agree with exact ones of `reference`.
 
-    Rank correlations for the mean of the validation set and over its samples. `top_kept` is the
-    share of the exact top that is among as many by the method, `top_reranked` of those among its
-    candidates; `bottom_...` likewise from the harmful end. `error_over_stderr` is the root mean
-    square of errors in units of the standard errors that are printed, None where there are none.
+    Rank correlations for the mean of the validation set and over its samples, 0 where scores are
+    all equal. `top_kept` is the share of the exact top that is among as many by the method,
+    `top_reranked` of those among its candidates; `bottom_...` likewise from the harmful end.
+    `error_over_stderr` is the root mean square of errors in units of the standard errors that are
+    printed, None where there are none.
     """
 
     method: str

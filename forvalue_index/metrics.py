@@ -170,8 +170,10 @@ def difference_interval(
 ) -> Estimate:
     """The mean of `a` minus that of `b`, two independent samples, with its bootstrap interval.
 
-    The ends are None where one of them has one value alone.
+    The ends are None where one of them has one value alone. Raises UsageError where one is empty.
     """
+    if min(len(a), len(b)) == 0:
+        raise UsageError("there is no mean of nothing; give at least one value of either kind")
     value = float(np.mean(a) - np.mean(b))
     if min(len(a), len(b)) < 2:
         return Estimate(value, None, None)
@@ -180,6 +182,7 @@ def difference_interval(
         lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
         vectorized=True,
         n_resamples=MEAN_RESAMPLES,
+        batch=_batch(len(a) + len(b)),
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),

@@ -168,14 +168,33 @@ def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
 
 @torch.no_grad()
 def mean_losses(backbone: Backbone, samples: Sequence[Encoded]) -> NDArray[np.float64]:
-    """The mean cross-entropy over its label tokens of each sample, in nats, [sample]."""
+    """The mean cross-entropy over its label tokens of each sample, in nats, [sample].
+
+    Raises ModelError where one is no number, as after a step that was too long.
+    """
     means = np.empty(len(samples))
     for batch in batches(samples, token_budget=TOKEN_BUDGET[backbone.device.type]):
         hidden = backbone.differentiable_states(batch)
         losses = [found.loss.double().cpu() for _, found in _errors(backbone, hidden, batch)]
         totals = np.bincount(batch.label_rows, weights=torch.cat(losses).numpy())
         means[list(batch.indices)] = totals / np.bincount(batch.label_rows)
+    if undefined := int((~np.isfinite(means)).sum()):
+        raise ModelError(
+            f"{backbone.name}: the losses of {undefined} of {len(means)} samples are infinite or "
+            "undefined; use float32, or a lower learning rate where this comes of training"
+        )
     return means
+
+
+def precision_warnings(backbone: Backbone, recipe: Recipe) -> tuple[str, ...]:
+    """What to say of weights so coarse that steps of full fine-tuning vanish in them."""
+    dtype = backbone.head.weight.dtype
+    if recipe.lora_rank is not None or torch.finfo(dtype).eps <= torch.finfo(torch.float32).eps:
+        return ()
+    return (
+        f"the model is in {str(dtype).removeprefix('torch.')}, in which steps of learning rate "
+        f"{recipe.learning_rate:g} are mostly rounded away; use an index made with --dtype float32",
+    )
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from forvalue_index.cli.demo import make_demo_data
 from forvalue_index.cli.evaluate import evaluate
 from forvalue_index.cli.inspect import info, list_samples, show
 from forvalue_index.cli.maintain import check, compact, migrate, remove
+from forvalue_index.cli.options import RESUMES
 from forvalue_index.cli.value import explain, query, values
 from forvalue_index.exceptions import ForValueError
 
@@ -51,7 +52,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _interruption(ctx: click.Context) -> str:
-    if ctx.invoked_subcommand == "add":
+    if ctx.invoked_subcommand == "add" or ctx.meta.get(RESUMES):
         return "Stopped. What was finished is stored; the same command goes on from there."
     return "Stopped."
 

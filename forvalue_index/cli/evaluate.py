@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forvalue_index.cli.options import (
+    RESUMES,
     Command,
     columns_of,
     data_options,
@@ -30,15 +31,21 @@ def evaluate() -> None:
     """Measure what the values of an index are worth, beside simple baselines."""
 
 
-def _evaluation(command: Command) -> Command:
+def _evaluation(limit_default: str = "all") -> Callable[[Command], Command]:
     """What the evaluations share: INDEX, DATA and its options, --limit, --model and --json."""
     limit = click.option(
-        "--limit", type=int, help="How many training samples, drawn at random.  [default: all]"
+        "--limit",
+        type=int,
+        help=f"How many training samples, drawn at random.  [default: {limit_default}]",
     )
     seed = click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
-    for decorate in (json_option, model_option, seed, limit, data_options, index_argument):
-        command = decorate(command)
-    return command
+
+    def decorated(command: Command) -> Command:
+        for decorate in (json_option, model_option, seed, limit, data_options, index_argument):
+            command = decorate(command)
+        return command
+
+    return decorated
 
 
 exact_option = click.option(
@@ -65,7 +72,7 @@ def _opened(
 
 
 @evaluate.command()
-@_evaluation
+@_evaluation()
 @exact_option
 @click.option("--label", required=True, help="Field that names a sample's class.")
 def retrieval(index: Path, as_json: bool, label: str, **how: Any) -> None:
@@ -81,7 +88,7 @@ def retrieval(index: Path, as_json: bool, label: str, **how: Any) -> None:
 
 
 @evaluate.command()
-@_evaluation
+@_evaluation()
 @exact_option
 @click.option("--flag", required=True, help="Field that is true for the wrong samples of INDEX.")
 @click.option("--label", help="Field that names a sample's class, to judge it by its own class.")
@@ -106,12 +113,9 @@ def mislabeled(
 
 
 @evaluate.command()
-@_evaluation
+@_evaluation("400")
 def fidelity(index: Path, as_json: bool, **how: Any) -> None:
-    """How near are sketched scores of INDEX to exact ones?
-
-    By default against 400 of its samples, as exact scores of all pairs take their time.
-    """
+    """How near are sketched scores of INDEX to exact ones?"""
     with _opened(index, **how) as (opened, wanted):
         from forvalue_index.evaluation.fidelity import evaluate_fidelity
 
@@ -123,12 +127,14 @@ def fidelity(index: Path, as_json: bool, **how: Any) -> None:
 
 
 @evaluate.command("tail-patch")
-@_evaluation
+@_evaluation()
 @exact_option
 @click.option(
     "--top", type=int, default=10, show_default=True, help="How many samples of each kind."
 )
-@click.option("--learning-rate", type=float, default=1e-5, show_default=True)
+@click.option(
+    "--learning-rate", type=float, default=1e-5, show_default=True, help="Of AdamW's one step."
+)
 def tail_patch(index: Path, as_json: bool, top: int, learning_rate: float, **how: Any) -> None:
     """Does one training step on what is said to help make DATA likelier? The model is restored."""
     with _opened(index, **how) as (opened, wanted):
@@ -142,10 +148,12 @@ def tail_patch(index: Path, as_json: bool, top: int, learning_rate: float, **how
 
 
 @evaluate.command()
-@_evaluation
+@_evaluation()
 @click.option("--subsets", type=int, default=32, show_default=True, help="How many halves.")
-@click.option("--epochs", type=int, default=4, show_default=True)
-@click.option("--learning-rate", type=float, default=1e-4, show_default=True)
+@click.option(
+    "--epochs", type=int, default=4, show_default=True, help="Times that each sample is seen."
+)
+@click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of AdamW.")
 @click.option("--batch-samples", type=int, default=16, show_default=True, help="Samples a step.")
 @click.option("--lora-rank", type=int, help="Train a LoRA of this rank.  [default: all weights]")
 @click.option(
@@ -159,6 +167,7 @@ def lds(index: Path, as_json: bool, subsets: int, runs: Path | None, **how: Any)
     Sums of values of each half are compared with the losses of DATA after training on it. Stop at
     any time: the same command goes on with the next half.
     """
+    click.get_current_context().meta[RESUMES] = True
     names = ("epochs", "learning_rate", "batch_samples", "lora_rank")
     chosen = {name: how.pop(name) for name in names}
     with _opened(index, **how) as (opened, wanted):

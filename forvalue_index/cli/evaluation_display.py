@@ -82,20 +82,21 @@ def print_mislabeled(result: MislabeledResult) -> None:
 
 
 def print_fidelity(result: FidelityResult) -> None:
-    """A line for each geometry and baseline."""
+    """For each kind of scores a line, and below it one for each baseline."""
     console = readable_console()
     _print_evaluated(console, result.evaluated)
-    table = _table("Agreement with exact scores", "exact scores", "method")
+    table = _table("Agreement with exact scores", "method")
     k, n = result.k, result.candidates
-    for column in ("mean query", "single queries", f"top {k}", f"bottom {k}"):
+    for column in ("whole set", "single samples", f"top {k}", f"bottom {k}"):
         table.add_column(column, justify="right")
     for column in (f"top {k} in {n}", f"bottom {k} in {n}", "error / stderr"):
         table.add_column(column, justify="right")
     for row in result.rows:
         ratio = row.error_over_stderr
         table.add_row(
-            escape(row.reference),
-            "sketched" if row.method == row.reference else escape(row.method),
+            escape(row.method)
+            if row.method == row.reference
+            else f"[dim]  {escape(row.method)}[/]",
             f"{row.mean_rank_correlation:.3f}",
             interval(row.rank_correlation),
             f"{row.top_kept:.2f}",
@@ -106,8 +107,11 @@ def print_fidelity(result: FidelityResult) -> None:
         )
     console.print(table)
     console.print(
-        f"[dim]Rank correlations, then the share of the exact {k} that is kept: among {k}, and "
-        f"among the {n} candidates of --rerank {n}, for single queries. {INTERVALS}.[/]",
+        "[dim]Each kind of scores, and below it the baselines, beside exact scores of that kind. "
+        "Rank correlations, for the whole validation set and for single samples of it. Then, for "
+        f"single samples, the share of the exact {k} that is among the {k} of a method, and among "
+        f"the {n} candidates of --rerank {n}. Last, the size of errors in units of the standard "
+        f"errors that are promised: 1 is as promised. {INTERVALS} over validation samples.[/]",
         soft_wrap=True,
     )
 
@@ -170,7 +174,8 @@ def _print_evaluated(console: Console, evaluated: Evaluated) -> None:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     for column in columns:
-        table.add_column(column, style="cyan")
+        # In a narrow terminal numbers take two lines, rather than names.
+        table.add_column(column, style="cyan", no_wrap=True)
     return table
 
 

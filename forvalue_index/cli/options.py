@@ -12,6 +12,8 @@ import click
 from forvalue_index.settings import GEOMETRIES
 
 Command = Callable[..., Any]
+# Under this name a command's context says that it goes on where it was stopped.
+RESUMES = "forvalue_index.resumes"
 
 index_argument = click.argument("index", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

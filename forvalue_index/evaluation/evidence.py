@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -95,6 +95,11 @@ class Evidence:
     def validation_samples(self) -> list[Sample]:
         """The validation samples as they were read."""
         return [prepared.sample for prepared in self.validation]
+
+
+def warned(evaluated: Evaluated, warnings: Iterable[str]) -> Evaluated:
+    """The same with further warnings."""
+    return replace(evaluated, warnings=(*evaluated.warnings, *warnings))
 
 
 Check = Callable[[Sequence[Sample], Sequence[Sample]], None]

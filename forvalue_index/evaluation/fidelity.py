@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from forvalue_index.evaluation.evidence import EvaluationData, Matrix, gather
+from forvalue_index.evaluation.evidence import EvaluationData, Matrix, gather, warned
 from forvalue_index.evaluation_results import Fidelity, FidelityResult
 from forvalue_index.index import ValuationIndex
 from forvalue_index.metrics import mean_interval, share_kept, spearman
@@ -40,7 +40,8 @@ def evaluate_fidelity(index: ValuationIndex, wanted: EvaluationData) -> Fidelity
             fidelity(baseline, name, exact, scores)
             for baseline, scores in evidence.baselines.items()
         ]
-    return FidelityResult(evidence.evaluated, KEPT, CANDIDATES, tuple(rows))
+    evaluated = warned(evidence.evaluated, _trivial(len(evidence.training)))
+    return FidelityResult(evaluated, KEPT, CANDIDATES, tuple(rows))
 
 
 def fidelity(
@@ -54,20 +55,35 @@ def fidelity(
     def over_samples(measure: Callable[[Matrix, Matrix], float]) -> float:
         return float(np.mean([measure(e, s) for e, s in per_sample]))
 
+    correlations = np.array([_rank_correlation(e, s) for e, s in per_sample])
     errors = None
     if stderrs is not None and stderrs.any():
         errors = _rms(scores - exact) / _rms(stderrs)
     return Fidelity(
         method=method,
         reference=reference,
-        mean_rank_correlation=spearman(mean_exact, mean_scores),
-        rank_correlation=mean_interval(np.array([spearman(e, s) for e, s in per_sample])),
+        mean_rank_correlation=_rank_correlation(mean_exact, mean_scores),
+        rank_correlation=mean_interval(correlations),
         top_kept=over_samples(lambda e, s: share_kept(e, s, k)),
         bottom_kept=over_samples(lambda e, s: share_kept(-e, -s, k)),
         top_reranked=over_samples(lambda e, s: share_kept(e, s, k, candidates=CANDIDATES)),
         bottom_reranked=over_samples(lambda e, s: share_kept(-e, -s, k, candidates=CANDIDATES)),
         error_over_stderr=errors,
     )
+
+
+def _trivial(size: int) -> tuple[str, ...]:
+    if size > CANDIDATES:
+        return ()
+    return (
+        f"{CANDIDATES} candidates are all of the {size:,} training samples, so nothing can be lost "
+        "among them; evaluate more samples",
+    )
+
+
+def _rank_correlation(exact: Matrix, scores: Matrix) -> float:
+    # Scores that are all equal, as BM25's where no word is shared, order nothing.
+    return float(np.nan_to_num(spearman(exact, scores)))
 
 
 def _rms(values: Matrix) -> float:

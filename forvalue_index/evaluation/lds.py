@@ -34,6 +34,7 @@ from forvalue_index.segments import write_durably
 from forvalue_index.training import Recipe, fine_tune, mean_losses, trainable
 
 RUN_FILE = "run.json"
+SUBSET_FILES = "subset-*.npz"
 
 # Losses [query] after training on the samples at these places, in an order drawn from the seed.
 Retrain = Callable[[NDArray[np.int64], int], NDArray[np.float64]]
@@ -119,7 +120,8 @@ def measured_losses(
 ) -> NDArray[np.float64]:
     """Losses [subset, query] of the model fine-tuned on each half, kept in `directory`.
 
-    The model is afterwards what it was. Raises as `subset_losses` and `fine_tune` do.
+    The model is afterwards what it was. Raises as `subset_losses` and `fine_tune` do, and as
+    `mean_losses`.
     """
 
     def retrain(places: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
@@ -167,10 +169,10 @@ def subset_losses(
 
 
 def _claim(directory: Path, run: Mapping[str, Any]) -> None:
-    """Write what a run is, or compare it with the one that began here."""
+    """Write what a run is, or compare it with the one whose losses are here."""
     path = directory / RUN_FILE
     wanted = json.loads(json.dumps(run))
-    if not path.exists():
+    if not path.exists() or not any(directory.glob(SUBSET_FILES)):
         write_durably(path, json.dumps(wanted, indent=2).encode())
         return
     stored = json.loads(path.read_text(encoding="utf-8"))

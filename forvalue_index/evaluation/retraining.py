@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from forvalue_index.evaluation import lds
-from forvalue_index.evaluation.evidence import EvaluationData, gather
+from forvalue_index.evaluation.evidence import EvaluationData, gather, warned
 from forvalue_index.evaluation.lds import LdsStudy, linear_datamodelling_score, measured_losses
 from forvalue_index.evaluation_results import Estimate, Lds, LdsResult
+from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
-from forvalue_index.training import Recipe
+from forvalue_index.training import Recipe, precision_warnings
 
 DIRECTORY = "lds"
 
@@ -31,8 +32,14 @@ def evaluate_lds(
     Raises:
         SettingsMismatchError: the directory holds the losses of another run.
         UsageError: there are fewer than 2 samples or subsets.
+        ModelError: losses are no numbers.
+        OSError: the directory cannot be written to.
         BadSampleError, SourceError: the validation set cannot be used, as in `query`.
     """
+    if subsets < 2:
+        raise UsageError(f"--subsets is {subsets}; use at least 2 halves, or none can be compared")
+    where = index.path / DIRECTORY if directory is None else directory
+    where.mkdir(parents=True, exist_ok=True)  # it shows before any work whether it can be
     evidence = gather(index, replace(wanted, exact=True))
     study = LdsStudy(
         training=[p.encoded for p in evidence.training],
@@ -41,13 +48,12 @@ def evaluate_lds(
         n_subsets=subsets,
         seed=wanted.seed,
     )
-    where = index.path / DIRECTORY if directory is None else directory
     losses = measured_losses(index.backbone, study, where, on_progress=index.on_progress)
     named = [(name, "sketched", scores) for name, scores in evidence.sketched.items()]
     named += [(name, "exact", scores) for name, scores in evidence.exact.items()]
     named += [(name, "", scores) for name, scores in evidence.baselines.items()]
     return LdsResult(
-        evaluated=evidence.evaluated,
+        evaluated=warned(evidence.evaluated, precision_warnings(index.backbone, recipe)),
         subsets=subsets,
         recipe=asdict(recipe),
         spread=float(losses.std(axis=0).mean()),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.evaluation.evidence import EvaluationData, Matrix, class_names, gather
+from forvalue_index.evaluation.evidence import EvaluationData, Matrix, class_names, gather, warned
 from forvalue_index.evaluation_results import Estimate, Retrieval, RetrievalResult
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
@@ -53,14 +53,10 @@ def evaluate_retrieval(
     evidence = gather(index, wanted, check=check)
     theirs, ours = _classes(evidence.training_samples, evidence.validation_samples, label)
     met = np.isin(ours, theirs)
-    evaluated = replace(
-        evidence.evaluated,
-        validation_samples=int(met.sum()),
-        warnings=(*evidence.evaluated.warnings, *_strangers(ours[~met], label)),
-    )
+    evaluated = replace(evidence.evaluated, validation_samples=int(met.sum()))
     same = ours[met, None] == theirs[None, :]
     return RetrievalResult(
-        evaluated=evaluated,
+        evaluated=warned(evaluated, _strangers(ours[~met], label)),
         label=label,
         classes=len(np.unique(theirs)),
         chance=float(same.mean()),

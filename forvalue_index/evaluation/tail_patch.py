@@ -12,13 +12,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.evaluation.evidence import EvaluationData, Evidence, gather
+from forvalue_index.evaluation.evidence import EvaluationData, Evidence, gather, warned
 from forvalue_index.evaluation_results import TailPatch, TailPatchResult
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
 from forvalue_index.metrics import difference_interval, mean_interval
-from forvalue_index.records import Progress
-from forvalue_index.training import Recipe, fine_tune, mean_losses, trainable
+from forvalue_index.records import Progress, Sample
+from forvalue_index.training import (
+    Recipe,
+    fine_tune,
+    mean_losses,
+    precision_warnings,
+    trainable,
+)
 
 RANDOM = "random"
 
@@ -36,25 +42,29 @@ def evaluate_tail_patch(
     averaged over its samples.
 
     Raises:
-        UsageError: there are fewer than 2 k training samples, or k is below 2.
+        UsageError: there are fewer than 2 k training samples, k is below 2, or the learning rate
+            is not above 0.
+        ModelError: a step gives losses that are no numbers.
         BadSampleError, SourceError: the validation set cannot be used, as in `query`.
     """
     if k < 2:
         raise UsageError(f"--top is {k}; use at least 2 samples, or nothing can be compared")
-    evidence = gather(index, wanted)
-    size = len(evidence.training)
-    if 2 * k > size:
-        raise UsageError(f"--top is {k}, and {size} training samples have no {k} best and worst")
+    recipe = Recipe(epochs=1, learning_rate=learning_rate, batch_samples=1)
+
+    def check(training: Sequence[Sample], _validation: Sequence[Sample]) -> None:
+        if 2 * k > len(training):
+            raise UsageError(
+                f"--top is {k}, and {len(training):,} training samples have no {k} best and {k} "
+                f"others that are worst; use at most {len(training) // 2}"
+            )
+
+    evidence = gather(index, wanted, check=check)
     chosen = _chosen(evidence, k, wanted.seed)
-    gains = _gains(
-        index,
-        evidence,
-        sorted({i for group in chosen.values() for i in group}),
-        Recipe(epochs=1, learning_rate=learning_rate, batch_samples=1),
-    )
+    places = sorted({i for group in chosen.values() for i in group})
+    gains = _gains(index, evidence, places, recipe)
     by_group = {name: np.array([gains[i] for i in group]) for name, group in chosen.items()}
     return TailPatchResult(
-        evaluated=evidence.evaluated,
+        evaluated=warned(evidence.evaluated, precision_warnings(index.backbone, recipe)),
         k=k,
         learning_rate=learning_rate,
         random=mean_interval(by_group[RANDOM]),
