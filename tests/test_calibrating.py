@@ -102,14 +102,12 @@ def test_tokens_that_do_not_count_are_not_measured():
 def test_directions_are_the_leading_ones_of_the_mapped_states():
     setup = Setup()
     found = setup.calibrate()
-    assert found.directions.keys() == {"centered", "fisher", "kfac"}
+    assert found.directions.keys() == {"fisher"}, "no other geometry has a use for them"
     _, states, _ = slow_tokens(setup, setup.prepared())
-    centered = states - states.mean(0)
-    for name, mapped in (("centered", centered), ("fisher", states)):
-        vectors = torch.linalg.svd(mapped).Vh[:2]
-        overlap = (torch.from_numpy(found.directions[name]) @ vectors.T).abs()
-        torch.testing.assert_close(overlap, torch.eye(2).double(), rtol=0, atol=1e-2)
-        assert found.directions[name].dtype == np.float64
+    vectors = torch.linalg.svd(states).Vh[:2]
+    overlap = (torch.from_numpy(found.directions["fisher"]) @ vectors.T).abs()
+    torch.testing.assert_close(overlap, torch.eye(2).double(), rtol=0, atol=1e-2)
+    assert found.directions["fisher"].dtype == np.float64
 
 
 def exact_gram(setup, name, found, prepared):
@@ -265,7 +263,7 @@ def row_bytes(index, geometry):
 
 
 def made(path, model_dir, **settings):
-    chosen = {"dim": 64, "row_dtype": "float32", "geometry": "kfac,raw"} | settings
+    chosen = {"dim": 64, "row_dtype": "float32", "geometry": "fisher,raw,kfac"} | settings
     return ValuationIndex.create(path, str(model_dir), **chosen)
 
 
@@ -278,8 +276,8 @@ def calibrated(tmp_path, model_dir):
 
 def test_the_first_add_calibrates_and_no_other_one(calibrated):
     found = calibration_of(calibrated)
-    assert (found.samples, found.directions.keys()) == (20, {"kfac"})
-    assert found.error_ratio.keys() == {"kfac", "raw"}
+    assert (found.samples, found.directions.keys()) == (20, {"fisher"})
+    assert found.error_ratio.keys() == {"fisher", "kfac", "raw"}
     calibrated.add(rows(30, seed=1, prefix="s"))
     assert calibration_of(calibrated).digest == found.digest
     assert calibrated.check().findings == ()
@@ -324,7 +322,7 @@ def test_rows_of_an_index_that_takes_over_a_calibration_are_the_same_to_the_bit(
         other.calibrate(calibrated.path)
         assert calibration_of(other).digest == calibration_of(calibrated).digest
         other.add(rows(20))
-        for geometry in ("kfac", "raw"):
+        for geometry in ("fisher", "kfac", "raw"):
             assert row_bytes(other, geometry) == row_bytes(calibrated, geometry)
 
 
@@ -371,6 +369,33 @@ def test_an_add_that_stopped_after_it_calibrated_goes_on_with_that(tmp_path, mod
         shutil.copy(calibrated.path / "calibration.safetensors", other.path)
         other.add(rows(20)[::-1])
         assert calibration_of(other).digest == calibration_of(calibrated).digest
+
+
+def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, model_dir):
+    """Its rows are raw, and it stays without one."""
+    with made(tmp_path / "ix", model_dir, geometry="raw") as index:
+        prepared = [index.reader.prepare(to_sample(row)) for row in rows(12)]
+        embedded = index.embedder.embed(prepared)
+        samples = [one.sample for one in prepared]
+        index.storage.append(embedded.rows, samples, list(embedded.statistics))
+        first = index.query(rows(2, seed=2), top=5)
+        assert index.storage.sketch_error("raw").ratio == 1
+        assert index.add(rows(20)).added == 8
+        index.remove(["r3", "r15"])
+        index.compact()
+        assert index.check().findings == ()
+        next((index.path / "segments").iterdir()).unlink()
+        assert index.check(repair=True).sound
+        assert calibration_of(index) is None
+        again = index.query(rows(2, seed=2), top=20)
+        scores = {hit.sample.key: hit.score for hit in again.helpful}
+        for hit in first.helpful:
+            if hit.sample.key != "r3":
+                assert scores[hit.sample.key] == pytest.approx(hit.score, rel=1e-4)
+        with pytest.raises(UsageError, match="has rows of raw"):
+            index.query(rows(1), geometry="kfac")
+        with pytest.raises(UsageError, match="the kfac geometry needs the calibration"):
+            index.values(rows(1), geometry="kfac", exact=True)
 
 
 def test_a_calibration_is_what_calibrate_gives(calibrated):

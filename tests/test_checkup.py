@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import sqlite3
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from rows import rows, write_jsonl
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from forvalue_index import ValuationIndex
+from forvalue_index.calibration import Calibration
 from forvalue_index.exceptions import BrokenIndexError, BusyIndexError
 from forvalue_index.segments import row_checksums
 from forvalue_index.writer_lock import writer_lock
@@ -79,7 +82,10 @@ def flip(path, position, bit=0):
 
 
 def edit(path, **tensors):
-    save_file(load_file(path) | tensors, path, {"uid": path.stem})
+    """Other tensors, and the same that it says of itself."""
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata()
+    save_file(load_file(path) | tensors, path, said)
 
 
 def missing(paths):
@@ -246,14 +252,15 @@ def test_orphans_are_named_and_deleted(filled):
     for name in (f"segments/{UID}.safetensors", f"segments/{UID}.safetensors.partial"):
         (filled.path / name).write_bytes(b"half a fi")
     (filled.path / "index.json.partial").write_bytes(b"{")
+    (filled.path / "calibration.safetensors.partial").write_bytes(b"half")
     report = filled.check()
-    assert kinds(report) == ["orphan file"] * 3
+    assert kinds(report) == ["orphan file"] * 4
     assert all("which deletes it" in finding.cure for finding in report.findings)
     assert (filled.path / f"segments/{UID}.safetensors").exists(), "a check changes nothing"
     assert filled.check(repair=True).sound
     assert filled.check().findings == ()
     assert sorted((filled.path / "segments").iterdir()) == sorted(segments_of(filled))
-    assert not (filled.path / "index.json.partial").exists()
+    assert not [*filled.path.glob("*.partial")]
 
 
 def test_files_of_others_are_left_alone(filled):
@@ -285,6 +292,81 @@ def test_damaged_hash_tables_are_named_and_cannot_be_mended(filled):
     assert report.findings[0].cure == "restore the file from a backup"
     repaired = filled.check(repair=True)
     assert (repaired.sound, repaired.findings[0].repaired) == (False, False)
+
+
+def of_another_model(path):
+    found = Calibration.load(
+        path, json.loads((path.parent / "index.json").read_text())["model"]["weights_digest"]
+    )
+    path.write_bytes(found.save("x" * 32))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: flip(path, -5), lambda path: os.truncate(path, 90), of_another_model]
+)
+def test_a_damaged_calibration_is_named_and_its_segments_are_left_alone(filled, damage):
+    """They were all called damaged, and a repair tried to make each of them anew."""
+    before = [path.read_bytes() for path in segments_of(filled)]
+    path = filled.path / "calibration.safetensors"
+    sound = path.read_bytes()
+    damage(path)
+    report = filled.check()
+    assert kinds(report) == ["damaged calibration"]
+    assert report.findings[0].cure == "restore the file from a backup"
+    repaired = filled.check(repair=True)
+    assert (repaired.sound, kinds(repaired)) == (False, ["damaged calibration"])
+    path.write_bytes(sound)
+    assert filled.check().findings == ()
+    assert [path.read_bytes() for path in segments_of(filled)] == before
+
+
+def test_raw_rows_of_a_lost_calibration_are_embedded_again_without(filled):
+    before = live_rows(filled)
+    (filled.path / "calibration.safetensors").unlink()
+    assert kinds(filled.check()) == ["damaged segment"] * 2
+    assert filled.check(repair=True).sound
+    assert filled.check().findings == ()
+    assert_near(live_rows(filled), before)
+
+
+@pytest.fixture
+def mapped(tmp_path, model_dir, reader):
+    """An index of rows that depend on a calibration."""
+    path = tmp_path / "mapped"
+    with ValuationIndex.create(path, str(model_dir), dim=256, geometry="fisher,raw") as index:
+        index.add(rows(8))
+        yield index
+
+
+def test_a_lost_calibration_that_rows_depend_on_cannot_be_mended(mapped):
+    """It was a KeyError."""
+    path = mapped.path / "calibration.safetensors"
+    sound = path.read_bytes()
+    path.unlink()
+    assert kinds(mapped.check()) == ["damaged segment"]
+    said = r"calibration\.safetensors is missing, and rows of fisher depend on it; restore it"
+    for use in (mapped.add, mapped.query, mapped.values):
+        with pytest.raises(BrokenIndexError, match=said):
+            use(rows(1, seed=4, prefix="n"))
+    repaired = mapped.check(repair=True)
+    assert not repaired.sound
+    assert kinds(repaired) == ["damaged segment", "lost segment"]
+    path.write_bytes(sound)
+    assert mapped.check().findings == ()
+
+
+@pytest.mark.parametrize("geometry", ["fisher", "raw"])
+def test_a_damaged_row_of_any_geometry_is_found_and_embedded_again(mapped, geometry):
+    (path,) = segments_of(mapped)
+    tensors = load_file(path)
+    tensors[geometry][3] = 0
+    before = live_rows(mapped)
+    with safe_open(path, framework="pt") as file:
+        save_file(tensors, path, file.metadata())
+    assert kinds(mapped.check()) == ["damaged segment"]
+    assert mapped.check(repair=True).sound
+    assert mapped.check().findings == ()
+    assert_near(live_rows(mapped), before)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def embedder(model, *, dim=DIM, max_length=512, hardest=None, geometries=("raw",
     )
     features = {}
     for name in geometries:
-        directions = None if name == "raw" else np.eye(2, HIDDEN)
+        directions = np.eye(2, HIDDEN) if name == "fisher" else None
         mine = geometry_tables(drawn, name, directions)
         geometry = Geometry(name, None if name == "raw" else some_moments())
         features[name] = Feature(geometry, make_sketch(mine, dim=dim, device=torch.device("cpu")))
@@ -246,7 +246,7 @@ def test_undefined_numbers_are_an_error_that_names_the_sample(broken):
 def test_undefined_numbers_of_a_batch_are_told_sample_by_sample():
     """What `add --on-bad skip` leaves out; the others have the rows that they have alone."""
     model = tiny_model("llama")
-    embed = embedder(model, geometries=("raw", "kfac"))
+    embed = embedder(model, geometries=("raw", "fisher", "kfac"))
     with torch.no_grad():
         model.get_input_embeddings().weight[285] = float("nan")
     good = prepared(embed)
@@ -255,7 +255,7 @@ def test_undefined_numbers_of_a_batch_are_told_sample_by_sample():
     batch = collate([p.encoded for p in items], range(len(items)))
     found = embed.embed_batch(batch, items)
     assert found.finite.tolist() == [True, True, False, True, True, True]
-    for geometry in ("raw", "kfac"):
+    for geometry in ("raw", "fisher", "kfac"):
         kept = found.rows[geometry][found.finite]
         assert_same_rows(kept, rows_of(embed, good, geometry))
 
@@ -289,9 +289,9 @@ def test_rows_of_a_geometry_are_the_same_with_and_without_others():
 
 @pytest.mark.parametrize("hardest", [0.3, 0.6])
 def test_a_row_of_the_hardest_tokens_does_not_depend_on_its_batch(hardest):
-    embed = embedder(tiny_model("llama"), hardest=hardest, geometries=("raw", "kfac"))
+    embed = embedder(tiny_model("llama"), hardest=hardest, geometries=("raw", "fisher"))
     items = prepared(embed)
-    for geometry in ("raw", "kfac"):
+    for geometry in ("raw", "fisher"):
         alone = torch.cat([rows_of(embed, [p], geometry) for p in items])
         embed.reader.token_budget = 10_000
         assert_same_rows(rows_of(embed, items, geometry), alone)

@@ -11,6 +11,7 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
 from forvalue_index.catalog import Catalog
+from forvalue_index.columns import to_sample
 from forvalue_index.exceptions import BadSampleError, ModelError, SourceError
 from forvalue_index.features import Embedder
 from forvalue_index.storage import Storage
@@ -469,8 +470,6 @@ def test_what_is_finished_is_stored_and_the_rest_can_follow(
 
 
 def prepared(index, data):
-    from forvalue_index.columns import to_sample
-
     return [index.reader.prepare(to_sample(row)) for row in data]
 
 
@@ -797,3 +796,42 @@ def test_an_id_too_long_for_a_database_is_a_bad_row(index):
         BadSampleError, match=r"its id 'x+…' is longer than 2,000 bytes; shorten it"
     ):
         index.add(made)
+
+
+@pytest.fixture
+def unsure(index):
+    """An index of a model that gives no numbers for texts with the digit 7."""
+    weight = index.reader.trunk.model.get_input_embeddings().weight
+    (token,) = index.reader.prepare(to_sample({"text": "a7"})).encoded.token_ids[1:]
+    with torch.no_grad():
+        before = weight[token].clone()
+        weight[token] = float("nan")
+    yield index
+    with torch.no_grad():
+        weight[token] = before
+
+
+@pytest.mark.parametrize("readable_twice", [True, False])
+def test_samples_of_undefined_numbers_are_left_out(unsure, tmp_path, readable_twice, model_dir):
+    """They stopped the whole of an `add`, whatever was to be done about bad rows."""
+    small_batches(unsure)
+    data = [{"id": f"n{i}", "text": f"number {i} and {2 * i}"} for i in range(20)]
+    good = [row for row in data if "7" not in row["text"]]
+    report = unsure.add(data if readable_twice else iter(data), on_bad="skip")
+    assert (report.read, report.added) == (20, len(good))
+    assert report.rejected == 20 - len(good) > 1
+    assert keys(unsure) == [row["id"] for row in good]
+    entries = [json.loads(line) for line in open_rejected(report)]
+    assert {entry["position"] for entry in entries} == {8, 18}
+    assert all("infinite or undefined numbers" in entry["reason"] for entry in entries)
+    assert unsure.check().findings == ()
+    again = unsure.add(data, on_bad="skip")
+    assert (again.known, again.added, again.rejected) == (len(good), 0, 2)
+
+
+def test_a_sample_of_undefined_numbers_stops_an_add_that_says_so(unsure):
+    small_batches(unsure, 1)
+    data = [{"id": "a", "text": "one and one"}, {"id": "b", "text": "7 and 7"}]
+    with pytest.raises(BadSampleError, match=r":2: the model gives infinite or undefined numbers"):
+        unsure.add(data)
+    assert (len(unsure), unsure.version) == (1, 1), "what was finished is stored"

@@ -186,11 +186,56 @@ def test_deleting_what_is_not_there_is_no_error(store):
     store.delete("0" * 32)
 
 
+def test_each_geometry_has_its_rows_and_checksums(store):
+    rows = {"raw": ROWS, "kfac": -2 * ROWS[:, :4]}
+    record = store.write(rows, dtype=torch.float32, calibration="c" * 32)
+    opened = store.open(StoredSegment(5, record))
+    assert opened.dims == {"raw": 16, "kfac": 4}
+    assert opened.calibration == "c" * 32
+    for name, expected in rows.items():
+        (block,) = opened.blocks(name)
+        assert block.rows.equal(expected)
+        assert block.ids.tolist() == list(range(5, 16))
+
+
+def test_a_segment_without_a_calibration_names_none(store):
+    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    assert store.open(StoredSegment(0, record)).calibration is None
+
+
+def test_a_geometry_that_is_not_there_is_damage(store):
+    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    with pytest.raises(BrokenIndexError, match="forvalue check INDEX --repair"):
+        list(store.open(StoredSegment(0, record)).blocks("kfac"))
+
+
+def test_geometries_of_different_numbers_of_rows_are_damage(store, tmp_path):
+    record = store.write({"raw": ROWS, "kfac": -ROWS}, dtype=torch.float32)
+    tensors = load_file(path_of(tmp_path, record))
+    tensors["kfac"] = tensors["kfac"][:-1].contiguous()
+    save_file(tensors, path_of(tmp_path, record), {"uid": record.uid})
+    with pytest.raises(BrokenIndexError, match="it has 10 and 11 rows, the catalog says 11"):
+        store.open(StoredSegment(0, record))
+
+
+@pytest.mark.parametrize("geometries", [("raw",), ("kfac", "raw")], ids=["raw", "two"])
 @pytest.mark.parametrize("offsets", [None, np.arange(0, 22, 2)], ids=["plain", "gaps"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_flipped_bit_anywhere_in_a_segment_is_found(store, tmp_path, dtype, offsets):
+def test_a_flipped_bit_anywhere_in_a_segment_is_found(store, tmp_path, dtype, offsets, geometries):
     """Header, names, shapes, checksums, offsets and rows: each byte, one bit of it."""
-    record = store.write({"raw": ROWS}, dtype=dtype, offsets=offsets)
+    width = 16 if geometries == ("raw",) else 4
+    rows = {name: ROWS[:, :width].clone() for name in geometries}
+    record = store.write(rows, dtype=dtype, offsets=offsets, calibration="c" * 32)
+
+    def read():
+        """What `Storage` compares, and all rows."""
+        opened = store.open(StoredSegment(0, record))
+        said = (opened.dims, opened.calibration)
+        if said == (dict.fromkeys(geometries, width), "c" * 32):
+            return [list(opened.blocks(name)) for name in geometries]
+        raise BrokenIndexError(f"{said} {segments.CURE}")
+
+    assert len(read()) == len(geometries)
     path = path_of(tmp_path, record)
     content = path.read_bytes()
     for position in range(len(content)):
@@ -198,7 +243,7 @@ def test_a_flipped_bit_anywhere_in_a_segment_is_found(store, tmp_path, dtype, of
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
         with pytest.raises(BrokenIndexError, match="run: forvalue check INDEX --repair"):
-            pytest.fail(f"byte {position}: {blocks_of(store, record)}")
+            pytest.fail(f"byte {position}: {read()}")
 
 
 def swap_rows(path):

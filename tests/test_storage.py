@@ -7,9 +7,12 @@ import pytest
 import sqlalchemy as sa
 import torch
 
+from forvalue_index.calibration import Calibration
 from forvalue_index.database import CatalogError
-from forvalue_index.exceptions import BrokenIndexError, UsageError
-from forvalue_index.manifest import CATALOG, MANIFEST, SEGMENTS, TABLES
+from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
+from forvalue_index.geometry import Moments
+from forvalue_index.hash_tables import SketchError
+from forvalue_index.manifest import CALIBRATION, CATALOG, MANIFEST, SEGMENTS, TABLES
 from forvalue_index.records import Message, Sample, SampleStatistics
 from forvalue_index.settings import ModelIdentity, Settings
 from forvalue_index.storage import Storage
@@ -366,3 +369,74 @@ def test_a_reader_starts_over_where_rows_were_compacted_while_it_opened(storage,
     monkeypatch.setattr(storage.segments, "open", compacted_before_it_opens)
     assert all_rows(storage)[1].equal(rows)
     assert len(calls) == 1
+
+
+def calibration(samples=3, **parts):
+    moments = Moments(torch.ones(50), torch.zeros(8), torch.eye(8))
+    return Calibration(moments, samples, 9, **parts)
+
+
+def test_rows_name_the_calibration_that_they_were_made_with(storage):
+    storage.freeze(calibration())
+    rows = fill(storage)
+    assert all_rows(storage)[1].equal(rows)
+    with storage.catalog.snapshot() as snapshot:
+        (segment,) = snapshot.segments()
+    assert storage.segments.open(segment).calibration == calibration().digest
+    replace_all(storage, range(5))
+    assert all_rows(storage)[1].equal(rows), "a compacted segment does so, too"
+
+
+@pytest.mark.parametrize("change", ["other", "missing", "late"])
+def test_rows_of_another_calibration_are_refused(storage, change):
+    if change != "late":
+        storage.freeze(calibration())
+    fill(storage)
+    if change == "missing":
+        (storage.path / CALIBRATION).unlink()
+    else:
+        storage.freeze(calibration(samples=4))
+    said = {
+        "other": f"the calibration {calibration().digest}, and that of the index is "
+        f"{calibration(samples=4).digest}; restore",
+        "missing": f"the calibration {calibration().digest}, and that of the index is missing",
+        "late": f"the calibration None, and that of the index is {calibration(samples=4).digest}",
+    }
+    with pytest.raises(BrokenIndexError, match=said[change]):
+        blocks_of(storage)
+
+
+def test_a_calibration_of_another_model_is_refused(storage):
+    content = calibration().save("x" * 32)
+    (storage.path / CALIBRATION).write_bytes(content)
+    for use in (storage.calibration, lambda: storage.sketch_error("raw"), lambda: fill(storage)):
+        with pytest.raises(SettingsMismatchError, match="is the calibration of another model"):
+            use()
+
+
+def test_an_index_is_uncalibrated_until_it_holds_a_calibration_or_rows(storage, tmp_path):
+    assert storage.uncalibrated
+    storage.freeze(calibration())
+    assert not storage.uncalibrated
+    other = create(tmp_path / "other")
+    fill(other)
+    assert not other.uncalibrated, "as those are which were made before there were calibrations"
+    other.close()
+
+
+def test_the_error_of_scores_is_that_of_the_calibration(tmp_path):
+    storage = create(tmp_path / "ix", geometry="raw,fisher,kfac")
+    assert storage.sketch_error("raw") == SketchError((DIM,), 1.0)
+    directions = {"fisher": np.eye(2, 8)}
+    storage.freeze(calibration(directions=directions, error_ratio={"raw": 0.5, "fisher": 1.5}))
+    assert storage.sketch_error("raw") == SketchError((DIM,), 0.5)
+    assert storage.sketch_error("fisher") == SketchError((DIM,), 1.5)
+    assert storage.sketch_error("kfac") == SketchError((DIM,), 1.0)
+    storage.close()
+
+
+def test_a_calibration_that_is_a_link_out_of_the_index_is_refused(storage, tmp_path):
+    (tmp_path / "elsewhere").write_bytes(calibration().save("w" * 32))
+    (storage.path / CALIBRATION).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BrokenIndexError, match="is a link that leads out of the index"):
+        Storage.open(storage.path)
