@@ -18,9 +18,9 @@ pytest_plugins = ("tiny",)
 DOCUMENTS = ["red green", "", "red stone, red glass"]
 
 
-def prepared(embedder, data):
+def prepared(reader, data):
     (source,) = open_sources(data, None)
-    return [embedder.prepare(sample) for sample in source.samples()]
+    return [reader.prepare(sample) for sample in source.samples()]
 
 
 def idf(documents_with_word, documents):
@@ -81,37 +81,37 @@ def test_bm25_follows_the_order_of_documents(texts, shift):
 
 def test_mean_hidden_states_are_those_of_each_sample_alone(index):
     """Batched and padded, against the trunk on one sample at a time, in a loop over its labels."""
-    embedder = index.embedder
-    samples = prepared(embedder, rows(9))
-    embedder.token_budget = 64
-    found = mean_hidden_states(embedder, samples)
+    reader = index.reader
+    samples = prepared(reader, rows(9))
+    reader.token_budget = 64
+    found = mean_hidden_states(reader, samples)
     assert found.shape == (9, 32)
     for sample, mean in zip(samples, found, strict=True):
         ids = torch.from_numpy(sample.encoded.token_ids)[None]
-        states = embedder.trunk._model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        states = reader.trunk._model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
         at_labels = [states[0, t - 1] for t in np.flatnonzero(sample.encoded.label_mask)]
         assert mean == pytest.approx(torch.stack(at_labels).mean(dim=0).numpy(), abs=1e-5)
 
 
 def test_progress_counts_all_samples(index):
     steps = []
-    samples = prepared(index.embedder, rows(5))
-    mean_hidden_states(index.embedder, samples, on_progress=steps.append)
+    samples = prepared(index.reader, rows(5))
+    mean_hidden_states(index.reader, samples, on_progress=steps.append)
     assert (steps[-1].stage, steps[-1].done, steps[-1].total) == ("comparing", 5, 5)
     assert steps[-1].tokens > 5
 
 
 def test_there_may_be_no_sample(index):
-    assert mean_hidden_states(index.embedder, []).shape == (0, 32)
+    assert mean_hidden_states(index.reader, []).shape == (0, 32)
 
 
 def test_undefined_hidden_states_are_named(index):
     """As a model in half precision gives where it overflows."""
-    samples = prepared(index.embedder, rows(3))
+    samples = prepared(index.reader, rows(3))
     with torch.no_grad():
-        index.embedder.trunk._model.get_input_embeddings().weight[:] = float("nan")
+        index.reader.trunk._model.get_input_embeddings().weight[:] = float("nan")
     with pytest.raises(ModelError, match=r"<iterable>:1: .* undefined hidden states for sample r0"):
-        mean_hidden_states(index.embedder, samples)
+        mean_hidden_states(index.reader, samples)
 
 
 def test_similarity_by_hand():

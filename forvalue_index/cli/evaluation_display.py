@@ -86,11 +86,14 @@ def print_fidelity(result: FidelityResult) -> None:
     console = readable_console()
     _print_evaluated(console, result.evaluated)
     table = _table("Agreement with exact scores", "method")
+    table.columns[0].no_wrap = False  # 80 columns do not hold all
     k, n = result.k, result.candidates
-    for column in ("whole set", "single samples", f"top {k}", f"bottom {k}"):
-        table.add_column(column, justify="right")
-    for column in (f"top {k} in {n}", f"bottom {k} in {n}", "error / stderr"):
-        table.add_column(column, justify="right")
+    single, kept = "single samples", (f"top {k}", f"bottom {k}")
+    reranked = tuple(f"{column} in {n}" for column in kept)
+    for column in ("whole set", single, *kept, *reranked, "error"):
+        # No word is cut, and no bound of an interval.
+        narrowest = len("[0.999,") if column == single else max(map(len, column.split()))
+        table.add_column(column, justify="right", min_width=narrowest)
     for row in result.rows:
         ratio = row.error_over_stderr
         table.add_row(
@@ -110,8 +113,8 @@ def print_fidelity(result: FidelityResult) -> None:
         "[dim]Each kind of scores, and below it the baselines, beside exact scores of that kind. "
         "Rank correlations, for the whole validation set and for single samples of it. Then, for "
         f"single samples, the share of the exact {k} that is among the {k} of a method, and among "
-        f"the {n} candidates of --rerank {n}. Last, the size of errors in units of the standard "
-        f"errors that are promised: 1 is as promised. {INTERVALS} over validation samples.[/]",
+        f"the {n} candidates of --rerank {n}. The error is in units of the standard "
+        f"errors that are promised: 1.00 is as promised. {INTERVALS} over validation samples.[/]",
         soft_wrap=True,
     )
 
@@ -172,7 +175,7 @@ def _print_evaluated(console: Console, evaluated: Evaluated) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         # In a narrow terminal numbers take two lines, rather than names.
         table.add_column(column, style="cyan", no_wrap=True)
