@@ -109,7 +109,7 @@ class Calibration:
                 said = file.metadata() or {}
                 names = list(file.keys())
                 found = cls.from_tensors({name: file.get_tensor(name) for name in names})
-        except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             raise BrokenIndexError(f"{path} cannot be read ({error}); {CURE}") from error
         if found.digest != said.get("digest"):
             raise BrokenIndexError(f"{path} is damaged: its numbers are not its own; {CURE}")

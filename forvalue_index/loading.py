@@ -55,10 +55,14 @@ class ModelAccess:
 
 
 def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
-    """Settings with local paths made absolute, so that an index can be used from anywhere."""
+    """Settings with local paths made absolute, so that an index can be used from anywhere.
+
+    However the geometries are spaced, they are the same settings.
+    """
     adapter = chosen.get("adapter")
     located = None if adapter is None else _located(adapter)
-    return Settings(**{**chosen, "model": _located(model), "adapter": located})
+    settings = Settings(**{**chosen, "model": _located(model), "adapter": located})
+    return replace(settings, geometry=",".join(settings.geometries))
 
 
 def create_storage(

@@ -126,7 +126,7 @@ class Valuer:
             *validation.warnings,
             *self._remarks(answers[0][1], counts),
             *saturation_warnings({"validation samples": mass, "indexed samples": index_mass}),
-            *exact.failures,
+            *_failed(exact.failures),
             *_lost_texts(stored),
         )
         return QueryResult(
@@ -232,6 +232,12 @@ def refuse_counts(counts: Counts) -> None:
             f"--rerank {counts.rerank} is less than the {most} samples asked for; use at least "
             f"{most}, better ten times as many"
         )
+
+
+def _failed(failures: Sequence[str]) -> Iterator[str]:
+    if failures:
+        count = f"{len(failures):,} candidates keep sketched scores; the first: "
+        yield failures[0] if len(failures) == 1 else count + failures[0]
 
 
 def _lost_texts(stored: Mapping[int, StoredSample]) -> Iterator[str]:

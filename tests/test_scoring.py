@@ -248,6 +248,8 @@ def test_no_text_at_all_leaves_a_sketched_answer(referring, tmp_path):
     assert result.reranked == 0
     assert [h.id for h in result.helpful] == [h.id for h in sketched.helpful]
     assert not any(hit.exact for hit in result.helpful)
+    (said,) = [said for said in result.warnings if "keep sketched scores" in said]
+    assert said.startswith("14 candidates keep sketched scores; the first: the text of sample r0 ")
 
 
 # Which tokens count is for exact scores what it was for rows.
