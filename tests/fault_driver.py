@@ -37,7 +37,8 @@ SHIM.fault_op.restype = SHIM.fault_path.restype = ctypes.c_char_p
 # Windows of 16 samples, batches of two or three, and a commit after each batch.
 TOKEN_BUDGET = 128
 INGEST = {"WINDOW_ROWS": 0.125, "COMMIT_BYTES": 1}
-SETTINGS = {"dim": 256, "row_dtype": "float32"}
+# Rows of the first geometry depend on the calibration, with which an `add` begins.
+SETTINGS = {"dim": 128, "row_dtype": "float32", "geometry": "fisher,raw"}
 # Seconds after which a child that neither ends nor is killed hangs.
 PATIENCE = 60
 # Keys of the samples that went through the model.
@@ -93,15 +94,16 @@ def repair(path):
 def examine(path):
     """What a reader finds, and what a check complains of.
 
-    By key: a digest of the row, and the sample with its statistics.
+    By key: digests of its rows, and the sample with its statistics.
     """
     with ValuationIndex.open(path) as opened:
         with opened._storage.view() as view:
-            rows = {
-                int(id_): hashlib.blake2b(row.numpy().tobytes(), digest_size=16).hexdigest()
-                for block in view.blocks("raw")
-                for id_, row in zip(block.ids, block.rows, strict=True)
-            }
+            rows = {}
+            for geometry in opened.manifest.settings.geometries:
+                for block in view.blocks(geometry):
+                    for id_, row in zip(block.ids.tolist(), block.rows, strict=True):
+                        digest = hashlib.blake2b(row.numpy().tobytes(), digest_size=16)
+                        rows[id_] = f"{rows.get(id_, '')} {digest.hexdigest()}".strip()
             stored = view.catalog.samples(rows)
             live = view.catalog.live_ids().tolist()
             files = [segment.file.uid for segment in view.catalog.segments()]

@@ -1,4 +1,8 @@
-"""An ingestion that is stopped anywhere loses nothing that was finished, and goes on from there."""
+"""An ingestion that is stopped anywhere loses nothing that was finished, and goes on from there.
+
+The first one of an index calibrates it: all of its rows are those of the calibration that was
+written first, and that is the same whenever it is made from the same data.
+"""
 
 import random
 import shutil
@@ -14,6 +18,7 @@ LEFT_OVER = {"orphan file"}
 POSTGRESQL_POINTS = 10
 ROUND = 5
 RECORD = ("write", "catalog.sqlite-wal")
+CALIBRATION = "calibration.safetensors"
 EXAMINE, REPAIR = ("examine", {}), ("repair", {})
 
 
@@ -265,6 +270,32 @@ def test_an_ingestion_stopped_at_any_call_goes_on(drivers, small, tmp_path):
     assert beyond.result["added"] == small.count
 
 
+def test_a_calibration_that_was_cut_off_is_made_again(drivers, small, tmp_path):
+    """It is the first thing that an `add` writes; what is half a file has another name."""
+    writes = [n for n, c in enumerate(small.calls, 1) if c.op == "write" and CALIBRATION in c.path]
+    assert writes
+    rows_first = next(n for n, c in enumerate(small.calls, 1) if c.path.startswith("segments/"))
+    assert max(writes) < rows_first
+    whole = (small.filled / CALIBRATION).stat().st_size
+    for n in writes:
+        path = shutil.copytree(small.empty, tmp_path.resolve() / str(n))
+        assert drivers.run(path, small.add, fault=(n, "torn")).killed
+        assert not (path / CALIBRATION).exists()
+        assert (path / f"{CALIBRATION}.partial").stat().st_size < whole
+        assert assert_goes_on(drivers, path, small) == {}
+        assert not (path / f"{CALIBRATION}.partial").exists()
+
+
+def test_a_calibration_stays_though_no_row_was_stored(drivers, small, tmp_path):
+    """Its data may have been changed when the `add` is run again: what is there counts."""
+    n = next(n for n, c in enumerate(small.calls, 1) if c.path.startswith("segments/"))
+    path = shutil.copytree(small.empty, tmp_path.resolve() / "index")
+    assert drivers.run(path, small.add, fault=(n, "kill")).killed
+    kept = (path / CALIBRATION).read_bytes()
+    assert assert_goes_on(drivers, path, small) == {}
+    assert (path / CALIBRATION).read_bytes() == kept
+
+
 def test_a_torn_write_leaves_half(drivers, small, tmp_path):
     """What the tests above rely on."""
     path = shutil.copytree(small.empty, tmp_path.resolve() / "index")
@@ -346,13 +377,7 @@ def assert_in_order(calls):
     records = [c for c in calls if (c.op, c.path) == RECORD]
     renames = [c for c in calls if c.op == "rename" and c.to.startswith("segments/")]
     for rename in renames:
-        assert rename.path != rename.to
-        written = [c for c in calls if c.path == rename.path and c is not rename]
-        last = max(c.ended for c in written if c.op == "write")
-        flush = first(calls, "fsync", rename.path, after=last)
-        assert flush.ended < rename.begun
-        assert all(c.ended < rename.begun for c in written)
-        name_flush = first(calls, "fsync", "segments", after=rename.ended)
+        name_flush = flushed(calls, rename, "segments")
         assert name_flush.ended < first(calls, *RECORD, after=rename.begun).begun
     deletions = [c for c in calls if c.op == "unlink" and c.path.startswith("segments/")]
     for record in records:
@@ -360,6 +385,17 @@ def assert_in_order(calls):
         follows = [c.begun for c in renames + deletions if c.begun > record.begun]
         assert flush.ended < min(follows, default=flush.ended + 1)
     return renames, deletions
+
+
+def flushed(calls, rename, directory):
+    """The flush of a new file's name, which follows that of its contents."""
+    assert rename.path != rename.to
+    written = [c for c in calls if c.path == rename.path and c is not rename]
+    last = max(c.ended for c in written if c.op == "write")
+    flush = first(calls, "fsync", rename.path, after=last)
+    assert flush.ended < rename.begun
+    assert all(c.ended < rename.begun for c in written)
+    return first(calls, "fsync", directory, after=rename.ended)
 
 
 def first(calls, op, path, *, after):
@@ -374,6 +410,13 @@ def test_rows_are_on_the_disk_before_the_catalog_says_so(large):
     files = [f"segments/{file.name}" for file in (large.filled / "segments").iterdir()]
     assert sorted(rename.to for rename in renames) == sorted(files)
     assert deletions == []
+
+
+def test_a_calibration_is_on_the_disk_before_the_first_rows_are_written(large):
+    (rename,) = [c for c in large.calls if c.op == "rename" and c.to == CALIBRATION]
+    name_flush = flushed(large.calls, rename, "")
+    first_rows = next(c for c in large.calls if c.path.startswith("segments/"))
+    assert name_flush.ended < first_rows.begun
 
 
 def test_rows_are_deleted_when_the_catalog_no_longer_needs_them(drivers, large, logged):
