@@ -1,7 +1,10 @@
 """What evaluations look at, against what queries say; and what they refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
@@ -9,28 +12,40 @@ from forvalue_index.baselines import bm25_scores
 from forvalue_index.evaluation.evidence import (
     BM25,
     BM25_RESPONSE,
-    FOR_VALUE,
     HIDDEN_STATE,
     EvaluationData,
     class_names,
     field_values,
     gather,
+    scorings,
     sketched_scores,
+    warned,
 )
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.records import Message, Sample
+from forvalue_index.results import Scoring
 
 pytest_plugins = ("tiny",)
 
 VALIDATION = rows(4, seed=2, prefix="v")
 
 
-def anything(training, validation):
-    """A check that lets everything pass."""
+RAW, COSINE = "for-value raw", "for-value raw, cosine"
+
+
+@pytest.fixture(scope="module")
+def geometries(tmp_path_factory, model_dir):
+    """An index of all geometries, in two segments of float32."""
+    path = tmp_path_factory.mktemp("geometries") / "index"
+    settings = {"dim": 256, "geometry": "fisher,raw,centered,kfac", "row_dtype": "float32"}
+    with ValuationIndex.create(path, str(model_dir), **settings) as created:
+        created.add(rows(12))
+        created.add(rows(5, seed=1, prefix="s"))
+        yield created
 
 
 def gathered(index, data=VALIDATION, **options):
-    return gather(index, EvaluationData(data, **options), check=anything)
+    return gather(index, EvaluationData(data, **options))
 
 
 def sample(key, **metadata):
@@ -41,14 +56,16 @@ def sample(key, **metadata):
 def test_scores_are_those_of_queries(filled):
     filled.remove(["r3", "s0"])
     evidence = gathered(filled)
-    keys = [one.key for one in evidence.training]
+    keys = [one.key for one in evidence.training_samples]
     assert keys == [f"r{i}" for i in range(20) if i != 3] + [f"s{i}" for i in range(1, 10)]
-    assert [one.key for one in evidence.validation] == ["v0", "v1", "v2", "v3"]
+    assert [one.key for one in evidence.validation_samples] == ["v0", "v1", "v2", "v3"]
     found = filled.query(VALIDATION, top=28, per_sample=True)
-    for one, scores in zip(found.per_sample, evidence.scores[FOR_VALUE], strict=True):
+    for one, scores in zip(found.per_sample, evidence.scores[RAW], strict=True):
         expected = {hit.sample.key: hit.score for hit in one.helpful}
         assert dict(zip(keys, scores.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
-    assert list(evidence.scores) == [FOR_VALUE, BM25, BM25_RESPONSE, HIDDEN_STATE]
+    assert list(evidence.scores) == [RAW, COSINE, BM25, BM25_RESPONSE, HIDDEN_STATE]
+    assert (list(evidence.sketched), evidence.exact) == ([RAW, COSINE], {})
+    assert list(evidence.baselines) == [BM25, BM25_RESPONSE, HIDDEN_STATE]
     assert {scores.shape for scores in evidence.scores.values()} == {(4, 28)}
     with filled.snapshot() as snapshot:
         losses = [snapshot.sample(key).statistics.loss for key in keys]
@@ -59,6 +76,53 @@ def test_scores_are_those_of_queries(filled):
     assert (evaluated.training_samples, evaluated.validation_samples) == (28, 4)
     assert list(evaluated.seconds) == ["load", "score", "baselines"]
     assert evaluated.warnings == ()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("geometry", ["raw", "centered", "fisher", "kfac"])
+def test_each_geometry_is_that_of_queries(geometries, geometry, normalize):
+    """Scores and their standard errors; with `exact`, those of a query re-scored whole."""
+    evidence = gathered(geometries, exact=True)
+    keys = [one.key for one in evidence.training_samples]
+    name = f"for-value {geometry}{', cosine' if normalize else ''}"
+    asked = {"top": 17, "per_sample": True, "geometry": geometry, "normalize": normalize}
+    found = geometries.query(VALIDATION, **asked)
+    for place, one in enumerate(found.per_sample):
+        for matrix, what in ((evidence.sketched, "score"), (evidence.stderrs, "stderr")):
+            expected = {hit.sample.key: getattr(hit, what) for hit in one.helpful}
+            mine = dict(zip(keys, matrix[name][place].tolist(), strict=True))
+            assert mine == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    exact = geometries.query(VALIDATION, **(asked | {"per_sample": False}), rerank=17)
+    assert all(hit.exact for hit in exact.helpful)
+    mean = evidence.exact[name].mean(axis=0)
+    expected = {hit.sample.key: hit.score for hit in exact.helpful}
+    scale = max(map(abs, expected.values()))
+    mine = dict(zip(keys, mean.tolist(), strict=True))
+    assert mine == pytest.approx(expected, abs=1e-4 * scale)
+    assert np.abs(evidence.exact[name] - evidence.sketched[name]).max() > 1e-2 * scale
+
+
+def test_names_say_how_scores_are_taken(geometries):
+    evidence = gathered(geometries, exact=True)
+    ours = [
+        f"for-value {geometry}{cosine}"
+        for geometry in ("fisher", "raw", "centered", "kfac")
+        for cosine in ("", ", cosine")
+    ]
+    assert list(evidence.sketched) == list(evidence.stderrs) == list(evidence.exact) == ours
+    assert list(scorings(geometries)) == ours
+    exact = [f"{name}, exact" for name in ours]
+    assert list(evidence.scores) == [*ours, *exact, BM25, BM25_RESPONSE, HIDDEN_STATE]
+    assert np.array_equal(evidence.scores[exact[0]], evidence.exact[ours[0]])
+    for scores in evidence.scores.values():
+        assert (scores.shape, scores.dtype) == ((4, 17), np.float32)
+
+
+def test_warnings_are_added_to_those_there_are(filled):
+    evaluated = gathered(filled, limit=31).evaluated
+    (first,) = evaluated.warnings
+    assert warned(evaluated, ["a", "b"]) == replace(evaluated, warnings=(first, "a", "b"))
+    assert warned(evaluated, ()) == evaluated
 
 
 def test_bm25_reads_prompts_and_responses(filled):
@@ -83,17 +147,17 @@ def test_a_sample_is_most_like_itself(filled):
 def test_a_limit_draws_samples_by_seed(filled):
     everything = gathered(filled)
     some = gathered(filled, limit=12)
-    keys = [one.key for one in everything.training]
-    drawn = [one.key for one in some.training]
+    keys = [one.key for one in everything.training_samples]
+    drawn = [one.key for one in some.training_samples]
     assert len(drawn) == 12
     assert drawn == [key for key in keys if key in drawn]
     at = [keys.index(key) for key in drawn]
-    for name in (FOR_VALUE, BM25):  # of these BM25 counts words in the drawn ones alone
+    for name in (RAW, BM25):  # of these BM25 counts words in the drawn ones alone
         assert some.scores[name].shape == (4, 12)
-    assert some.scores[FOR_VALUE] == pytest.approx(everything.scores[FOR_VALUE][:, at], rel=1e-4)
+    assert some.scores[RAW] == pytest.approx(everything.scores[RAW][:, at], rel=1e-4)
     assert some.loss.tolist() == everything.loss[at].tolist()
-    assert [one.key for one in gathered(filled, limit=12).training] == drawn
-    assert [one.key for one in gathered(filled, limit=12, seed=1).training] != drawn
+    assert [one.key for one in gathered(filled, limit=12).training_samples] == drawn
+    assert [one.key for one in gathered(filled, limit=12, seed=1).training_samples] != drawn
     assert gathered(filled, limit=30).evaluated.warnings == ()
 
 
@@ -141,7 +205,7 @@ def test_lost_texts_are_left_out(tmp_path, model_dir):
         lines[2] = lines[2].replace('"response": "2 ', '"response": "7 ')
         train.write_text("\n".join(lines) + "\n", "utf-8")
         evidence = gathered(made)
-        assert [one.key for one in evidence.training] == ["r0", "r1", "r3", "r4", "r5"]
+        assert [one.key for one in evidence.training_samples] == ["r0", "r1", "r3", "r4", "r5"]
         (warning,) = evidence.evaluated.warnings
         assert "1 training sample(s) are left out, as their texts cannot be read" in warning
         assert "train.jsonl" in warning
@@ -180,20 +244,25 @@ def test_rows_that_the_tokenizer_refuses(filled):
 def test_columns_are_mapped(filled):
     data = [{"Q": row["prompt"], "A": row["response"]} for row in VALIDATION]
     columns = {"prompt": "Q", "response": "A"}
-    found = gathered(filled, data, columns=columns).scores[FOR_VALUE]
-    assert found == pytest.approx(gathered(filled).scores[FOR_VALUE])
+    found = gathered(filled, data, columns=columns).scores[RAW]
+    assert found == pytest.approx(gathered(filled).scores[RAW])
 
 
 def test_sketched_scores_over_several_segments(filled):
     with filled.storage.view() as view:
-        blocks = list(view.blocks())
-        every = {}
+        blocks = list(view.blocks("raw"))
+        every, errors = {}, filled.storage.sketch_error("raw")
         for block in blocks:
             every |= dict(zip(block.ids.tolist(), block.rows.numpy(), strict=True))
         queries = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
         for ids in ([0], [29], [3, 19, 20, 28], sorted(every)):
-            slow = [[sum(q * every[i]) for i in ids] for q in queries]
-            assert sketched_scores(view, queries, ids) == pytest.approx(np.array(slow), rel=1e-4)
+            slow = np.array([[sum(q * every[i]) for i in ids] for q in queries])
+            given = (view, torch.from_numpy(queries), ids, Scoring(), errors)
+            scores, stderrs = sketched_scores(*given)
+            assert scores == pytest.approx(slow, rel=1e-4, abs=1e-3)
+            lengths = np.array([np.linalg.norm(every[i]) for i in ids])
+            expected = errors.ratio * np.linalg.norm(queries, axis=1)[:, None] * lengths / 16
+            assert stderrs == pytest.approx(expected, rel=1e-4)
 
 
 def test_fields():

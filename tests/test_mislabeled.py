@@ -41,7 +41,16 @@ def evaluated(index, data=VALIDATION, flag="bad", **options):
 def evidence_of(scores, loss):
     evaluated = Evaluated("i", "f", 1, "response", len(loss), len(scores), {}, ())
     matrix = np.array(scores, dtype=np.float32)
-    return Evidence((), (), np.array(loss), {"m": matrix}, evaluated)
+    return Evidence(
+        training=(),
+        validation=(),
+        loss=np.array(loss),
+        sketched={"m": matrix},
+        stderrs={"m": np.ones_like(matrix)},
+        exact={"m": 2 * matrix},
+        baselines={"b": -matrix},
+        evaluated=evaluated,
+    )
 
 
 def test_orientations_by_hand():
@@ -54,15 +63,19 @@ def test_orientations_by_hand():
     assert values == {
         "m": [4, 2, 3],
         "m, by class": [(1 + 7) / 2 - 4, (5 - 1) / 2 - 2, (3 + 6) / 2 - 0],
+        "m, exact": [8, 4, 6],
+        "m, exact, by class": [0, 0, 9],
+        "b": [-4, -2, -3],
+        "b, by class": [0, 0, -4.5],
         "training loss": [-0.1, -0.5, -0.3],
     }
 
 
 def test_without_groups_there_is_the_mean_alone():
     found = list(suspicions(evidence_of([[1, 2]], [0.1, 0.2]), {}))
-    assert [one.method for one in found] == ["m", "training loss"]
+    assert [one.method for one in found] == ["m", "m, exact", "b", "training loss"]
     assert [one.rule for one in found] == [
-        "low mean over the validation set",
+        *["low mean over the validation set"] * 3,
         "high mean loss over its label tokens",
     ]
 
@@ -80,8 +93,8 @@ def test_detection_by_hand():
 
 def test_every_method_is_measured_alike(flagged):
     result = evaluated(flagged)
-    evidence = gather(flagged, EvaluationData(VALIDATION), check=lambda *_: None)
-    marks = np.array([one.metadata["bad"] for one in evidence.training])
+    evidence = gather(flagged, EvaluationData(VALIDATION))
+    marks = np.array([one.metadata["bad"] for one in evidence.training_samples])
     both = [f"{name}{end}" for name in evidence.scores for end in ("", ", by prompt")]
     assert [one.method for one in result.methods] == [*both, "training loss"]
     for one in result.methods[:-1:2]:
@@ -107,12 +120,19 @@ def test_a_swapped_response_is_found_by_prompt_and_by_class(index):
     for row in (data[0], data[8]):
         row |= {"bad": True, "response": said["b" if row["kind"] == "a" else "a"]}
     index.add([row for row in data if row["id"][-1] not in "45"])
-    result = evaluated(index, [row for row in data if row["id"][-1] in "45"], label="kind")
+    wanted = EvaluationData([row for row in data if row["id"][-1] in "45"], exact=True)
+    result = evaluate_mislabeled(index, wanted, flag="bad", label="kind")
     by_name = {one.method: one for one in result.methods}
-    assert list(by_name)[:3] == ["for-value", "for-value, by prompt", "for-value, by class"]
-    assert by_name["for-value, by prompt"].auc.value == 1
-    assert by_name["for-value, by class"].auc.value == 1
-    assert by_name["for-value, by class"].found[2] == pytest.approx(0.8)  # 1.6 of 2 in 8 samples
+    ways = ["", ", by prompt", ", by class"]
+    ours = ["for-value raw", "for-value raw, cosine"]
+    ours += [f"{name}, exact" for name in ours]
+    assert list(by_name)[:12] == [f"{name}{way}" for name in ours for way in ways]
+    for name in ours:
+        assert by_name[f"{name}, by prompt"].auc.value == 1
+        assert by_name[f"{name}, by class"].auc.value == 1
+    assert by_name["for-value raw, by class"].found[2] == pytest.approx(
+        0.8
+    )  # 1.6 of 2 in 8 samples
     assert by_name["bm25, responses alone, by class"].auc.value == 1
     assert result.label == "kind"
 
@@ -121,7 +141,7 @@ def test_prompts_find_their_like(flagged):
     """Each sample is held against those of half the validation set whose prompts share words."""
     same = [{**row, "id": f"w{i}", "response": "x"} for i, row in enumerate(rows(12)[:3])]
     other = [{"id": f"o{i}", "prompt": "zebra", "response": "x"} for i in range(3)]
-    evidence = gather(flagged, EvaluationData([*other, *same]), check=lambda *_: None)
+    evidence = gather(flagged, EvaluationData([*other, *same]))
     near = like_prompts(evidence)
     assert near.shape == (6, 12)
     assert near.sum(axis=0).tolist() == [3] * 12
@@ -130,7 +150,14 @@ def test_prompts_find_their_like(flagged):
 
 def test_without_like_prompts_there_is_no_method_by_prompt(flagged):
     """One validation sample has no others to compare with; plain texts have no prompts."""
-    plain = ["for-value", "bm25", "bm25, responses alone", "hidden state", "training loss"]
+    plain = [
+        "for-value raw",
+        "for-value raw, cosine",
+        "bm25",
+        "bm25, responses alone",
+        "hidden state",
+        "training loss",
+    ]
     for data in (VALIDATION[:1], [{"text": "red stone"}, {"text": "quick river"}]):
         assert [one.method for one in evaluated(flagged, data).methods] == plain
 

@@ -34,10 +34,10 @@ def test_measures_by_hand():
 
 
 def test_every_method_is_measured_alike(filled):
-    result = evaluated(filled)
-    evidence = gather(filled, EvaluationData(VALIDATION), check=lambda *_: None)
-    ours = [one.metadata["topic"] for one in evidence.validation]
-    theirs = np.array([one.metadata["topic"] for one in evidence.training])
+    result = evaluated(filled, exact=True)
+    evidence = gather(filled, EvaluationData(VALIDATION, exact=True))
+    ours = [one.metadata["topic"] for one in evidence.validation_samples]
+    theirs = np.array([one.metadata["topic"] for one in evidence.training_samples])
     assert [one.method for one in result.methods] == list(evidence.scores)
     for one in result.methods:
         scores = evidence.scores[one.method]
