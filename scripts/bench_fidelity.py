@@ -17,27 +17,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 
 from forvalue_index.backbone import Backbone, default_device
 from forvalue_index.demo_data import write_demo_data
-from forvalue_index.exact import kernel_score
-from forvalue_index.features import Embedder, Prepared
-from forvalue_index.model_profile import profile_model
-from forvalue_index.prediction_error import prediction_error
-from forvalue_index.prompts import PromptEncoder
-from forvalue_index.settings import Settings
-from forvalue_index.sketch import (
+from forvalue_index.exact_matrices import exact_matrix
+from forvalue_index.features import Embedder, features_of
+from forvalue_index.geometry import Geometry
+from forvalue_index.hash_tables import (
+    RAW,
     ModelProfile,
+    SketchError,
     draw_tables,
-    make_sketch,
+    geometry_tables,
     part_widths,
-    standard_errors,
 )
+from forvalue_index.label_tokens import Prepared
+from forvalue_index.loading import make_reader
+from forvalue_index.model_profile import profile_model
+from forvalue_index.rescoring import gradient_norms
+from forvalue_index.settings import Settings
 from forvalue_index.sources import open_sources
 
-# Training samples scored at once.
-GROUP = 32
 TRAINING = ("start.jsonl", "more.jsonl")
 VALIDATION = ("sentences_validation.jsonl", "math_validation.jsonl")
 
@@ -63,7 +63,7 @@ def main() -> None:
         training = prepare(first, Path(folder), TRAINING)[: options.training]
         validation = prepare(first, Path(folder), VALIDATION)[: options.validation]
 
-    exact, norms = exact_scores(backbone, first, validation, training)
+    exact, norms = exact_scores(first, validation, training)
     results = []
     for dim, (embedder, widths) in embedders.items():
         rows = sketched_rows(embedder, validation, training)
@@ -80,14 +80,12 @@ def embedder_of(
 ) -> tuple[Embedder, tuple[int, ...]]:
     """An embedder as an index of this model would have it, and the widths of its rows' parts."""
     vocab_size, hidden_size = backbone.head.weight.shape
-    tables = draw_tables(vocab_size, hidden_size, dim=dim, seed=seed, profile=profile)
+    drawn = draw_tables(vocab_size, hidden_size, dim=dim, seed=seed, profile=profile)
     template = "chat" if backbone.tokenizer.chat_template else "plain"
-    encoder = PromptEncoder(
-        backbone.tokenizer, template=template, labels="response", max_length=2048
-    )
-    sketch = make_sketch(tables, dim=dim, device=backbone.device)
-    embedder = Embedder(backbone, backbone.head, encoder=encoder, sketch=sketch)
-    return embedder, part_widths(tables, dim)
+    settings = Settings("model", dim=dim, template=template, max_length=2048)
+    reader = make_reader(backbone, settings, drawn)
+    features = features_of(reader, drawn, settings, None, [RAW])
+    return Embedder(reader, features), part_widths(geometry_tables(drawn, RAW), dim)
 
 
 def prepare(embedder: Embedder, folder: Path, names: tuple[str, ...]) -> list[Prepared]:
@@ -97,55 +95,21 @@ def prepare(embedder: Embedder, folder: Path, names: tuple[str, ...]) -> list[Pr
     return [embedder.prepare(row) for group in rows for row in group if row is not None]
 
 
-@torch.inference_mode()
 def exact_scores(
-    backbone: Backbone,
-    embedder: Embedder,
-    validation: list[Prepared],
-    training: list[Prepared],
+    embedder: Embedder, validation: list[Prepared], training: list[Prepared]
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Scores [validation, training] in kernel form, and the norms of the gradients of both."""
-    errors, states, owner, norms = joined(backbone, embedder, validation)
-    scores, training_norms = [], []
-    for start in range(0, len(training), GROUP):
-        group = training[start : start + GROUP]
-        error, hidden, column, group_norms = joined(backbone, embedder, group)
-        terms = (errors @ error.T) * (states @ hidden.T)  # [validation token, training token]
-        rows = terms.new_zeros(len(validation), len(error)).index_add_(0, owner, terms)
-        totals = terms.new_zeros(len(validation), len(group)).index_add_(1, column, rows)
-        scores.append(totals.double().cpu().numpy())
-        training_norms.append(group_norms)
-    return np.concatenate(scores, axis=1), (norms, np.concatenate(training_norms))
-
-
-def joined(
-    backbone: Backbone, embedder: Embedder, prepared: list[Prepared]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]:
-    """Errors, hidden states and owners of all label tokens of samples; norms of their gradients."""
-    found = list(tokens_of(backbone, embedder, prepared))
-    owner = torch.cat([torch.full((len(hidden),), i) for i, _, hidden in found])
-    errors = torch.cat([error for _, error, _ in found])
-    squares = [float(kernel_score((e, h), (e, h))) for _, e, h in found]
-    states = torch.cat([hidden for _, _, hidden in found])
-    return errors, states, owner.to(errors.device), np.sqrt(squares)
-
-
-def tokens_of(backbone: Backbone, embedder: Embedder, prepared: list[Prepared]):  # noqa: ANN201
-    """For each sample, one after the other: its place, prediction errors and hidden states."""
-    for i, sample in enumerate(prepared):
-        (batch,) = embedder.batches([sample])
-        hidden = backbone.hidden_states(batch)
-        labels = torch.from_numpy(batch.labels).to(hidden.device)
-        error = prediction_error(backbone.head, hidden, labels).error
-        yield i, error, hidden.to(error.dtype)
+    reader, raw = embedder.reader, Geometry(RAW)
+    norms = tuple(gradient_norms(reader, raw, samples) for samples in (validation, training))
+    return exact_matrix(reader, raw, validation, training), norms
 
 
 def sketched_rows(
     embedder: Embedder, validation: list[Prepared], training: list[Prepared]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of both sides, the training side in bfloat16 as an index stores it."""
-    stored = embedder.embed(training).rows.bfloat16().float()
-    return embedder.embed(validation).rows.numpy(), stored.numpy()
+    stored = embedder.embed(training).rows[RAW].bfloat16().float()
+    return embedder.embed(validation).rows[RAW].numpy(), stored.numpy()
 
 
 def compare(
@@ -156,7 +120,8 @@ def compare(
 ) -> dict[str, float]:
     """What rows, of parts of `widths` floats, keep of the exact scores [validation, training]."""
     sketched = rows[0].astype(np.float64) @ rows[1].T.astype(np.float64)
-    promised = np.stack([standard_errors(query, rows[1], widths) for query in rows[0]])
+    formula = SketchError(widths)
+    promised = np.stack([formula.standard_errors(query, rows[1]) for query in rows[0]])
     errors = sketched - exact
     kept = [overlap(e, s) for e, s in zip(exact, sketched, strict=True)]
     kept_bottom = [overlap(-e, -s) for e, s in zip(exact, sketched, strict=True)]
