@@ -225,6 +225,9 @@ def split_ids(kind, token_ids):
         ("sentencepiece", " the", ["", " the"]),
         ("sentencepiece", "aéb", ["", "a", "", "é", "b"]),
         ("sentencepiece", "a 😀😀", ["", "a", " ", "", "", "", "😀", "", "", "", "😀"]),
+        # What a cut character looks like may be what was written; only that is misplaced.
+        ("sentencepiece", "\ufffd你 cab", ["", "\ufffd", "", "", "", "", "你", " cab"]),
+        ("sentencepiece", "\ufffd\ufffd你 cab", ["", *["\ufffd"] * 2, *[""] * 6, "你", " cab"]),
     ],
 )
 def test_the_last_token_of_a_character_has_it(kind, text, expected):
