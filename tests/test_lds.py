@@ -177,6 +177,18 @@ def test_the_losses_of_another_run_are_refused(tmp_path):
             subset_losses(tmp_path, HALVES, Retraining(), run=run)
 
 
+def test_a_run_without_losses_gives_way_to_another(tmp_path):
+    """As one whose recipe failed at once: there is nothing here to keep apart."""
+    with pytest.raises(KeyboardInterrupt):
+        subset_losses(tmp_path, HALVES, Retraining(cut_before=0), run={"learning_rate": 1e38})
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    run = {"learning_rate": 1e-3}
+    assert subset_losses(tmp_path, HALVES, Retraining(), run=run).tolist() == EXPECTED
+    assert json.loads((tmp_path / "run.json").read_text("utf-8")) == run
+    with pytest.raises(SettingsMismatchError, match="learning_rate"):
+        subset_losses(tmp_path, HALVES, Retraining(), run={"learning_rate": 1e38})
+
+
 def test_the_losses_of_other_subsets_are_refused(tmp_path):
     subset_losses(tmp_path, HALVES, Retraining(), run={})
     with pytest.raises(SettingsMismatchError, match=r"subset-00000\.npz .* other samples"):

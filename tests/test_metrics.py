@@ -11,6 +11,7 @@ from forvalue_index.metrics import (
     auc,
     auc_interval,
     detection_curve,
+    difference_interval,
     mean_interval,
     recall_at_class_size,
     share_kept,
@@ -219,6 +220,44 @@ def test_constant_values_have_an_interval_of_no_width():
     assert (found.value, found.low, found.high) == (2, 2, 2)
     perfect = auc_interval(numbers(4, 3, 2, 1), marks("++--"))
     assert (perfect.value, perfect.low, perfect.high) == (1, 1, 1)
+
+
+def test_a_difference_is_that_of_the_normal_distribution():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(5, 2, size=1_500), rng.normal(4, 3, size=900)
+    found = difference_interval(a, b)
+    error = 1.96 * np.sqrt(a.var() / len(a) + b.var() / len(b))
+    assert found.value == pytest.approx(a.mean() - b.mean())
+    assert found.low == pytest.approx(found.value - error, abs=0.1 * error)
+    assert found.high == pytest.approx(found.value + error, abs=0.1 * error)
+    turned = difference_interval(b, a)
+    assert turned.value == pytest.approx(-found.value)
+    assert turned.low == pytest.approx(-found.high, abs=0.1 * error)
+    narrow = difference_interval(a, b, confidence=0.5)
+    assert found.low < narrow.low < found.value < narrow.high < found.high
+
+
+def test_a_difference_by_hand():
+    """All resamples of (0, 1) are 0, 1/2, 1/2 and 1, less those of (5, 5), which are 5."""
+    found = difference_interval(numbers(0, 1), numbers(5, 5))
+    assert (found.value, found.low, found.high) == (-4.5, -5, -4)
+    same = difference_interval(numbers(3, 3), numbers(1, 1, 1))
+    assert (same.value, same.low, same.high) == (2, 2, 2)
+    assert difference_interval(numbers(0, 1, 5), numbers(2, 8)) == difference_interval(
+        numbers(0, 1, 5), numbers(2, 8)
+    )
+
+
+@pytest.mark.parametrize(("a", "b"), [((4,), (1, 2, 3)), ((1, 2, 3), (4,)), ((7,), (5,))])
+def test_a_difference_from_one_value_has_no_interval(a, b):
+    found = difference_interval(numbers(*a), numbers(*b))
+    assert (found.value, found.low, found.high) == (np.mean(a) - np.mean(b), None, None)
+
+
+@pytest.mark.parametrize(("a", "b"), [((), (1, 2)), ((1, 2), ()), ((), ())])
+def test_a_difference_from_nothing_is_refused(a, b):
+    with pytest.raises(UsageError, match="no mean of nothing"):
+        difference_interval(numbers(*a), numbers(*b))
 
 
 def test_an_auc_interval_against_a_slow_bootstrap():

@@ -10,7 +10,14 @@ from forvalue_index import training
 from forvalue_index.backbone import Backbone
 from forvalue_index.exceptions import ModelError, UsageError
 from forvalue_index.records import Encoded
-from forvalue_index.training import Recipe, add_gradients, fine_tune, mean_losses, trainable
+from forvalue_index.training import (
+    Recipe,
+    add_gradients,
+    fine_tune,
+    mean_losses,
+    precision_warnings,
+    trainable,
+)
 
 QUICK = Recipe(epochs=2, learning_rate=1e-2, batch_samples=3)
 
@@ -203,6 +210,28 @@ def test_a_loss_that_is_no_number_is_an_error():
     with pytest.raises(ModelError, match=message), trainable(trained) as parameters:
         fine_tune(trained, parameters, samples(), wild, seed=0)
     assert_same_bits(trained.model, before)
+
+
+def test_losses_that_are_no_numbers_are_an_error():
+    """As after a single step that was too long, whose own loss was still a number."""
+    trained = backbone()
+    with trainable(trained) as parameters:
+        wild = Recipe(epochs=1, learning_rate=1e38, batch_samples=7)
+        fine_tune(trained, parameters, samples(), wild, seed=0)
+        with pytest.raises(ModelError, match=r"losses of 7 of 7 samples are .* lower learning"):
+            mean_losses(trained, samples())
+    assert np.isfinite(mean_losses(trained, samples())).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_coarse_weights_are_warned_of(dtype, lora_rank):
+    """A LoRA has weights of its own, which are fine."""
+    warnings = precision_warnings(backbone(dtype=dtype), Recipe(lora_rank=lora_rank))
+    coarse = dtype != torch.float32 and lora_rank is None
+    assert len(warnings) == coarse
+    if coarse:
+        assert f"in {str(dtype)[6:]}, in which steps of learning rate 0.001 are" in warnings[0]
 
 
 def test_no_sample_is_an_error():
