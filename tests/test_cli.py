@@ -21,7 +21,7 @@ pytest_plugins = ("tiny",)
 
 MODEL_OPTIONS = ("--model", "--trust-remote-code")
 SCORING_OPTIONS = ("--geometry", "--normalize", "--whiten")
-EVALUATION_OPTIONS = ("--columns", "--on-bad", "--limit", "--json", *MODEL_OPTIONS)
+EVALUATION_OPTIONS = ("--columns", "--on-bad", "--limit", "--seed", "--json", *MODEL_OPTIONS)
 # A sub-command stands under its group's name and its own.
 OPTIONS = {
     "init": {
@@ -30,6 +30,7 @@ OPTIONS = {
         *("--payload", "--geometry", "--damping", "--calibration", "--max-label-tokens"),
         "--hardest",
     },
+    "calibrate": {"--columns", "--wait", "--json", *MODEL_OPTIONS},
     "add": {"--columns", "--on-bad", "--wait", "--json", *MODEL_OPTIONS},
     "query": {
         "--columns",
@@ -47,12 +48,24 @@ OPTIONS = {
         *MODEL_OPTIONS,
         *SCORING_OPTIONS,
     },
+    "explain": {
+        *("--columns", "--on-bad", "--json", "-o", "--output", "--validation-tokens"),
+        *("--geometry", "--normalize", *MODEL_OPTIONS),
+    },
     "show": {"--json"},
     "list": {"--where", "--limit", "--offset", "--json"},
     "info": {"--json"},
     "evaluate": set(),
-    "evaluate retrieval": {"--label", *EVALUATION_OPTIONS},
-    "evaluate mislabeled": {"--flag", "--label", "-o", "--output", *EVALUATION_OPTIONS},
+    "evaluate retrieval": {"--label", "--exact", *EVALUATION_OPTIONS},
+    "evaluate mislabeled": {
+        *("--flag", "--label", "--exact", "-o", "--output", *EVALUATION_OPTIONS),
+    },
+    "evaluate fidelity": {*EVALUATION_OPTIONS},
+    "evaluate tail-patch": {"--exact", "--top", "--learning-rate", *EVALUATION_OPTIONS},
+    "evaluate lds": {
+        *("--subsets", "--epochs", "--learning-rate", "--batch-samples", "--lora-rank", "--runs"),
+        *EVALUATION_OPTIONS,
+    },
     "remove": {"--source", "--where", "--dry-run", "--yes", "--wait", "--json"},
     "compact": {"--wait", "--json"},
     "check": {"--repair", "--wait", "--json", *MODEL_OPTIONS},
