@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forvalue_index.contracts import OnProgress, ignore_progress
-from forvalue_index.exact import cross_gram, gram, streaming_terms
+from forvalue_index.exact import gram, streaming_terms
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.features import undefined_numbers
 from forvalue_index.geometry import Geometry
 from forvalue_index.label_tokens import LabelReader, LabelTokens, Prepared
 from forvalue_index.records import Batch, Progress
 
-# Floats of prediction errors that are held at once: 1 GiB.
-HELD_FLOATS = 2**28
 NO_GRADIENT = (
     "the gradient of the validation set is zero: the model predicts each of its labels with "
     "certainty, so no sample can help or hurt; use other validation samples, or an earlier "
@@ -82,7 +80,7 @@ def mean_gradient(
     """
     weights = np.full(len(validation), 1 / len(validation))
     if normalize:
-        weights /= _without_zeros(gradient_norms(reader, geometry, validation))
+        weights /= without_zeros(gradient_norms(reader, geometry, validation))
     mean = reader.empty().new_zeros(reader.head.weight.shape)
     done = 0
     for batch in reader.batches(validation):
@@ -113,7 +111,7 @@ def exact_values(
         for tokens in by_sample(tokens_of) if target.normalize else tokens_of:
             terms = exact_terms(target, tokens)
             if target.normalize:
-                terms /= _norm(tokens).clamp(min=torch.finfo(tokens.error.dtype).tiny)
+                terms /= gradient_norm(tokens).clamp(min=torch.finfo(tokens.error.dtype).tiny)
             sums.index_add_(0, tokens.owner, terms)
         values[list(batch.indices)] = sums.cpu().numpy()
         done += len(batch.indices)
@@ -127,38 +125,6 @@ def exact_terms(target: ValidationGradient, tokens: LabelTokens) -> Float[Tensor
 
 
 @torch.inference_mode()
-def exact_matrix(
-    reader: LabelReader,
-    geometry: Geometry,
-    validation: Sequence[Prepared],
-    training: Sequence[Prepared],
-    *,
-    normalize: bool = False,
-    on_progress: OnProgress = ignore_progress,
-) -> NDArray[np.float64]:
-    """Exact values [validation, training] of each training sample for each validation sample.
-
-    In kernel form, for a bounded number of validation tokens at a time.
-    """
-    matrix = np.empty((len(validation), len(training)))
-    done = 0
-    for places, left in _held(reader, geometry, validation):
-        for batch in reader.batches(training):
-            n_samples = (len(places), len(batch.indices))
-            part = torch.zeros(n_samples, dtype=torch.float64, device=left.error.device)
-            for right in tokens_in(reader, geometry, batch, training):
-                part += cross_gram(_sides(left), _sides(right), n_samples)
-            matrix[np.ix_(places, batch.indices)] = part.cpu().numpy()
-            done += len(places) * len(batch.indices)
-            on_progress(Progress("re-scoring", done, matrix.size))
-    if normalize:
-        for norms, axis in ((validation, 1), (training, 0)):
-            divisor = _without_zeros(gradient_norms(reader, geometry, norms))
-            matrix /= np.expand_dims(divisor, axis)
-    return matrix
-
-
-@torch.inference_mode()
 def gradient_norms(
     reader: LabelReader, geometry: Geometry, prepared: Sequence[Prepared]
 ) -> NDArray[np.float64]:
@@ -166,7 +132,7 @@ def gradient_norms(
     norms = np.empty(len(prepared))
     for batch in reader.batches(prepared):
         for tokens in by_sample(tokens_in(reader, geometry, batch, prepared)):
-            norms[batch.indices[int(tokens.owner[0])]] = float(_norm(tokens))
+            norms[batch.indices[int(tokens.owner[0])]] = float(gradient_norm(tokens))
     return norms
 
 
@@ -193,48 +159,25 @@ def by_sample(chunks: Iterable[LabelTokens]) -> Iterator[LabelTokens]:
     for tokens in chunks:
         for owner in sorted(set(tokens.owner.tolist())):
             if held and int(held[0].owner[0]) != owner:
-                yield _joined(held)
+                yield joined(held)
                 held = []
             mine = tokens.owner == owner
             held.append(LabelTokens(*(tensor[mine] for tensor in tokens)))
     if held:
-        yield _joined(held)
+        yield joined(held)
 
 
-def _held(
-    reader: LabelReader, geometry: Geometry, prepared: Sequence[Prepared]
-) -> Iterator[tuple[list[int], LabelTokens]]:
-    """Samples in groups of a bounded size: their places, and their tokens with owners from 0."""
-    places: list[int] = []
-    held: list[LabelTokens] = []
-    size = 0
-    for batch in reader.batches(prepared):
-        for tokens in by_sample(tokens_in(reader, geometry, batch, prepared)):
-            if held and size + tokens.error.numel() > HELD_FLOATS:
-                yield places, _joined(held)
-                places, held, size = [], [], 0
-            size += tokens.error.numel()
-            owner = torch.full_like(tokens.owner, len(places))
-            places.append(batch.indices[int(tokens.owner[0])])
-            held.append(tokens._replace(owner=owner))
-    if held:
-        yield places, _joined(held)
-
-
-def _joined(parts: Sequence[LabelTokens]) -> LabelTokens:
+def joined(parts: Sequence[LabelTokens]) -> LabelTokens:
+    """All tokens of some parts."""
     return LabelTokens(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def _sides(tokens: LabelTokens) -> tuple[Tensor, Tensor, Tensor]:
-    return tokens.error, tokens.hidden, tokens.owner
-
-
-def _norm(tokens: LabelTokens) -> Tensor:
+def gradient_norm(tokens: LabelTokens) -> Tensor:
     """The norm of the gradient of the one sample that owns all tokens."""
     owner = torch.zeros_like(tokens.owner)
     return gram(tokens.error, tokens.hidden, owner, 1)[0, 0].clamp(min=0).sqrt()
 
 
-def _without_zeros(norms: NDArray[np.float64]) -> NDArray[np.float64]:
+def without_zeros(norms: NDArray[np.float64]) -> NDArray[np.float64]:
     """What to divide by, so that gradients of zero stay."""
     return np.where(norms > 0, norms, 1.0)

@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 
 from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.exact_matrices import exact_matrix
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.geometry import Geometry
 from forvalue_index.hash_tables import SketchError
@@ -15,7 +16,6 @@ from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.records import Progress, StoredSample
 from forvalue_index.rescoring import (
     ValidationGradient,
-    exact_matrix,
     exact_values,
     validation_gradient,
 )

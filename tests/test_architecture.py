@@ -23,7 +23,7 @@ LAYERS = [
     {"search", "search.library", "snapshot", "references", "plots"},
     {"search.flat", "catalog", "removal", "features", "model_profile"},  # joins
     {"manifest", "baselines", "view", "rescoring", "calibrating", "training"},
-    {"storage", "index_samples", "validation"},
+    {"storage", "index_samples", "validation", "exact_matrices"},
     {"ingest", "valuation", "compaction", "checkup", "loading"},  # use-cases
     {"scoring"},
     {"explaining"},

@@ -8,15 +8,16 @@ import torch
 from models import TIED, VOCAB, tiny_model
 from test_features import SAMPLES, embedder, pair, some_moments
 
-from forvalue_index import label_tokens, rescoring
+from forvalue_index import exact_matrices, label_tokens
 from forvalue_index.calibration import Calibration
+from forvalue_index.exact_matrices import exact_matrix
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.features import geometry_of
 from forvalue_index.label_tokens import Prepared
 from forvalue_index.records import TEXT_ROLE, Encoded, Message, Progress, Sample
 from forvalue_index.rescoring import (
+    ValidationGradient,
     by_sample,
-    exact_matrix,
     exact_terms,
     exact_values,
     gradient_norms,
@@ -122,7 +123,7 @@ def test_chunks_batches_and_groups_change_nothing(monkeypatch, chunk, normalize)
     for budget in (10_000, 60, 1):
         read.token_budget = budget
         for held in (1, 12 * VOCAB, 10**9):
-            monkeypatch.setattr(rescoring, "HELD_FLOATS", held)
+            monkeypatch.setattr(exact_matrices, "HELD_FLOATS", held)
             matrix = exact_matrix(read, used, queries, items, normalize=normalize)
             np.testing.assert_allclose(matrix, expected, rtol=1e-9, atol=1e-9)
         target = validation_gradient(read, used, queries, normalize=normalize)
@@ -134,8 +135,7 @@ def test_groups_are_bounded_and_hold_whole_samples(monkeypatch):
     read = reader("llama")
     items = prepared(read)
     sizes = [p.encoded.n_label_tokens for p in items]
-    monkeypatch.setattr(rescoring, "HELD_FLOATS", 12 * VOCAB)
-    groups = list(rescoring._held(read, geometry("raw", read), items))
+    groups = list(exact_matrices._held(read, items, 12 * VOCAB))
     assert len(groups) > 2
     assert sorted(i for places, _ in groups for i in places) == list(range(len(items)))
     for places, tokens in groups:
@@ -169,7 +169,7 @@ def test_no_tokens_make_no_samples():
 def test_terms_are_those_of_the_tokens():
     """By hand: e (2, -1) and h (3, 1) with M = [[1, 2], [0, 4]] give 2 * 5 - 1 * 4."""
     read = reader("llama")
-    target = rescoring.ValidationGradient(
+    target = ValidationGradient(
         torch.tensor([[1.0, 2.0], [0.0, 4.0]]), np.ones(1), geometry("raw", read), normalize=False
     )
     numbers = torch.zeros(1)

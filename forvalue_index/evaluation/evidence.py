@@ -18,13 +18,13 @@ from torch import Tensor
 
 from forvalue_index.baselines import bm25_scores, hidden_similarity, mean_hidden_states
 from forvalue_index.evaluation_results import Evaluated
+from forvalue_index.exact_matrices import exact_matrices
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.hash_tables import SketchError
 from forvalue_index.index import ValuationIndex
 from forvalue_index.index_queries import Data
 from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.records import BadRow, Sample, StoredSample
-from forvalue_index.rescoring import exact_matrix
 from forvalue_index.results import Scoring
 from forvalue_index.settings import ON_BAD
 from forvalue_index.sources import open_sources
@@ -205,17 +205,16 @@ def sketched_scores(
 def _exact(
     index: ValuationIndex, validation: Sequence[Prepared], training: Sequence[Prepared]
 ) -> dict[str, Matrix]:
-    return {
-        name: exact_matrix(
-            index.reader,
-            index.geometry(scoring.geometry),
-            validation,
-            training,
-            normalize=scoring.normalize,
-            on_progress=index.on_progress,
-        ).astype(np.float32)
-        for name, scoring in scorings(index).items()
-    }
+    """Scores of the model, by the name of the scoring."""
+    geometries = [index.geometry(name) for name in index.manifest.settings.geometries]
+    found = exact_matrices(
+        index.reader, geometries, validation, training, on_progress=index.on_progress
+    )
+    scores = {}
+    for name, scoring in scorings(index).items():
+        mine = found[scoring.geometry]
+        scores[name] = (mine.cosines if scoring.normalize else mine.values).astype(np.float32)
+    return scores
 
 
 def field_values(samples: Iterable[Sample], field: str, *, role: str) -> list[Any]:
