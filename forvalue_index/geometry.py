@@ -43,7 +43,7 @@ class Moments(NamedTuple):
 class Geometry:
     """The linear maps of one geometry, for a vocabulary in the order of its moments."""
 
-    def __init__(self, name: str, moments: Moments | None = None, *, damping: float = 0.3) -> None:
+    def __init__(self, name: str, moments: Moments | None = None, *, damping: float = 1.0) -> None:
         """Moments are needed by all geometries but raw."""
         self.name = name
         self._error_scale: Tensor | None = None

@@ -46,8 +46,20 @@ class Layout(NamedTuple):
     directions: int
     buckets: int
 
+    def rest(self, dim: int) -> int:
+        """Floats of the TensorSketch; a remainder of the division is left empty."""
+        left = dim - self.directions * self.buckets
+        return left if left >= max(1, self.directions) else 0
 
-def layout_of(geometry: str, *, dim: int, hidden_size: int, profile: ModelProfile | None) -> Layout:
+
+def layout_of(
+    geometry: str,
+    *,
+    dim: int,
+    vocab_size: int,
+    hidden_size: int,
+    profile: ModelProfile | None,
+) -> Layout:
     """The layout that measures best for a geometry, see README.
 
     In the raw geometry, half of the floats go to one direction where that has enough energy. Errors
@@ -58,7 +70,8 @@ def layout_of(geometry: str, *, dim: int, hidden_size: int, profile: ModelProfil
     if geometry == RAW and profile is not None and profile.share >= LEAST_SPLIT_SHARE:
         return Layout(1, dim // 2)
     if geometry == FISHER:
-        directions = min(FISHER_DIRECTIONS, hidden_size)
+        # More buckets than tokens would stay empty.
+        directions = min(max(FISHER_DIRECTIONS, dim // vocab_size), hidden_size)
         return Layout(directions, dim // directions)
     return Layout(0, 0)
 
@@ -78,7 +91,10 @@ def draw_tables(
     The directions of geometries other than raw come from a calibration.
     """
     if layouts is None:
-        layouts = {RAW: layout_of(RAW, dim=dim, hidden_size=hidden_size, profile=profile)}
+        raw = layout_of(
+            RAW, dim=dim, vocab_size=vocab_size, hidden_size=hidden_size, profile=profile
+        )
+        layouts = {RAW: raw}
     random = np.random.default_rng(seed)
     tables: dict[str, NDArray[Any]] = {
         VOCAB_ORDER: _vocab_order(random, vocab_size, profile, block=dim // 4)
@@ -137,8 +153,16 @@ def part_widths(tables: HashTables, dim: int) -> tuple[int, ...]:
     """
     if len(tables[VOCAB_ORDER]) * len(tables["hidden_sign"]) <= dim:
         return ()
-    split = _split_dim(tables) * _directions(tables)
-    return tuple(width for width in (split, dim - split) if width)
+    layout = layout_in(tables)
+    split = layout.directions * layout.buckets
+    return tuple(width for width in (split, layout.rest(dim)) if width)
+
+
+def layout_in(tables: HashTables) -> Layout:
+    """The layout that the tables of one geometry were drawn for."""
+    if "split_dim" not in tables:
+        return Layout(0, 0)
+    return Layout(len(tables["directions"]), int(tables["split_dim"][0]))
 
 
 class SketchError(NamedTuple):
@@ -172,7 +196,7 @@ class SketchError(NamedTuple):
 def _hashes(
     random: np.random.Generator, vocab_size: int, hidden_size: int, *, dim: int, layout: Layout
 ) -> dict[str, NDArray[Any]]:
-    rest = dim - layout.directions * layout.buckets
+    rest = layout.rest(dim)
     hashes: dict[str, NDArray[Any]] = {"vocab_sign": random.choice(np.array([-1, 1]), vocab_size)}
     if rest:
         slots = random.permutation(max(hidden_size, rest))[:hidden_size]
@@ -201,11 +225,3 @@ def _vocab_order(
 def _name(geometry: str, name: str) -> str:
     # Indexes of the first versions have the raw geometry alone, under plain names.
     return name if geometry == RAW else f"{geometry}.{name}"
-
-
-def _split_dim(tables: HashTables) -> int:
-    return int(tables["split_dim"][0]) if "split_dim" in tables else 0
-
-
-def _directions(tables: HashTables) -> int:
-    return len(tables["directions"]) if "directions" in tables else 0

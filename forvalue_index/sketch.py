@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from forvalue_index.hash_tables import HashTables
+from forvalue_index.hash_tables import HashTables, Layout
 
 Sums = Tensor | tuple[Tensor, ...]
 
@@ -127,7 +127,7 @@ class SplitSketch:
         self._sign = tables["split_sign"].float()
         self._shifts = tables["split_shift"].tolist()
         self._directions = tables["directions"]  # [direction, hidden], orthonormal
-        rest_dim = dim - len(self._directions) * self._buckets
+        rest_dim = Layout(len(self._directions), self._buckets).rest(dim)
         self._rest = TensorSketch(tables, rest_dim) if rest_dim else None
 
     def empty(self, n_samples: int, like: Tensor) -> tuple[Tensor, ...]:
@@ -151,9 +151,11 @@ class SplitSketch:
             self._rest.accumulate(sums[1], error, hidden - along @ directions, owner)
 
     def rows(self, sums: tuple[Tensor, ...]) -> Float[Tensor, "sample dim"]:
-        """The buckets of each direction in turn, then the row of the rest."""
+        """The buckets of each direction in turn, then the row of the rest, or zeros."""
         buckets = sums[0].flatten(1)
-        return buckets if self._rest is None else torch.cat([buckets, self._rest.rows(sums[1])], 1)
+        if self._rest is None:
+            return torch.nn.functional.pad(buckets, (0, self.dim - buckets.shape[1]))
+        return torch.cat([buckets, self._rest.rows(sums[1])], dim=1)
 
 
 def count_sketch_vocab(

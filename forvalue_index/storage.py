@@ -97,7 +97,11 @@ class Storage:
             profile=profile,
             layouts={
                 name: layout_of(
-                    name, dim=settings.dim, hidden_size=model.hidden_size, profile=profile
+                    name,
+                    dim=settings.dim,
+                    vocab_size=model.vocab_size,
+                    hidden_size=model.hidden_size,
+                    profile=profile,
                 )
                 for name in settings.geometries
             },

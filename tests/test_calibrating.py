@@ -35,7 +35,7 @@ class Setup:
         chosen = {"geometry": ",".join(ALL), "damping": 1.0} | chosen
         self.settings = Settings("m", dim=dim, template="chat", max_length=512, **chosen)
         layouts = {
-            name: layout_of(name, dim=dim, hidden_size=HIDDEN, profile=None)
+            name: layout_of(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
             for name in self.settings.geometries
         }
         self.tables = draw_tables(VOCAB, HIDDEN, dim=dim, seed=3, layouts=layouts)

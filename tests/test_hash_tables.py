@@ -27,7 +27,9 @@ def profile(vocab=100, hidden=16, *, share=0.6):
 
 
 def tables_of(*geometries, dim=32, seed=7, known=None):
-    layouts = {g: layout_of(g, dim=dim, hidden_size=16, profile=known) for g in geometries}
+    layouts = {
+        g: layout_of(g, dim=dim, vocab_size=100, hidden_size=16, profile=known) for g in geometries
+    }
     return draw_tables(100, 16, dim=dim, seed=seed, profile=known, layouts=layouts)
 
 
@@ -137,10 +139,13 @@ def test_directions_of_a_calibration_are_taken_over():
         ("kfac", 32, 16, profile(), (0, 0)),
         ("fisher", 33, 16, profile(), (2, 16)),
         ("fisher", 32, 1, None, (1, 32)),
+        ("fisher", 500, 16, None, (5, 100)),
     ],
 )
 def test_floats_go_where_they_measure_best(geometry, dim, hidden, known, expected):
-    assert layout_of(geometry, dim=dim, hidden_size=hidden, profile=known) == Layout(*expected)
+    assert layout_of(
+        geometry, dim=dim, vocab_size=100, hidden_size=hidden, profile=known
+    ) == Layout(*expected)
 
 
 @pytest.mark.parametrize(

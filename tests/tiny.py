@@ -42,7 +42,9 @@ def other_model_dir(tmp_path_factory):
 @pytest.fixture
 def index(tmp_path, model_dir):
     """An empty index of 256 floats a row at `tmp_path / "index"`."""
-    with ValuationIndex.create(tmp_path / "index", str(model_dir), dim=256) as created:
+    with ValuationIndex.create(
+        tmp_path / "index", str(model_dir), dim=256, geometry="raw"
+    ) as created:
         yield created
 
 
@@ -50,7 +52,7 @@ def index(tmp_path, model_dir):
 def built_index(tmp_path_factory, model_dir):
     """The directory of an index of 30 samples in two segments; copy it to change it."""
     path = tmp_path_factory.mktemp("built") / "index"
-    with ValuationIndex.create(path, str(model_dir), dim=256) as created:
+    with ValuationIndex.create(path, str(model_dir), dim=256, geometry="raw") as created:
         created.add(rows(20))
         created.add(rows(10, seed=1, prefix="s"))
     return path
