@@ -53,7 +53,10 @@ def some_moments():
 
 
 def tables(dim=DIM, geometries=("raw",)):
-    layouts = {g: layout_of(g, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None) for g in geometries}
+    layouts = {
+        name: layout_of(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
+        for name in geometries
+    }
     return draw_tables(VOCAB, HIDDEN, dim=dim, seed=3, layouts=layouts)
 
 
