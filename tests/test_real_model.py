@@ -101,10 +101,51 @@ def test_the_python_of_the_readme_runs(demo):
     assert "reverse-words" in printed
 
 
-def test_sketched_scores_follow_exact_ones(model):
-    """The whole path from text to row against the streaming form over the full vocabulary."""
-    script = str(ROOT / "scripts/bench_fidelity.py")
-    command = [sys.executable, script, "--model", str(model), "--dims", "4096", "--json"]
-    (result,) = json.loads(run(command, ROOT))
-    assert result["mean_query_rank_correlation"] >= 0.995
-    assert result["error_over_stderr"] < 1.15
+@pytest.fixture(scope="module")
+def fidelity(demo):
+    """What `evaluate fidelity` says of an index of the session's data, by method and reference."""
+    folder, _ = demo
+    data = "data/start.jsonl data/more.jsonl"
+    validation = "data/sentences_validation.jsonl data/math_validation.jsonl"
+    run(f"forvalue init exact --model ../.cache/{MODEL.name} --geometry raw,fisher", folder)
+    run(f"forvalue add exact {data}", folder)
+    document = json.loads(run(f"forvalue evaluate fidelity exact {validation} --json", folder))
+    return {(m["method"], m["reference"]): m for m in document["methods"]}
+
+
+def test_sketched_scores_follow_exact_ones(fidelity):
+    """The whole path from text to row against the full vocabulary, both ends."""
+    raw = fidelity["for-value raw", "for-value raw"]
+    assert raw["mean_rank_correlation"] >= 0.995
+    for name in ("for-value raw", "for-value fisher"):
+        mine = fidelity[name, name]
+        assert 0.8 <= mine["error_over_stderr"] <= 1.2
+        assert mine["top_reranked"] >= 0.99
+        assert mine["bottom_reranked"] >= 0.9
+        assert (
+            mine["rank_correlation"]["value"] > fidelity["bm25", name]["rank_correlation"]["value"]
+        )
+
+
+def test_exact_scores_of_candidates_are_those_of_all_samples(demo):
+    """`--rerank` finds what running everything through the model again finds."""
+    folder, _ = demo
+    run("forvalue values index data/validation.jsonl -o exact.csv --exact", folder)
+    command = "forvalue query index data/validation.jsonl --rerank 100 --json"
+    result = json.loads(run(command, folder))
+    exact = {r["id"]: r["score"] for r in pyarrow.csv.read_csv(folder / "exact.csv").to_pylist()}
+    for hits, sign in ((result["helpful"], 1), (result["harmful"], -1)):
+        assert all(hit["exact"] and hit["stderr"] == 0 for hit in hits)
+        best = sorted(exact, key=lambda id_: -sign * exact[id_])[:10]
+        assert len({hit["id"] for hit in hits} & set(best)) >= 9
+        for hit in hits:
+            assert hit["score"] == pytest.approx(exact[hit["id"]], rel=1e-3, abs=1e-2)
+    first = result["helpful"][0]
+    page = folder / "why.html"
+    command = f"forvalue explain index {first['key']} data/validation.jsonl -o {page} --json"
+    explained = json.loads(run(command, folder))
+    assert explained["score"] == pytest.approx(first["score"], rel=1e-4)
+    assert sum(t["term"] for t in explained["tokens"]) == pytest.approx(
+        explained["score"], rel=1e-5
+    )
+    assert "<html" in page.read_text()
