@@ -162,7 +162,10 @@ def layout_in(tables: HashTables) -> Layout:
     """The layout that the tables of one geometry were drawn for."""
     if "split_dim" not in tables:
         return Layout(0, 0)
-    return Layout(len(tables["directions"]), int(tables["split_dim"][0]))
+    # An index that is not calibrated yet knows how many directions there will be.
+    known = tables.get("directions")
+    count = int(tables["n_directions"][0]) if known is None else len(known)
+    return Layout(count, int(tables["split_dim"][0]))
 
 
 class SketchError(NamedTuple):

@@ -180,7 +180,7 @@ class IndexQueries(IndexSamples):
             writer_for(path)
         chosen = self._scoring(how, exact=exact, rows=not exact)
         validation, _ = self._validation(data, columns, on_bad)
-        if exact:
+        if exact and not self._storage.uncalibrated:
             target = validation_gradient(
                 self.reader,
                 self.geometry(chosen.geometry),

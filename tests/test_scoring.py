@@ -258,7 +258,12 @@ def test_no_text_at_all_leaves_a_sketched_answer(referring, tmp_path):
 @pytest.mark.parametrize("settings", [{"hardest": 0.5}, {"max_label_tokens": 3}])
 def test_exact_scores_are_of_the_tokens_that_rows_are_of(tmp_path, model_dir, model, settings):
     with ValuationIndex.create(
-        tmp_path / "some", str(model_dir), dim=16_384, row_dtype="float32", **settings
+        tmp_path / "some",
+        str(model_dir),
+        dim=16_384,
+        row_dtype="float32",
+        geometry="raw",
+        **settings,
     ) as index:
         index.add(TRAINING)
         sketch_free = index.values(VALIDATION)
@@ -337,13 +342,21 @@ def test_more_candidates_than_samples_are_all_of_them(filled):
     assert not any("--rerank" in said for said in filled.query(VALIDATION, rerank=30).warnings)
 
 
-def test_an_empty_index_has_nothing_to_rescore(tmp_path, model_dir):
-    with ValuationIndex.create(tmp_path / "ix", str(model_dir), dim=64) as index:
-        result = index.query(VALIDATION, rerank=100, per_sample=True)
-        assert (result.reranked, result.helpful, len(result.per_sample)) == (0, (), 3)
-        assert len(index.values(VALIDATION, exact=True).ids) == 0
-        index.calibrate(TRAINING)
-        assert index.query(VALIDATION, rerank=100).helpful == ()
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_an_empty_index_has_nothing_to_score(tmp_path, model_dir, geometry):
+    """Whether it is calibrated yet or not."""
+    settings = {"dim": 64, "geometry": geometry}
+    with ValuationIndex.create(tmp_path / "ix", str(model_dir), **settings) as index:
+        for calibrated in (False, True):
+            if calibrated:
+                index.calibrate(TRAINING)
+            result = index.query(VALIDATION, rerank=100, per_sample=True)
+            assert (result.reranked, result.helpful, len(result.per_sample)) == (0, (), 3)
+            assert index.query(VALIDATION, whiten=True).helpful == ()
+            for how in ({}, {"exact": True}, {"whiten": True}, {"normalize": True}):
+                output = tmp_path / "v.csv"
+                assert len(index.values(VALIDATION, output=output, **how).ids) == 0
+                assert len(output.read_text("utf-8").splitlines()) <= 1
 
 
 def test_rescoring_is_timed_apart(filled):
