@@ -46,10 +46,14 @@ def refuse_page(path: Path) -> None:
 def write_page(path: Path, explanation: Explanation) -> None:
     """Write the page. Raises as `refuse_page`, and PageError where the disk has no room for it."""
     refuse_page(path)
+    partial = path.with_name(path.name + ".partial")
     try:
-        path.write_text(page(explanation), encoding="utf-8")
+        partial.write_text(page(explanation), encoding="utf-8")
+        partial.replace(path)
     except OSError as error:
         raise PageError(f"{path} cannot be written ({error.strerror}); write elsewhere") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def page(explanation: Explanation) -> str:

@@ -172,11 +172,11 @@ def sample_document(stored: StoredSample) -> dict[str, Any]:
 
 
 def saturation_warnings(masses: Mapping[str, float | None]) -> list[str]:
-    """What is said of a model that leaves no errors to value, by whose median label error mass."""
+    """What is said of a model that leaves few errors to value, by whose median label error mass."""
     return [
-        f"the model is nearly certain of the labels of the {whose}: half of them leave less than "
-        f"{mass:.2g} of 1 - p(label) a token (threshold {SATURATED}), so values may be noise; use "
-        "an earlier checkpoint"
+        f"the model is nearly certain of the labels of the {whose}: in half of them the mean of "
+        f"1 - p(label) is below {mass:.2g} (threshold {SATURATED}), so values say less than they "
+        "should; use an earlier checkpoint"
         for whose, mass in masses.items()
         if mass is not None and mass < SATURATED
     ]

@@ -467,7 +467,7 @@ def test_a_saturated_model_is_told(tmp_path):
     start = "the model is nearly certain of the labels of the "
     (warning,) = info["warnings"]
     assert warning.startswith(f"{start}indexed samples: half of them leave less than ")
-    assert warning.endswith("so values may be noise; use an earlier checkpoint")
+    assert warning.endswith("so values say less than they should; use an earlier checkpoint")
     assert "nearly certain" in run("info", index).stdout
     found = document("query", index, validation)
     assert found["label_error_mass"]["index"] == info["label_error_mass"]

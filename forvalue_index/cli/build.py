@@ -113,7 +113,7 @@ def init(index: Path, as_json: bool, calibration: str | None, **settings: Any) -
         drawn_progress() as on_progress,
         ValuationIndex.create(index, on_progress=on_progress, **settings) as created,
     ):
-        if calibration is not None:
+        if calibration is not None and created.calibration() is None:
             created.calibrate(calibration)
         document = info_document(created.manifest, created.info(), version=created.version)
     if as_json:
