@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Do the values predict what training does? The tables behind the defaults, made anew.
 
-Part `lds`: small Llamas with vocabularies of 2,048 and 32,768 tokens are pretrained on docstrings
+Part `lds`, on small models: Llamas with vocabularies of 2,048 and 32,768 tokens are pretrained on docstrings
 of installed packages, and fine-tuned on random halves of 780 chunks of other ones. The linear
 datamodelling score (see `forvalue_index.evaluation.lds`) of each geometry is measured, exact and
 sketched in several layouts of equally many floats, beside BM25, hidden states and full gradients.
 Sketched scores are means over sketches of several seeds; intervals are those of other queries.
+
+With `--model`, evaluations of a real model on the demo's data come after it, see `real_model`.
 
 All that takes long is kept in the work directory, so a run that was killed goes on: models, losses
 half by half, score matrices. A directory of other settings is refused. Delete the folders `scores`
@@ -37,6 +39,7 @@ from lds_scores import (
     sketched_scores,
 )
 from numpy.typing import NDArray
+from real_model import real_model_part
 from small_models import build
 
 from forvalue_index.evaluation.lds import LdsStudy, linear_datamodelling_score, measured_losses
@@ -113,23 +116,30 @@ def main() -> None:
     """Measure and print."""
     options = parse_options()
     torch.set_num_threads(options.threads)
-    wanted = {int(size) for size in options.vocabularies.split(",")}
+    wanted = {int(size) for size in options.vocabularies.split(",") if size}
     results = {
         "lds": [lds_part(s, options) for s in SETTINGS if s.vocab_size in wanted],
         "published_lds": PUBLISHED_LDS,
-        # A second part belongs here: retrieval and mislabelled samples on a real model.
     }
+    if options.model is not None:
+        results["real_model"] = real_model_part(
+            options.model, options.work / "real", dims=DIMS, on_progress=report
+        )
     if options.json:
         print(json.dumps(results, indent=2))
     else:
         print_tables(results["lds"])
+        print_real_model(results.get("real_model", {"tables": []}))
 
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(".cache/reproduce"))
-    parser.add_argument("--vocabularies", default="2048,32768")
+    parser.add_argument(
+        "--model", type=Path, help="a real model: directory, GGUF file or hub id; else left out"
+    )
+    parser.add_argument("--vocabularies", default="2048,32768", help="of small models; or none")
     parser.add_argument("--subsets", type=int, default=32, help="random halves")
     parser.add_argument("--sketch-seeds", type=int, default=3)
     parser.add_argument("--damping", type=float, default=DEFAULT_DAMPING)
@@ -251,6 +261,16 @@ def print_tables(parts: list[dict[str, Any]]) -> None:
             interval = f"{row['lds']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
             ranks = f"  ranks {row['rank_correlation']:.2f}" if "rank_correlation" in row else ""
             print(f"{what:35} {row['kind']:22} {size:14} {interval}{ranks}")
+
+
+def print_real_model(part: dict[str, Any]) -> None:
+    """A line for each method of each table of a real model, with all its numbers."""
+    for table in part["tables"]:
+        print(f"\n{table['table']}, {table['dim']:,} floats")
+        for method in table["methods"]:
+            numbers = {k: v["value"] if isinstance(v, dict) else v for k, v in method.items()}
+            shown = (f"{k} {v:.3f}" if isinstance(v, float) else str(v) for k, v in numbers.items())
+            print("  ".join(shown))
 
 
 def report(progress: Progress) -> None:

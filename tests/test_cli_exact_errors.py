@@ -466,7 +466,7 @@ def test_a_saturated_model_is_told(tmp_path):
     assert 0 < info["label_error_mass"] < SATURATED
     start = "the model is nearly certain of the labels of the "
     (warning,) = info["warnings"]
-    assert warning.startswith(f"{start}indexed samples: half of them leave less than ")
+    assert warning.startswith(f"{start}indexed samples: in half of them the mean of ")
     assert warning.endswith("so values say less than they should; use an earlier checkpoint")
     assert "nearly certain" in run("info", index).stdout
     found = document("query", index, validation)
