@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Do the values predict what training does? The tables behind the defaults, made anew.
 
-Part `lds`, on small models: Llamas with vocabularies of 2,048 and 32,768 tokens are pretrained on docstrings
-of installed packages, and fine-tuned on random halves of 780 chunks of other ones. The linear
-datamodelling score (see `forvalue_index.evaluation.lds`) of each geometry is measured, exact and
-sketched in several layouts of equally many floats, beside BM25, hidden states and full gradients.
-Sketched scores are means over sketches of several seeds; intervals are those of other queries.
+First on small models: Llamas with vocabularies of 2,048 and 32,768 tokens are pretrained on
+docstrings of installed packages, and fine-tuned on random halves of 780 chunks of other ones. The
+linear datamodelling score (see `forvalue_index.evaluation.lds`) of each geometry is measured, exact
+and sketched in several layouts of equally many floats, beside BM25, hidden states and full
+gradients. Sketched scores are means over sketches of several seeds; intervals are those of other
+queries.
 
 With `--model`, evaluations of a real model on the demo's data come after it, see `real_model`.
 
