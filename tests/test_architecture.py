@@ -29,7 +29,7 @@ LAYERS = [
     {"explaining"},
     {"index_queries"},
     {"index"},
-    {"evaluation", "evaluation.evidence", "evaluation.lds"},
+    {"evaluation", "evaluation.evidence", "evaluation.fields", "evaluation.lds"},
     {"evaluation.retrieval", "evaluation.mislabeled", "evaluation.fidelity"}
     | {"evaluation.tail_patch", "evaluation.retraining"},
     {"forvalue_index"},

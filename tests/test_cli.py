@@ -185,7 +185,7 @@ def test_from_nothing_to_values(tmp_path, model_dir, train, validation):
     assert list(created) == INFO_KEYS
     assert (created["samples"], created["dim"], created["model"]) == (0, 256, str(model_dir))
     assert (created["loss"], created["sources"], created["catalog"]) == (None, [], "sqlite")
-    assert (created["geometry"], created["damping"], created["hardest"]) == ("raw", 0.3, None)
+    assert (created["geometry"], created["damping"], created["hardest"]) == ("fisher", 1.0, None)
 
     added = document("add", index, train)
     assert list(added) == ADD_KEYS
@@ -200,7 +200,7 @@ def test_from_nothing_to_values(tmp_path, model_dir, train, validation):
     assert found["validation"].keys() == {"samples", "label_tokens"}
     assert (found["validation"]["samples"], found["searched"]) == (3, 12)
     where = (found["index"], found["geometry"], found["fingerprint"])
-    assert where == (str(index), "raw", created["fingerprint"])
+    assert where == (str(index), "fisher", created["fingerprint"])
     assert (found["normalized"], found["whitened"], found["reranked"]) == (False, False, 0)
     assert found["label_error_mass"].keys() == {"validation", "index"}
     assert all(0 < mass < 1 for mass in found["label_error_mass"].values())
@@ -244,7 +244,7 @@ def test_exact_scores_say_so(tmp_path, model_dir, train, validation):
 
 
 def test_init_again_is_no_error(built_index, model_dir):
-    again = document("init", built_index, "--model", model_dir, "--dim", 256)
+    again = document("init", built_index, "--model", model_dir, "--dim", 256, "--geometry", "raw")
     assert again["samples"] == 30
 
 

@@ -14,13 +14,12 @@ from forvalue_index.evaluation.evidence import (
     BM25_RESPONSE,
     HIDDEN_STATE,
     EvaluationData,
-    class_names,
-    field_values,
     gather,
     scorings,
     sketched_scores,
     warned,
 )
+from forvalue_index.evaluation.fields import class_names, field_values
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.records import Message, Sample
 from forvalue_index.results import Scoring

@@ -20,8 +20,9 @@ BASELINES = ["bm25", "bm25, responses alone", "hidden state"]
 ALL_KEPT = "100 candidates are all of the"
 
 
-def made(path, model, **settings):
-    index = ValuationIndex.create(path, str(model), row_dtype="float32", **settings)
+def made(path, model, *, dim, geometry="raw"):
+    settings = {"dim": dim, "geometry": geometry, "row_dtype": "float32"}
+    index = ValuationIndex.create(path, str(model), **settings)
     index.add(rows(16))
     index.add(rows(8, seed=1, prefix="s"))
     return index

@@ -6,11 +6,10 @@ helpful. Training samples are in order of id.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,29 +214,6 @@ def _exact(
         mine = found[scoring.geometry]
         scores[name] = (mine.cosines if scoring.normalize else mine.values).astype(np.float32)
     return scores
-
-
-def field_values(samples: Iterable[Sample], field: str, *, role: str) -> list[Any]:
-    """What each sample has under a field of its metadata. Raises UsageError where one lacks it."""
-    found = []
-    for sample in samples:
-        value = sample.metadata.get(field)
-        if value is None:
-            there = ", ".join(sorted(map(str, sample.metadata))) or "none at all"
-            raise UsageError(
-                f"the {role} sample {sample.key} ({sample.source}:{sample.position}) has no field "
-                f"{field!r}; it has {there}. Name a field that every sample has"
-            )
-        found.append(value)
-    return found
-
-
-def class_names(samples: Iterable[Sample], field: str, *, role: str) -> list[str]:
-    """The classes of samples as texts, so that 1 and "1" are one class. Raises UsageError."""
-    return [
-        value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-        for value in field_values(samples, field, role=role)
-    ]
 
 
 def _read_validation(wanted: EvaluationData, warnings: list[str]) -> list[Sample]:

@@ -14,10 +14,9 @@ from forvalue_index.evaluation.evidence import (
     EvaluationData,
     Evidence,
     Matrix,
-    class_names,
-    field_values,
     gather,
 )
+from forvalue_index.evaluation.fields import class_names, field_values
 from forvalue_index.evaluation_results import Detection, MislabeledResult
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
