@@ -43,7 +43,8 @@ POOL = 200
 ANCHORS = 10
 # Several commits within one `add`.
 COMMIT_ROWS = 8
-DIM = 256
+DIM, GEOMETRY = 256, "fisher"
+SETTINGS = {"dim": DIM, "geometry": GEOMETRY}
 # One that a tenth of the pool hurts.
 VALIDATION = rows(2, seed=1, words=1, prefix="v")
 # Twice half a unit in the last place of bfloat16: rows of one content may round to neighbours.
@@ -71,7 +72,7 @@ class Reference:
         self.first, self.other, self.anchors = pool()
         self.worth, self.slack = {}, {}
         self.contents = {}
-        with ValuationIndex.create(directory / "reference", model, dim=DIM) as index:
+        with ValuationIndex.create(directory / "reference", model, **SETTINGS) as index:
             for content in (self.first, self.other):
                 everything = [*content.values(), *self.anchors.values()]
                 index.remove(where="id >= 0")
@@ -83,7 +84,7 @@ class Reference:
         query = validation_set(index)[1].mean
         with index._storage.view() as view:
             stored = view.catalog.samples(view.catalog.live_ids())
-            for block in view.blocks("raw"):
+            for block in view.blocks(GEOMETRY):
                 for id_, row in zip(block.ids.tolist(), block.rows.numpy(), strict=True):
                     sample = stored[id_].sample
                     self.contents.setdefault(sample.key, set()).add(sample.content_hash)
@@ -103,7 +104,7 @@ class Reference:
 def validation_set(index):
     """The validation set, read and embedded."""
     read = read_validation(index.reader, sources=open_sources(VALIDATION))
-    return read, embed_validation(index.embedder, "raw", read)
+    return read, embed_validation(index.embedder, GEOMETRY, read)
 
 
 class Writer:
@@ -230,8 +231,8 @@ class Reader:
             scored = scoring.sketched_values(
                 view,
                 validation_set(self.index)[1],
-                Scoring(),
-                errors=self.index._storage.sketch_error("raw"),
+                Scoring(GEOMETRY),
+                errors=self.index._storage.sketch_error(GEOMETRY),
                 damping=1.0,
             )
             assert (np.diff(scored.ids) > 0).all(), scored.ids
@@ -263,7 +264,7 @@ class Reader:
         """The best and the worst of what is live in the very state that is asked."""
         top, bottom = self.chosen.randint(1, 12), self.chosen.randint(1, 12)
         validation, embedded = validation_set(self.index)
-        with self.index._current_valuer(Scoring()) as (valuer, snapshot):
+        with self.index._current_valuer(Scoring(GEOMETRY)) as (valuer, snapshot):
             assert valuer.version == snapshot.version()
             result = valuer.query(validation, embedded, snapshot, Counts(top, bottom))
             live = [one.sample for one in snapshot.samples(snapshot.live_ids()).values()]
@@ -325,7 +326,7 @@ class Reader:
             assert [*snapshot.identities()] == [
                 (one.id, one.sample.key, one.sample.source) for one in listed
             ]
-            blocks = [*view.blocks("raw")]
+            blocks = [*view.blocks(GEOMETRY)]
             assert np.concatenate([block.ids for block in blocks]).tolist() == live
         found = self.index.list_samples("metadata.topic = 'law'", limit=5)
         assert all(one.sample.metadata["topic"] == "law" for one in found)
@@ -389,8 +390,9 @@ def prepare(config, directory):
     Backbone.load = staticmethod(lambda *_, **__: cached(backbone))
     reference = Reference(directory, config["model"])
     with ValuationIndex.create(
-        config["path"], config["model"], catalog=config["catalog"], dim=DIM
+        config["path"], config["model"], catalog=config["catalog"], **SETTINGS
     ) as index:
+        index.calibrate(directory / "reference")
         index.add([row | {"mark": "none"} for row in reference.anchors.values()])
         index.add([*reference.first.values()][: POOL // 2])
         Reader("reader-0", directory, config, reference).step()

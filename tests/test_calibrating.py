@@ -332,7 +332,7 @@ def test_rows_of_an_index_that_takes_over_a_calibration_are_the_same_to_the_bit(
         ({"dim": 65}, r"has another sketch \(--dim, --seed\)"),
         ({"seed": 1}, r"has another sketch \(--dim, --seed\)"),
         ({"geometry": "raw"}, "has another"),
-        ({"damping": 0.5}, "has another --damping: 0.3"),
+        ({"damping": 0.5}, "has another --damping: 1.0"),
     ],
 )
 def test_the_calibration_of_an_index_made_otherwise_is_refused(

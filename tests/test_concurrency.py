@@ -101,7 +101,7 @@ def pair(request, tmp_path, model_dir):
         catalog = request.getfixturevalue("postgresql_database")
     path, model = tmp_path / "index", str(model_dir)
     with (
-        ValuationIndex.create(path, model, catalog=catalog, dim=256) as writer,
+        ValuationIndex.create(path, model, catalog=catalog, dim=256, geometry="raw") as writer,
         ValuationIndex.open(path) as reader,
     ):
         for start in range(0, 30, 10):

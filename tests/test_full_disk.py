@@ -126,11 +126,12 @@ def roomy(built):
 
 def held(index):
     """Rows by key, bit for bit, of an index that fits together."""
+    (geometry,) = index.manifest.settings.geometries
     with index._storage.view() as view:
         stored = view.catalog.samples(view.catalog.live_ids())
         found = {
             stored[id_].sample.key: row.numpy().tobytes()
-            for block in view.blocks("raw")
+            for block in view.blocks(geometry)
             for id_, row in zip(block.ids.tolist(), block.rows, strict=True)
         }
         assert len(found) == len(stored) == view.catalog.count()
@@ -193,6 +194,25 @@ def test_an_add_on_a_disk_that_fills_says_so_and_goes_on_when_there_is_room(
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["read"] == ALL
     assert answers(index, validation) == roomy
+
+
+@pytest.mark.parametrize("room_kb", [0, 4, 8, 36, 40, 44, 48, 60, 100])
+def test_a_first_add_without_room_calibrates_and_goes_on_when_there_is(
+    disk, data, roomy, model_dir, room_kb
+):
+    """Nothing half is left of a calibration, and rows are those of the first one."""
+    index = disk / "index"
+    with ValuationIndex.create(index, str(model_dir), dim=256):
+        pass
+    with filled(disk, but=room_kb * KB):
+        out_of_room(run("add", index, data[0]))
+        assert len(answers(index, data[2])) < FIRST
+        out_of_room(run("add", index, data[0]))
+    assert not [*disk.rglob("*.partial")]
+    assert run("add", index, data[0]).exit_code == 0
+    stored = answers(index, data[2])
+    assert len(stored) == FIRST
+    assert all(row == roomy[key] for key, row in stored.items())
 
 
 def test_keys_that_do_not_fit_into_the_temporary_directory_are_an_error_that_says_so(disk):
@@ -317,7 +337,7 @@ def test_a_log_that_cannot_grow_leaves_readers_and_the_last_commit_alone(index, 
         assert marks > 2
         assert (index / "catalog.sqlite-wal").stat().st_size > 100 * KB
         assert all("mark" not in one.sample.metadata for one in view.catalog.list_samples(limit=99))
-        assert len([i for block in view.blocks("raw") for i in block.ids]) == FIRST
+        assert len([i for block in view.blocks("fisher") for i in block.ids]) == FIRST
         stored = {one.sample.metadata["mark"] for one in reader.list_samples(limit=99)}
         assert stored == {marks - 1}
         with ValuationIndex.open(index) as late:

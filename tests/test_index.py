@@ -44,8 +44,9 @@ def test_settings_are_resolved_against_the_model(index):
 def test_creating_what_is_there_opens_it(index, model_dir):
     index.add(rows(3))
     path = index._storage.path
-    for settings in ({"dim": 256}, {"dim": 256, "template": "chat", "max_length": 512}):
-        with ValuationIndex.create(path, str(model_dir), **settings) as again:
+    for settings in ({}, {"template": "chat", "max_length": 512}):
+        same = {"dim": 256, "geometry": "raw"} | settings
+        with ValuationIndex.create(path, str(model_dir), **same) as again:
             assert len(again) == 3
             assert again.manifest == index.manifest
             assert again._reader is None, "nothing needs the model yet"
@@ -61,6 +62,10 @@ def test_creating_what_is_there_opens_it(index, model_dir):
         ({"dim": 256, "max_length": 64}, "max_length 512, and this asks for 64"),
         ({"dim": 256, "row_dtype": "float32"}, "row_dtype 'bfloat16', and this asks for"),
         ({"dim": 256, "dtype": "bfloat16"}, "dtype 'float32', and this asks for 'bfloat16'"),
+        ({"dim": 256}, "geometry 'raw', and this asks for 'fisher'"),
+        ({"dim": 256, "geometry": "raw", "damping": 0.5}, "damping 1.0, and this asks for 0.5"),
+        ({"dim": 256, "geometry": "raw", "hardest": 0.5}, "hardest None, and this asks for 0.5"),
+        ({"dim": 256, "geometry": "raw", "max_label_tokens": 9}, "max_label_tokens None, and th"),
     ],
 )
 def test_other_settings_are_refused(index, model_dir, settings, said):
@@ -71,7 +76,9 @@ def test_other_settings_are_refused(index, model_dir, settings, said):
 def test_another_place_for_the_catalog_is_refused(index, model_dir):
     url = "postgresql+psycopg://someone@nowhere/database"
     with pytest.raises(UsageError, match="has its catalog at sqlite, and this asks for another"):
-        ValuationIndex.create(index._storage.path, str(model_dir), dim=256, catalog=url)
+        ValuationIndex.create(
+            index._storage.path, str(model_dir), dim=256, geometry="raw", catalog=url
+        )
 
 
 @pytest.mark.parametrize(

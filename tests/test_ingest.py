@@ -21,13 +21,15 @@ pytest_plugins = ("tiny",)
 
 # Rounding differs with the shapes of a batch: matrix products of other sizes sum in another order.
 SAME_TO_ROUNDING = 1e-5
+# Rows that do not depend on what was added first.
+SETTINGS = {"dim": 256, "row_dtype": "float32", "geometry": "raw"}
 
 
 @pytest.fixture
 def index(tmp_path, model_dir):
     """Of float32 rows, so that nothing but arithmetic rounds."""
     path = tmp_path / "index"
-    with ValuationIndex.create(path, str(model_dir), dim=256, row_dtype="float32") as created:
+    with ValuationIndex.create(path, str(model_dir), **SETTINGS) as created:
         yield created
 
 
@@ -79,15 +81,16 @@ def keys(index):
 
 
 def stored_rows(path):
-    """Key -> row, as a reader of the directory finds them."""
+    """Key -> its row in each geometry, in turn, as a reader of the directory finds them."""
     storage = Storage.open(path)
+    found = {}
     with storage.view() as view:
         by_id = {id_: key for id_, key, _ in view.catalog.identities()}
-        found = {
-            by_id[id_]: row
-            for block in view.blocks("raw")
-            for id_, row in zip(block.ids.tolist(), block.rows, strict=True)
-        }
+        for geometry in storage.manifest.settings.geometries:
+            for block in view.blocks(geometry):
+                for id_, row in zip(block.ids.tolist(), block.rows, strict=True):
+                    before = found.get(by_id[id_], row.new_empty(0))
+                    found[by_id[id_]] = torch.cat([before, row])
     storage.close()
     return found
 
@@ -151,7 +154,7 @@ def test_a_row_depends_on_its_sample_alone(index, tmp_path, model_dir):
     data = rows(24)
     index.add(data)
     path = tmp_path / "other"
-    with ValuationIndex.create(path, str(model_dir), dim=256, row_dtype="float32") as other:
+    with ValuationIndex.create(path, str(model_dir), **SETTINGS) as other:
         small_batches(other, 1)
         assert other.add(reversed(data)).added == 24
     assert_same_rows(stored_rows(path), stored_rows(tmp_path / "index"))
@@ -463,7 +466,7 @@ def test_what_is_finished_is_stored_and_the_rest_can_follow(
 
     other = tmp_path / "uninterrupted"
     assert index.info().stopped == ()
-    with ValuationIndex.create(other, str(model_dir), dim=256, row_dtype="float32") as straight:
+    with ValuationIndex.create(other, str(model_dir), **SETTINGS) as straight:
         small_batches(straight)
         straight.add(path)
     assert_identical_rows(stored_rows(tmp_path / "index"), stored_rows(other))
@@ -659,6 +662,13 @@ class TestStoppedAnywhere:
     """Rows are the same to the bit as if the `add` had never stopped."""
 
     @pytest.fixture
+    def index(self, tmp_path, model_dir):
+        """Of rows that depend on the calibration, too, with which the first `add` begins."""
+        settings = SETTINGS | {"dim": 128, "geometry": "fisher,raw"}
+        with ValuationIndex.create(tmp_path / "index", str(model_dir), **settings) as created:
+            yield created
+
+    @pytest.fixture
     def begun(self, index, tmp_path, monkeypatch, make):
         """An index as it is before the `add`, how to open copies of it, and the `add`."""
         small_batches(index)
@@ -781,7 +791,7 @@ def test_an_add_goes_on_though_its_data_has_changed(index, tmp_path, model_dir):
     report = index.add(write_jsonl(path, changed))
     assert (report.known, report.added) == (known, 43 - known)
     other = tmp_path / "other"
-    with ValuationIndex.create(other, str(model_dir), dim=256, row_dtype="float32") as straight:
+    with ValuationIndex.create(other, str(model_dir), **SETTINGS) as straight:
         straight.add(path)
     assert_same_rows(stored_rows(tmp_path / "index"), stored_rows(other))
 

@@ -276,9 +276,10 @@ def machine(tmp_path, model_dir):
     """The machine with an empty index to copy, one model, and the scores of all contents."""
     path = tmp_path / "empty"
     with ValuationIndex.create(path, str(model_dir), dim=64, row_dtype="float32") as index:
+        index.calibrate(CONTENTS)
         reader, embedder = index.reader, index.embedder
     prepared = [embedder.prepare(to_sample(row)) for row in [*CONTENTS, *VALIDATION]]
-    alone = torch.cat([embedder.embed([one]).rows["raw"] for one in prepared]).double().numpy()
+    alone = torch.cat([embedder.embed([one]).rows["fisher"] for one in prepared]).double().numpy()
     reference = alone[:-1] @ alone[-1]
     assert np.abs(np.subtract.outer(reference, reference)[np.triu_indices(4, 1)]).min() > (
         100 * ROUNDING * np.abs(reference).max()

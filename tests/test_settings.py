@@ -13,7 +13,12 @@ from forvalue_index.settings import (
 )
 
 SETTINGS = Settings(
-    model="owner/name", revision="abc", template="chat", max_length=512, dtype="float32"
+    model="owner/name",
+    revision="abc",
+    template="chat",
+    max_length=512,
+    dtype="float32",
+    geometry="raw",
 )
 IDENTITY = ModelIdentity("w" * 32, "t" * 32, vocab_size=288, hidden_size=32)
 MANIFEST = Manifest("u" * 32, "sqlite", SETTINGS, IDENTITY, "s" * 32)
@@ -82,6 +87,8 @@ def test_settings_are_frozen():
 def test_the_fingerprint_of_an_index_never_changes():
     """A change here makes every index that exists unreadable."""
     assert MANIFEST.fingerprint == "21e85d9f2ab599ce0c7eb5bb6b8b9596"
+    default = with_settings(geometry=Settings("m").geometry, damping=Settings("m").damping)
+    assert default.fingerprint == "36fbb75a2a1b099b848ab5ddf7a12e8a"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ DIM = 16
 
 def create(path, catalog="sqlite", **settings):
     chosen = {"dim": DIM, "row_dtype": "float32", "template": "chat", "max_length": 64}
+    chosen["geometry"] = "raw"
     resolved = Settings(model="m", dtype="float32", **(chosen | settings))
     return Storage.create(path, resolved, model=IDENTITY, catalog=catalog)
 

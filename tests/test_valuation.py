@@ -255,7 +255,7 @@ def truth(model_dir):
 def exact_index(tmp_path, model_dir):
     """Rows hold the gradient itself: 288 tokens times 32 dimensions fit into 16,384 floats."""
     path = tmp_path / "exact"
-    settings = {"dim": 16_384, "row_dtype": "float32", "dtype": "float32"}
+    settings = {"dim": 16_384, "row_dtype": "float32", "dtype": "float32", "geometry": "raw"}
     with ValuationIndex.create(path, str(model_dir), **settings) as index:
         index.add(TRAINING)
         yield index
@@ -287,7 +287,7 @@ def test_exact_values_have_no_standard_error(exact_index, truth):
 
 def test_sketched_scores_are_as_far_from_exact_as_they_say(tmp_path, model_dir, truth):
     """Over many pairs: unbiased, and spread as the standard error says."""
-    with ValuationIndex.create(tmp_path / "ix", str(model_dir), dim=1024) as index:
+    with ValuationIndex.create(tmp_path / "ix", str(model_dir), dim=1024, geometry="raw") as index:
         index.add(TRAINING)
         result = index.query(VALIDATION, top=30, per_sample=True)
     deviations = np.array(
