@@ -275,7 +275,7 @@ class Lifecycle(RuleBasedStateMachine):
 def machine(tmp_path, model_dir):
     """The machine with an empty index to copy, one model, and the scores of all contents."""
     path = tmp_path / "empty"
-    with ValuationIndex.create(path, str(model_dir), dim=64, row_dtype="float32") as index:
+    with ValuationIndex.create(path, str(model_dir), dim=128, row_dtype="float32") as index:
         index.calibrate(CONTENTS)
         reader, embedder = index.reader, index.embedder
     prepared = [embedder.prepare(to_sample(row)) for row in [*CONTENTS, *VALIDATION]]
