@@ -268,7 +268,7 @@ def test_an_index_with_samples_keeps_its_calibration(place, model_dir):
         "index before anything is added to it"
     )
     again = ("init", place / "index", "--model", model_dir, "--dim", 256, "--geometry", "fisher")
-    assert refused(*again, "--calibration", place / "v.jsonl", code=2) == message
+    assert run(*again, "--calibration", place / "v.jsonl").exit_code == 0, "as init may be repeated"
     assert (place / "index" / "calibration.safetensors").read_bytes() == before
 
 

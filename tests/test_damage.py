@@ -23,7 +23,7 @@ SEED = 0
 def sound(tmp_path_factory, model_dir):
     """An index with a plain segment, one with gaps and one of removed samples, and its model."""
     path = tmp_path_factory.mktemp("sound") / "index"
-    with ValuationIndex.create(path, str(model_dir), dim=64) as index:
+    with ValuationIndex.create(path, str(model_dir), dim=64, geometry="fisher") as index:
         index.add(rows(12))
         index.remove(["r2", "r3", "r7"])
         index.compact()

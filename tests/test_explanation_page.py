@@ -222,9 +222,12 @@ def test_a_read_only_directory_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_told(tmp_path):
-    (tmp_path / "x.html").symlink_to("/dev/full")
-    with pytest.raises(PageError, match="No space left on device"):
+    (tmp_path / "x.html").write_text("an older page")
+    (tmp_path / "x.html.partial").symlink_to("/dev/full")
+    with pytest.raises(PageError, match=r"x\.html cannot be written \(No space left on device\)"):
         write_page(tmp_path / "x.html", explanation(TOKENS))
+    assert (tmp_path / "x.html").read_text() == "an older page"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
 
 
 def test_a_page_that_cannot_be_written_says_why(tmp_path):

@@ -95,7 +95,9 @@ def data(tmp_path_factory):
 def built(tmp_path_factory, many_commits, model_dir, data):
     """Where there is room: an index of the first samples, one of all, and what that holds."""
     place = tmp_path_factory.mktemp("built")
-    with ValuationIndex.create(place / "first", str(model_dir), dim=256) as created:
+    with ValuationIndex.create(
+        place / "first", str(model_dir), dim=256, geometry="fisher"
+    ) as created:
         created.add(str(data[0]))
     shutil.copytree(place / "first", place / "all")
     with ValuationIndex.open(place / "all") as opened:
@@ -202,7 +204,7 @@ def test_a_first_add_without_room_calibrates_and_goes_on_when_there_is(
 ):
     """Nothing half is left of a calibration, and rows are those of the first one."""
     index = disk / "index"
-    with ValuationIndex.create(index, str(model_dir), dim=256):
+    with ValuationIndex.create(index, str(model_dir), dim=256, geometry="fisher"):
         pass
     with filled(disk, but=room_kb * KB):
         out_of_room(run("add", index, data[0]))

@@ -62,7 +62,7 @@ def test_creating_what_is_there_opens_it(index, model_dir):
         ({"dim": 256, "max_length": 64}, "max_length 512, and this asks for 64"),
         ({"dim": 256, "row_dtype": "float32"}, "row_dtype 'bfloat16', and this asks for"),
         ({"dim": 256, "dtype": "bfloat16"}, "dtype 'float32', and this asks for 'bfloat16'"),
-        ({"dim": 256}, "geometry 'raw', and this asks for 'fisher'"),
+        ({"dim": 256, "geometry": "fisher"}, "geometry 'raw', and this asks for 'fisher'"),
         ({"dim": 256, "geometry": "raw", "damping": 0.5}, "damping 1.0, and this asks for 0.5"),
         ({"dim": 256, "geometry": "raw", "hardest": 0.5}, "hardest None, and this asks for 0.5"),
         ({"dim": 256, "geometry": "raw", "max_label_tokens": 9}, "max_label_tokens None, and th"),

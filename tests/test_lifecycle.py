@@ -275,7 +275,8 @@ class Lifecycle(RuleBasedStateMachine):
 def machine(tmp_path, model_dir):
     """The machine with an empty index to copy, one model, and the scores of all contents."""
     path = tmp_path / "empty"
-    with ValuationIndex.create(path, str(model_dir), dim=128, row_dtype="float32") as index:
+    chosen = {"dim": 128, "row_dtype": "float32", "geometry": "fisher"}
+    with ValuationIndex.create(path, str(model_dir), **chosen) as index:
         index.calibrate(CONTENTS)
         reader, embedder = index.reader, index.embedder
     prepared = [embedder.prepare(to_sample(row)) for row in [*CONTENTS, *VALIDATION]]
