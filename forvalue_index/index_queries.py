@@ -17,6 +17,7 @@ from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
 from forvalue_index.features import Embedder, geometry_of
 from forvalue_index.geometry import Geometry
+from forvalue_index.hash_tables import SketchError
 from forvalue_index.index_samples import IndexSamples
 from forvalue_index.label_tokens import LabelReader
 from forvalue_index.loading import ModelAccess, load_backbone, make_reader
@@ -195,12 +196,15 @@ class IndexQueries(IndexSamples):
                 _write(path, snapshot, scored)
             return scored
         embedded = self._embedded(validation, chosen)
+        errors = SketchError(())
+        if embedded is not None:
+            errors = self._storage.sketch_error(chosen.geometry)
         with self._storage.view() as view:
             scored = scoring.sketched_values(
                 view,
                 embedded,
                 chosen,
-                errors=self._storage.sketch_error(chosen.geometry),
+                errors=errors,
                 damping=self.manifest.settings.damping,
                 on_progress=self._on_progress,
             )
@@ -243,6 +247,10 @@ class IndexQueries(IndexSamples):
         """What is asked for, by default in the first geometry of the index."""
         held = self.manifest.settings.geometries
         chosen = Scoring(**{"geometry": how.get("geometry") or held[0], **_given(how)})
+        if chosen.geometry not in GEOMETRIES:
+            raise UsageError(
+                f"--geometry cannot be {chosen.geometry!r}; use one of {', '.join(GEOMETRIES)}"
+            )
         if rows and chosen.geometry not in held:
             raise UsageError(
                 f"--geometry {chosen.geometry}: {self.path} has rows of {', '.join(held)}; use one "

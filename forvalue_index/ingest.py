@@ -249,7 +249,9 @@ class _Ingestion:
         if self._embedder is None:
             storage, reader = self._storage, self._reader
             if storage.uncalibrated:
-                chosen = self._choice.samples() or members
+                for member in members:
+                    self._choice.offer(member)
+                chosen = self._choice.samples()
                 tables, settings = storage.tables(), storage.manifest.settings
                 found = calibrate(reader, tables, settings, chosen, on_progress=self._on_progress)
                 storage.freeze(found)

@@ -22,7 +22,13 @@ from forvalue_index.rescoring import (
 from forvalue_index.results import Scoring, Values
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.validation import ValidationRows, ValidationSet
-from forvalue_index.valuation import Exact, Rescore, refuse_other_ids, whitening_of
+from forvalue_index.valuation import (
+    Exact,
+    Rescore,
+    refuse_filled,
+    refuse_other_ids,
+    whitening_of,
+)
 from forvalue_index.view import View
 
 EXPORTED_ROWS = 10_000
@@ -44,6 +50,7 @@ def sketched_values(
     `embedded` may be None where there are no samples.
     """
     if embedded is None:
+        refuse_filled(view.catalog)
         return Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
     query = embedded.mean
     if scoring.whiten and view.catalog.count():

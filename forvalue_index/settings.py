@@ -25,7 +25,7 @@ ON_BAD = ("fail", "skip")
 # Where the texts of samples lie: in the catalog, or in the data files that it refers to.
 PAYLOADS = ("catalog", "reference")
 GEOMETRIES = ("raw", "centered", "fisher", "kfac")
-DEFAULT_GEOMETRY = "fisher"
+DEFAULT_GEOMETRY = "raw"
 DEFAULT_DAMPING = 1.0
 # What indexes were made with before these could be chosen; part of a fingerprint only where other.
 BEFORE = {"geometry": "raw", "damping": 1.0, "max_label_tokens": None, "hardest": None}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.contracts import SearchIndex
-from forvalue_index.exceptions import BrokenIndexError, UsageError
+from forvalue_index.exceptions import BrokenIndexError, BusyIndexError, UsageError
 from forvalue_index.records import StoredSample
 from forvalue_index.reports import saturation_warnings
 from forvalue_index.results import (
@@ -103,6 +103,8 @@ class Valuer:
         `catalog` is a snapshot of the same state of the index; `embedded` may be None where the
         index holds no samples. `rescore` scores the candidates of `counts.rerank` exactly.
         """
+        if embedded is None:
+            refuse_filled(catalog)
         started = time.perf_counter()
         n_queries = 1 + len(validation.prepared) * counts.per_sample
         queries = self._queries(embedded, n_queries)
@@ -166,7 +168,7 @@ class Valuer:
             yield "the index holds no samples yet; add some with: forvalue add INDEX DATA"
         elif harmful and harmful[0].score >= 0:
             yield "no sample has a negative score: the most harmful ones are the least helpful"
-        if counts.rerank is not None and counts.rerank > size:
+        if size and counts.rerank is not None and counts.rerank > size:
             yield f"--rerank {counts.rerank:,}: the index holds {size:,} samples, so all were taken"
 
     def _merged(
@@ -213,6 +215,14 @@ def whitening_of(view: View, scoring: Scoring, damping: float) -> Whitening:
     geometry, normalize = scoring.geometry, scoring.normalize
     rows = view.some_rows(geometry, WHITENING_ROWS, normalize=normalize)
     return Whitening(rows, damping=damping)
+
+
+def refuse_filled(catalog: Snapshot) -> None:
+    """Raise BusyIndexError where an index that was empty a moment ago has samples now."""
+    if catalog.count():
+        raise BusyIndexError(
+            "The first samples came into the index while it was asked; run the same again"
+        )
 
 
 def refuse_other_ids(found: Ids, wanted: Ids) -> None:

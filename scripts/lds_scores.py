@@ -74,7 +74,7 @@ class Experiment:
             backbone,
             prepared(read(directory, "training")),
             prepared(read(directory, "validation")),
-            Settings(str(directory / "model"), damping=damping),
+            Settings(str(directory / "model"), damping=damping, geometry="raw"),
         )
 
     @property

@@ -30,9 +30,9 @@ from forvalue_index.segments import write_durably
 
 Document = dict[str, Any]
 GEOMETRY = "raw,centered,fisher,kfac"
-# Of Qwen2.5-1.5B, and of Qwen2.5-VL-3B for mislabelled images (arXiv 2508.10180). Other models and
-# other data of the same kind: they say what is usual, and cannot be compared number by number.
 PUBLISHED = {
+    "remark": "arXiv 2508.10180, with Qwen2.5-1.5B and Qwen2.5-VL-3B: larger models and other data "
+    "of the same kind, so they cannot be compared number by number",
     "retrieval, sentence transformations (AUC, recall)": {
         "For-Value": (1.000, 0.989),
         "DataInf": (0.981, 0.826),
@@ -48,6 +48,7 @@ def real_model_part(
     model: Path, work: Path, *, dims: tuple[int, ...], on_progress: OnProgress
 ) -> Document:
     """All tables of a real model. Exact scores are the same for all `dims`: the first has them."""
+    work = work / model.name
     if not (work / "data").is_dir():
         write_demo_data(work / "data")
     found: Document = {"model": model.name, "published": PUBLISHED, "tables": []}

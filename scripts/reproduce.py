@@ -57,8 +57,10 @@ DIRECTIONS = (1, 2, 4, 8, 16, 32)
 TENSOR_SKETCH = "TensorSketch"
 SEED = 0
 
-# Of GPT-2 fine-tuned on WikiText (bergson's leaderboard). Another model, other data and halves:
-# they say what is usual, and cannot be compared number by number.
+OTHER_MODELS = (
+    "of GPT-2 fine-tuned on WikiText (bergson's leaderboard): another model, other data and other "
+    "halves, so they say what is usual and cannot be compared number by number"
+)
 PUBLISHED_LDS = {
     "MAGIC": 0.931,
     "EK-FAC": 0.454,
@@ -120,7 +122,7 @@ def main() -> None:
     wanted = {int(size) for size in options.vocabularies.split(",") if size}
     results = {
         "lds": [lds_part(s, options) for s in SETTINGS if s.vocab_size in wanted],
-        "published_lds": PUBLISHED_LDS,
+        "published_lds": {"figures": PUBLISHED_LDS, "remark": OTHER_MODELS},
     }
     if options.model is not None:
         results["real_model"] = real_model_part(
@@ -130,6 +132,8 @@ def main() -> None:
         print(json.dumps(results, indent=2))
     else:
         print_tables(results["lds"])
+        print(f"\nPublished LDS, {OTHER_MODELS}:")
+        print("  ".join(f"{name} {value:.3f}" for name, value in PUBLISHED_LDS.items()))
         print_real_model(results.get("real_model", {"tables": []}))
 
 
@@ -266,6 +270,8 @@ def print_tables(parts: list[dict[str, Any]]) -> None:
 
 def print_real_model(part: dict[str, Any]) -> None:
     """A line for each method of each table of a real model, with all its numbers."""
+    for name, figures in part.get("published", {}).items():
+        print(f"\npublished, {name}: {figures}")
     for table in part["tables"]:
         print(f"\n{table['table']}, {table['dim']:,} floats")
         for method in table["methods"]:

@@ -69,6 +69,10 @@ def print_query(result: QueryResult) -> None:
         f"{result.validation_samples:,} validation samples ({result.validation_label_tokens:,} "
         f"label tokens) against {result.searched:,} indexed samples, {_scores(result)}."
     )
+    masses = {"validation": result.label_error_mass, "index": result.index_error_mass}
+    known = ", ".join(f"{m:.2f} ({name})" for name, m in masses.items() if m is not None)
+    if known:
+        console.print(f"[dim]Median label error mass, of 1 - p(label): {known}[/]")
     for warning in result.warnings:
         console.print(f"[yellow]{shown(warning)}[/]")
     _print_both(console, "the validation set", result.helpful, result.harmful)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from forvalue_index.backbone import Backbone
 from forvalue_index.contracts import OnProgress, ignore_progress
-from forvalue_index.exceptions import SettingsMismatchError, UsageError
+from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
 from forvalue_index.metrics import mean_interval, spearman
 from forvalue_index.records import Encoded, Progress
 from forvalue_index.segments import write_durably
@@ -172,10 +173,16 @@ def _claim(directory: Path, run: Mapping[str, Any]) -> None:
     """Write what a run is, or compare it with the one whose losses are here."""
     path = directory / RUN_FILE
     wanted = json.loads(json.dumps(run))
-    if not path.exists() or not any(directory.glob(SUBSET_FILES)):
+    if not any(directory.glob(SUBSET_FILES)):
         write_durably(path, json.dumps(wanted, indent=2).encode())
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BrokenIndexError(
+            f"{path} is missing or damaged, so nothing says what its losses are; use another "
+            "directory, or delete this one and train again"
+        ) from error
     for name in {**stored, **wanted}:
         if stored.get(name) != wanted.get(name):
             raise SettingsMismatchError(
@@ -191,13 +198,19 @@ def _packed(subset: NDArray[np.bool_], losses: NDArray[np.float64]) -> bytes:
 
 
 def _stored_losses(path: Path, subset: NDArray[np.bool_]) -> NDArray[np.float64]:
-    with np.load(path) as stored:
-        if not np.array_equal(stored["members"], subset):
-            raise SettingsMismatchError(
-                f"{path} holds losses after training on other samples; repeat the run as it was, "
-                "or use another directory"
-            )
-        losses: NDArray[np.float64] = stored["losses"]
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            members = stored["members"]
+            losses: NDArray[np.float64] = stored["losses"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BrokenIndexError(
+            f"{path} is damaged; delete it, and its half is trained again"
+        ) from error
+    if not np.array_equal(members, subset):
+        raise SettingsMismatchError(
+            f"{path} holds losses after training on other samples; repeat the run as it was, "
+            "or use another directory"
+        )
     return losses
 
 
