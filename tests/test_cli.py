@@ -185,7 +185,7 @@ def test_from_nothing_to_values(tmp_path, model_dir, train, validation):
     assert list(created) == INFO_KEYS
     assert (created["samples"], created["dim"], created["model"]) == (0, 256, str(model_dir))
     assert (created["loss"], created["sources"], created["catalog"]) == (None, [], "sqlite")
-    assert (created["geometry"], created["damping"], created["hardest"]) == ("fisher", 1.0, None)
+    assert (created["geometry"], created["damping"], created["hardest"]) == ("raw", 1.0, None)
 
     added = document("add", index, train)
     assert list(added) == ADD_KEYS
@@ -200,7 +200,7 @@ def test_from_nothing_to_values(tmp_path, model_dir, train, validation):
     assert found["validation"].keys() == {"samples", "label_tokens"}
     assert (found["validation"]["samples"], found["searched"]) == (3, 12)
     where = (found["index"], found["geometry"], found["fingerprint"])
-    assert where == (str(index), "fisher", created["fingerprint"])
+    assert where == (str(index), "raw", created["fingerprint"])
     assert (found["normalized"], found["whitened"], found["reranked"]) == (False, False, 0)
     assert found["label_error_mass"].keys() == {"validation", "index"}
     assert all(0 < mass < 1 for mass in found["label_error_mass"].values())
