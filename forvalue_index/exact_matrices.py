@@ -1,7 +1,7 @@
 """Exact values of many training samples for each of many validation samples, in kernel form.
 
-One forward pass gives them in several geometries: the tokens of a bounded number of validation
-samples are held, and those of the training samples go by in chunks.
+The tokens of a bounded number of validation samples are held, in several geometries at once, and
+those of the training samples go by in chunks: one forward pass over them for each such group.
 """
 
 from __future__ import annotations
@@ -67,16 +67,20 @@ def exact_matrices(
     for places, plain in _held(reader, validation, HELD_FLOATS // len(geometries)):
         held = {geometry.name: mapped(geometry, plain) for geometry in geometries}
         for name, tokens in held.items():
-            _note_norms(found[name].validation_norms, places, tokens)
+            _Norms(found[name].validation_norms, places).finish(tokens)
         for batch in reader.batches(training):
-            chunks = list(tokens_in(reader, PLAIN, batch, training))
             columns = list(batch.indices)
-            for geometry in geometries:
-                mine = found[geometry.name]
-                theirs = [mapped(geometry, chunk) for chunk in chunks]
-                part = _products(held[geometry.name], theirs, (len(places), len(columns)))
-                mine.values[np.ix_(places, columns)] = part.cpu().numpy()
-                _note_norms(mine.training_norms, columns, *theirs)
+            norms = {n: _Norms(scores.training_norms, columns) for n, scores in found.items()}
+            for chunk in tokens_in(reader, PLAIN, batch, training):
+                for geometry in geometries:
+                    name, right = geometry.name, mapped(geometry, chunk)
+                    part = cross_gram(
+                        _sides(held[name]), _sides(right), (len(places), len(columns))
+                    )
+                    found[name].values[np.ix_(places, columns)] += part.cpu().numpy()
+                    norms[name].add(right)
+            for noted in norms.values():
+                noted.finish()
             done += len(places) * len(columns)
             on_progress(Progress("re-scoring", done, total))
     return found
@@ -103,19 +107,26 @@ def mapped(geometry: Geometry, tokens: LabelTokens) -> LabelTokens:
     return tokens._replace(error=error, hidden=hidden)
 
 
-def _products(
-    left: LabelTokens, chunks: Iterable[LabelTokens], n_samples: tuple[int, int]
-) -> Tensor:
-    part = torch.zeros(n_samples, dtype=torch.float64, device=left.error.device)
-    for right in chunks:
-        part += cross_gram(_sides(left), _sides(right), n_samples)
-    return part
+class _Norms:
+    """Writes the norms of samples to their places, as their tokens go by in chunks."""
 
+    def __init__(self, norms: NDArray[np.float64], places: Sequence[int]) -> None:
+        self._norms, self._places = norms, places
+        self._last: list[LabelTokens] = []  # of the one sample that may go on in the next chunk
 
-def _note_norms(norms: NDArray[np.float64], places: Sequence[int], *chunks: LabelTokens) -> None:
-    """Write the norms of the samples whose tokens these are to their places."""
-    for tokens in by_sample(chunks):
-        norms[places[int(tokens.owner[0])]] = float(gradient_norm(tokens))
+    def add(self, tokens: LabelTokens) -> None:
+        """Note all samples but the last."""
+        *done, last = by_sample([*self._last, tokens])
+        self._last = [last]
+        self._note(done)
+
+    def finish(self, *tokens: LabelTokens) -> None:
+        """Note all samples."""
+        self._note(by_sample([*self._last, *tokens]))
+
+    def _note(self, samples: Iterable[LabelTokens]) -> None:
+        for tokens in samples:
+            self._norms[self._places[int(tokens.owner[0])]] = float(gradient_norm(tokens))
 
 
 def _sides(tokens: LabelTokens) -> tuple[Tensor, Tensor, Tensor]:

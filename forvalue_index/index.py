@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -13,7 +14,7 @@ from forvalue_index import checkup, compaction, ingest
 from forvalue_index.calibrating import Choice, calibrate
 from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress, ignore_progress
-from forvalue_index.exceptions import UsageError
+from forvalue_index.exceptions import BrokenIndexError, UsageError
 from forvalue_index.index_queries import Data, IndexQueries, refuse_on_bad
 from forvalue_index.loading import (
     ModelAccess,
@@ -137,6 +138,7 @@ class ValuationIndex(IndexQueries):
         sources = open_sources(data, columns)
         with self._writing(wait):
             started = time.perf_counter()
+            self._refuse_swapped_calibration()
             reader = self.reader
             load_s = time.perf_counter() - started
             report = ingest.add(
@@ -147,6 +149,15 @@ class ValuationIndex(IndexQueries):
                 on_progress=self._on_progress,
             )
         return replace(report, seconds=_with_load(load_s, report.seconds))
+
+    def _refuse_swapped_calibration(self) -> None:
+        """Raise BrokenIndexError where new rows would not fit those of the last segment."""
+        with self._catalog.snapshot() as snapshot:
+            last = snapshot.segments()[-1:]
+        files = []
+        with suppress(BrokenIndexError):  # what is lost or damaged is a matter of `check`
+            files = [self._storage.segments.open(segment) for segment in last]
+        self._storage.refuse_other_calibration(files)
 
     def calibrate(
         self, data: Data, *, columns: Mapping[str, str] | None = None, wait: bool = False

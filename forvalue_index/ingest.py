@@ -272,14 +272,16 @@ class _Ingestion:
             self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
             dtype = self._storage.row_dtype
             rows = {name: mine.to(dtype) for name, mine in embedded.rows.items()}
+            undefined = []
             for at, i in enumerate(batch.indices):
-                sample = members[i].sample
-                if not embedded.finite[at]:
-                    reject(bad_row(sample, undefined_numbers(sample)))
-                    continue
-                row = {name: mine[at] for name, mine in rows.items()}
-                statistics = embedded.statistics[at]
-                self._finished.append(_Finished(window.planned[i][0], sample, row, statistics))
+                sample, statistics = members[i].sample, embedded.statistics[at]
+                if embedded.finite[at]:
+                    row = {name: mine[at] for name, mine in rows.items()}
+                    self._finished.append(_Finished(window.planned[i][0], sample, row, statistics))
+                else:
+                    undefined.append(bad_row(sample, undefined_numbers(sample)))
+            for bad in undefined:  # last, as a refusal ends the batch
+                reject(bad)
             embedded_so_far = self.tally.added + len(self._finished)
             progress = Progress("embedding", embedded_so_far, self._total, self.tally.tokens)
             self._on_progress(progress)

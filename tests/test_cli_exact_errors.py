@@ -351,6 +351,27 @@ def test_a_lost_calibration(tmp_path, model_dir, geometry):
     assert run("check", index).exit_code == 1
 
 
+@pytest.mark.parametrize("how", ["lost", "swapped"])
+@pytest.mark.parametrize("geometry", ["raw", "fisher"])
+def test_nothing_is_added_beside_rows_of_another_calibration(tmp_path, model_dir, geometry, how):
+    """Stored rows would be refused by whoever reads them, once they are there."""
+    index = calibrated(tmp_path, "index", model_dir, geometry=geometry)
+    held = document("info", index)
+    file = index / "calibration.safetensors"
+    kept = file.read_bytes()
+    file.unlink()
+    if how == "swapped":
+        other = tmp_path / "other"
+        document("init", other, "--model", model_dir, "--dim", 256, "--geometry", geometry)
+        document("add", other, write_jsonl(tmp_path / "o.jsonl", TRAINING[:2]))
+        file.write_bytes((other / "calibration.safetensors").read_bytes())
+    new = write_jsonl(tmp_path / "new.jsonl", [{"id": "new", "text": "a new one"}])
+    assert "calibration" in refused("add", index, new)
+    assert document("info", index)["samples"] == held["samples"]
+    file.write_bytes(kept)
+    assert document("add", index, new)["added"] == 1
+
+
 # Numbers that are none.
 
 

@@ -845,3 +845,11 @@ def test_a_sample_of_undefined_numbers_stops_an_add_that_says_so(unsure):
     with pytest.raises(BadSampleError, match=r":2: the model gives infinite or undefined numbers"):
         unsure.add(data)
     assert (len(unsure), unsure.version) == (1, 1), "what was finished is stored"
+
+
+def test_a_refusal_keeps_the_rest_of_its_batch(unsure):
+    """Samples after it in the batch, which runs from long to short, were dropped."""
+    data = [{"id": "long", "text": "7 and many words after it"}, {"id": "a", "text": "one"}]
+    with pytest.raises(BadSampleError, match="for sample long"):
+        unsure.add(data)
+    assert keys(unsure) == ["a"]
