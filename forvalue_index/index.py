@@ -154,6 +154,8 @@ class ValuationIndex(IndexQueries):
         """Raise BrokenIndexError where new rows would not fit those of the last segment."""
         with self._catalog.snapshot() as snapshot:
             last = snapshot.segments()[-1:]
+        if last and self._storage.calibration() is None:
+            self._storage.embedder(self.reader)  # which says what cannot be without it
         files = []
         with suppress(BrokenIndexError):  # what is lost or damaged is a matter of `check`
             files = [self._storage.segments.open(segment) for segment in last]
