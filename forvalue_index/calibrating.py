@@ -19,6 +19,7 @@ from forvalue_index.exceptions import ModelError
 from forvalue_index.features import Feature, features_of, geometry_of
 from forvalue_index.geometry import Moments
 from forvalue_index.hash_tables import (
+    ErrorScale,
     HashTables,
     SketchError,
     geometry_tables,
@@ -32,6 +33,9 @@ from forvalue_index.settings import Settings
 CALIBRATION_SAMPLES = 128
 # Label tokens whose exact inner products are compared with sketched ones, and those of one sample.
 COMPARED_TOKENS, COMPARED_OF_SAMPLE = 1024, 32
+# How many pairs that err as the formula says are added to those that are compared.
+PRIOR_PAIRS = 10
+FIT_STEPS = 500
 
 
 class Choice:
@@ -91,8 +95,8 @@ def calibrate(
         name: part_widths(geometry_tables(tables, name, directions.get(name)), settings.dim)
         for name in features
     }
-    ratios = _error_ratios(reader, _compared(prepared), features, widths)
-    return replace(measured, error_ratio=ratios)
+    scales = _error_scales(reader, _compared(prepared), features, widths)
+    return replace(measured, error_scale=scales)
 
 
 class _Sums(NamedTuple):
@@ -129,13 +133,13 @@ def _defined(tokens: LabelTokens) -> LabelTokens:
 
 
 @torch.inference_mode()
-def _error_ratios(
+def _error_scales(
     reader: LabelReader,
     prepared: Sequence[Prepared],
     features: Mapping[str, Feature],
     widths: Mapping[str, tuple[int, ...]],
-) -> dict[str, float]:
-    """Root mean square of sketching errors over pairs of samples, in units of their formula."""
+) -> dict[str, ErrorScale]:
+    """How large sketching errors are over pairs of samples."""
     chunks, start = [], 0
     for batch in reader.batches(prepared):
         for tokens in map(_defined, reader.label_tokens(batch)):
@@ -144,25 +148,47 @@ def _error_ratios(
     if not chunks:
         return {}
     tokens = LabelTokens(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
-    ratios = {}
+    scales = {}
     for name, (geometry, sketch) in features.items():
         error, hidden = geometry.error(tokens.error), geometry.hidden(tokens.hidden)
         exact = gram(error, hidden, tokens.owner, start)
         sums = sketch.empty(start, error)
         sketch.accumulate(sums, error, hidden, tokens.owner)
         rows = sketch.rows(sums).float().cpu().numpy()
-        ratios[name] = _ratio(exact.cpu().numpy(), rows, widths[name])
-    return ratios
+        scales[name] = _scale(exact.cpu().numpy(), rows, widths[name])
+    return scales
 
 
-def _ratio(exact: NDArray[np.float64], rows: NDArray[np.float32], widths: Sequence[int]) -> float:
+def _scale(
+    exact: NDArray[np.float64], rows: NDArray[np.float32], widths: Sequence[int]
+) -> ErrorScale:
     pairs = np.triu_indices(len(rows), 1)
-    errors = (rows.astype(np.float64) @ rows.T.astype(np.float64) - exact)[pairs]
-    formula_error = SketchError(tuple(widths))
-    promised = np.stack([formula_error.standard_errors(row, rows) for row in rows])[pairs]
-    formula = np.square(promised, dtype=np.float64).sum()
-    # Rows that are exact, or of which there is one alone, say nothing about a sketch.
-    return float(np.sqrt(np.square(errors).sum() / formula)) if formula else 1.0
+    scores = rows.astype(np.float64) @ rows.T.astype(np.float64)
+    by_formula = SketchError(tuple(widths))
+    promised = np.stack([by_formula.standard_errors(row, rows) for row in rows]).astype(np.float64)
+    return fit_error_scale((scores - exact)[pairs], promised[pairs], scores[pairs])
+
+
+def fit_error_scale(
+    errors: NDArray[np.float64], formula: NDArray[np.float64], scores: NDArray[np.float64]
+) -> ErrorScale:
+    """The scale under which errors are most likely, as normal ones of mean 0.
+
+    Their variance is noise^2 formula^2 + relative^2 score^2. The mean square alone would do for
+    noise, but a sketch that drops a part has a few huge errors, which would inflate all others.
+    """
+    some = formula > 0  # exact rows and those of no gradient say nothing about a sketch
+    units = formula[some]
+    squares = np.append(np.square(errors[some] / units), np.ones(PRIOR_PAIRS))
+    parts = np.append(np.square(scores[some] / units), np.zeros(PRIOR_PAIRS))
+    noise, relative = 1.0, 0.01
+    for _ in range(FIT_STEPS):  # majorise, minimise: the likelihood rises with each step
+        variances = noise + relative * parts
+        misfit = squares / np.square(variances)
+        noise *= np.sqrt(misfit.sum() / (1 / variances).sum())
+        if parts.any():
+            relative *= np.sqrt((parts * misfit).sum() / (parts / variances).sum())
+    return ErrorScale(float(np.sqrt(noise)), float(np.sqrt(relative)) if parts.any() else 0.0)
 
 
 def _compared(prepared: Sequence[Prepared]) -> list[Prepared]:

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
 from forvalue_index.geometry import Moments
-from forvalue_index.hash_tables import tables_digest
+from forvalue_index.hash_tables import ErrorScale, tables_digest
 from forvalue_index.results import CalibrationSummary
 
 CURE = "restore it from a backup, or build the index anew"
@@ -30,15 +30,14 @@ class Calibration:
     """What was measured on `samples` samples with `label_tokens` label tokens.
 
     `moments` have the vocabulary in the order of token ids. `directions` [direction, hidden] and
-    `error_ratio`, the root mean square of sketching errors in units of their standard errors by
-    formula, are per geometry.
+    `error_scale`, that of sketched inner products, are per geometry.
     """
 
     moments: Moments
     samples: int
     label_tokens: int
     directions: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    error_ratio: Mapping[str, float] = field(default_factory=dict)
+    error_scale: Mapping[str, ErrorScale] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """As named arrays, for a file."""
@@ -48,9 +47,7 @@ class Calibration:
         named["samples"] = np.array([self.samples])
         named["label_tokens"] = np.array([self.label_tokens])
         named |= {f"{name}.directions": d for name, d in self.directions.items()}
-        return named | {
-            f"{name}.error_ratio": np.array([r]) for name, r in self.error_ratio.items()
-        }
+        return named | {f"{name}.error_scale": np.array(s) for name, s in self.error_scale.items()}
 
     @classmethod
     def from_tensors(cls, named: Mapping[str, NDArray[Any]]) -> Calibration:
@@ -66,9 +63,9 @@ class Calibration:
                 if n.endswith(".directions")
             },
             {
-                n.removesuffix(".error_ratio"): float(r[0])
-                for n, r in named.items()
-                if n.endswith(".error_ratio")
+                n.removesuffix(".error_scale"): ErrorScale(*s.tolist())
+                for n, s in named.items()
+                if n.endswith(".error_scale")
             },
         )
 
@@ -87,7 +84,7 @@ class Calibration:
             damping=damping,
             vocab_size=len(relative),
             damped_tokens=int((relative < damping).sum()),
-            error_ratio=dict(self.error_ratio),
+            error_scale={name: s._asdict() for name, s in self.error_scale.items()},
         )
 
     def save(self, model_digest: str) -> bytes:

@@ -103,8 +103,9 @@ class Fidelity:
     Rank correlations for the mean of the validation set and over its samples, 0 where scores are
     all equal. `top_kept` is the share of the exact top that is among as many by the method,
     `top_reranked` of those among its candidates; `bottom_...` likewise from the harmful end.
-    `error_over_stderr` is the root mean square of errors in units of the standard errors that are
-    printed, None where there are none.
+    `error_over_stderr` is the root mean square of errors in units of that of the standard errors
+    that are printed, `within_two_stderrs` the share of errors of at most two of them; None where
+    there are none.
     """
 
     method: str
@@ -116,6 +117,7 @@ class Fidelity:
     top_reranked: float
     bottom_reranked: float
     error_over_stderr: float | None
+    within_two_stderrs: float | None
 
 
 @dataclass(frozen=True)

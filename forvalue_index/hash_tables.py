@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 HashTables = Mapping[str, NDArray[Any]]
 
 VOCAB_ORDER = "vocab_order"
-RAW, FISHER = "raw", "fisher"
-FISHER_DIRECTIONS = 2
+RAW, FISHER, KFAC = "raw", "fisher", "kfac"
+SCALED_DIRECTIONS = 2
 # Where less of the hidden states' energy lies along one direction, splitting it off loses.
 LEAST_SPLIT_SHARE = 0.4
 
@@ -64,14 +64,14 @@ def layout_of(
 
     In the raw geometry, half of the floats go to one direction where that has enough energy. Errors
     scaled by their Fisher information are close to sparse: a count sketch of them along two
-    directions keeps more than a TensorSketch of everything. Where hidden states are centred or
-    whitened, no direction stands out.
+    directions keeps more than a TensorSketch of everything. Where hidden states are centred, no
+    direction stands out.
     """
     if geometry == RAW and profile is not None and profile.share >= LEAST_SPLIT_SHARE:
         return Layout(1, dim // 2)
-    if geometry == FISHER:
+    if geometry in (FISHER, KFAC):
         # More buckets than tokens would stay empty.
-        directions = min(max(FISHER_DIRECTIONS, dim // vocab_size), hidden_size)
+        directions = min(max(SCALED_DIRECTIONS, dim // vocab_size), hidden_size)
         return Layout(directions, dim // directions)
     return Layout(0, 0)
 
@@ -168,15 +168,25 @@ def layout_in(tables: HashTables) -> Layout:
     return Layout(count, int(tables["split_dim"][0]))
 
 
+class ErrorScale(NamedTuple):
+    """How large errors of sketched inner products are.
+
+    `noise` is in units of the formula for them, `relative` in units of the inner product itself: a
+    sketch along few directions drops a part of it.
+    """
+
+    noise: float = 1.0
+    relative: float = 0.0
+
+
 class SketchError(NamedTuple):
     """How far inner products of sketched rows are from those of the gradients.
 
-    `widths` are those of `part_widths`; `ratio` is how large errors were on a calibration sample
-    beside the formula.
+    `widths` are those of `part_widths`; `scale` is what a calibration measured.
     """
 
     widths: tuple[int, ...]
-    ratio: float = 1.0
+    scale: ErrorScale = ErrorScale()
 
     def standard_errors(
         self, query: NDArray[np.float32], rows: NDArray[np.float32]
@@ -186,6 +196,8 @@ class SketchError(NamedTuple):
         A part of D floats has |q| |row| / sqrt(D) of its own norms (Pham and Pagh), and the parts
         are independent, so squares add up. Exact rows, which have no parts, have 0.
         """
+        if not self.widths:
+            return np.zeros(len(rows), dtype=np.float32)
         variances = np.zeros(len(rows))
         start = 0
         for width in self.widths:
@@ -193,7 +205,9 @@ class SketchError(NamedTuple):
             squares = np.einsum("rd,rd->r", rows[:, part], rows[:, part], dtype=np.float64)
             variances += squares * float(query[part] @ query[part]) / width
             start += width
-        return (self.ratio * np.sqrt(variances)).astype(np.float32)
+        noise, relative = self.scale
+        dropped = relative * (rows @ query) if relative else 0.0
+        return np.hypot(noise * np.sqrt(variances), dropped).astype(np.float32)
 
 
 def _hashes(

@@ -93,9 +93,10 @@ class Values:
 class CalibrationSummary:
     """What rows are calibrated with.
 
-    `error_ratio` is per geometry: the errors of sketched inner products in units of the formula for
-    them. Of `vocab_size` tokens, `damped_tokens` were seen so little that the damping outweighs
-    their own mean absolute error: all of these are scaled nearly alike.
+    `error_scale` is per geometry: `noise`, the errors of sketched inner products in units of the
+    formula for them, and `relative`, what else they err, in units of the inner products. Of
+    `vocab_size` tokens, `damped_tokens` were seen so little that the damping outweighs their own
+    mean absolute error: all of these are scaled nearly alike.
     """
 
     digest: str
@@ -104,7 +105,7 @@ class CalibrationSummary:
     damping: float
     vocab_size: int
     damped_tokens: int
-    error_ratio: Mapping[str, float]
+    error_scale: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)

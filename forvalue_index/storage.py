@@ -25,6 +25,7 @@ from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.features import Embedder, features_of
 from forvalue_index.hash_tables import (
     RAW,
+    ErrorScale,
     HashTables,
     ModelProfile,
     SketchError,
@@ -181,8 +182,9 @@ class Storage:
         calibration = self.calibration()
         directions = None if calibration is None else calibration.directions.get(geometry)
         tables = geometry_tables(self.tables(), geometry, directions)
-        ratio = 1.0 if calibration is None else calibration.error_ratio.get(geometry, 1.0)
-        return SketchError(part_widths(tables, self.manifest.settings.dim), ratio)
+        measured = {} if calibration is None else calibration.error_scale
+        widths = part_widths(tables, self.manifest.settings.dim)
+        return SketchError(widths, measured.get(geometry, ErrorScale()))
 
     def append(
         self,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import HIDDEN, VOCAB, tiny_model, tiny_tokenizer
 from rows import rows
+from scipy.optimize import minimize
 
 from forvalue_index import ValuationIndex, calibrating
 from forvalue_index.backbone import Backbone
@@ -102,7 +103,7 @@ def test_tokens_that_do_not_count_are_not_measured():
 def test_directions_are_the_leading_ones_of_the_mapped_states():
     setup = Setup()
     found = setup.calibrate()
-    assert found.directions.keys() == {"fisher"}, "no other geometry has a use for them"
+    assert found.directions.keys() == {"fisher", "kfac"}, "no other geometry has a use for them"
     _, states, _ = slow_tokens(setup, setup.prepared())
     vectors = torch.linalg.svd(states).Vh[:2]
     overlap = (torch.from_numpy(found.directions["fisher"]) @ vectors.T).abs()
@@ -128,8 +129,8 @@ def exact_gram(setup, name, found, prepared):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_error_ratio_is_that_of_rows_against_whole_gradients(name):
-    """Over all pairs: the root mean square error, in units of that of the formula."""
+def test_the_error_scale_is_that_of_rows_against_whole_gradients(name):
+    """Over all pairs, and as likely as a general optimiser can make it."""
     setup = Setup(dim=128)
     prepared = setup.prepared()
     found = setup.calibrate(prepared)
@@ -138,37 +139,75 @@ def test_the_error_ratio_is_that_of_rows_against_whole_gradients(name):
     directions = found.directions.get(name)
     widths = part_widths(geometry_tables(setup.tables, name, directions), 128)
     exact = exact_gram(setup, name, found, prepared)
-    squares = formula = 0.0
+    errors, formula, scores = [], [], []
     for i in range(len(prepared)):
         for j in range(i):
-            squares += (embedded[i] @ embedded[j] - exact[i, j]) ** 2
-            start = 0
+            scores.append(embedded[i] @ embedded[j])
+            errors.append(scores[-1] - exact[i, j])
+            start = variance = 0
             for width in widths:
                 one, other = (embedded[k][start : start + width] for k in (i, j))
-                formula += (one @ one) * (other @ other) / width
+                variance += (one @ one) * (other @ other) / width
                 start += width
-    assert found.error_ratio[name] == pytest.approx(math.sqrt(squares / formula), rel=1e-2)
+            formula.append(math.sqrt(variance))
+    expected = most_likely(*map(np.array, (errors, formula, scores)))
+    assert found.error_scale[name] == pytest.approx(expected, rel=1e-2, abs=1e-2)
+
+
+def most_likely(errors, formula, scores):
+    """By minimising the negative log-likelihood of errors and of ten that are as the formula."""
+    squares = np.append((errors / formula) ** 2, np.ones(10))
+    parts = np.append((scores / formula) ** 2, np.zeros(10))
+
+    def surprise(scale):
+        variances = scale[0] ** 2 + scale[1] ** 2 * parts
+        return np.sum(np.log(variances) + squares / variances)
+
+    starts = ([1, 0.01], [0.3, 0.3], [2, 1])
+    found = [minimize(surprise, x, bounds=[(1e-6, None), (0, None)]) for x in starts]
+    return min(found, key=lambda one: one.fun).x
+
+
+def test_an_error_scale_is_found_again():
+    """Errors drawn with a noise of .7 and a fifth of the score."""
+    random = np.random.default_rng(0)
+    formula = random.uniform(0.5, 2, 20_000)
+    scores = formula * random.standard_cauchy(20_000)
+    errors = np.hypot(0.7 * formula, 0.2 * scores) * random.standard_normal(20_000)
+    found = calibrating.fit_error_scale(errors, formula, scores)
+    assert found == pytest.approx((0.7, 0.2), rel=0.06)
+    assert found == pytest.approx(most_likely(errors, formula, scores), rel=1e-3)
+    units = 1000.0
+    scaled = calibrating.fit_error_scale(units * errors, units * formula, units * scores)
+    assert scaled == pytest.approx(found)
+
+
+def test_an_error_scale_by_hand():
+    """Of scores of 0 the noise is the root mean square in units, beside ten pairs of 1."""
+    errors, formula = np.array([3.0, -1.0, 0.0]), np.array([1.0, 2.0, 0.0])
+    found = calibrating.fit_error_scale(errors, formula, np.zeros(3))
+    assert found == pytest.approx((math.sqrt((9 + 0.25 + 10) / 12), 0))
+    none = np.zeros(0)
+    assert calibrating.fit_error_scale(none, none, none) == (1, 0)
+
+
+def test_no_errors_at_all_still_promise_some():
+    """Two rows that happen to fit are no proof that others do."""
+    found = calibrating.fit_error_scale(np.zeros(1), np.ones(1), np.ones(1))
+    assert found.noise == pytest.approx(1, abs=0.06)
+    assert found.relative == pytest.approx(0, abs=1e-3)
 
 
 def test_rows_that_are_exact_have_no_error_to_compare():
     found = Setup(dim=VOCAB * HIDDEN).calibrate()
-    assert found.error_ratio == dict.fromkeys(ALL, 1.0)
+    assert found.error_scale == dict.fromkeys(ALL, (1, 0))
 
 
 def test_one_sample_has_none_to_compare_with():
     setup = Setup()
     found = setup.calibrate(setup.prepared()[:1])
-    assert found.error_ratio == dict.fromkeys(ALL, 1.0)
+    assert found.error_scale == dict.fromkeys(ALL, (1, 0))
     assert found.samples == 1
-
-
-def test_a_ratio_by_hand():
-    exact = np.array([[4.0, 1.0, 0.0], [1.0, 1.0, 2.0], [0.0, 2.0, 9.0]])
-    embedded = np.array([[2, 0], [0, 1], [0, 3]], np.float32)
-    # Errors of the pairs: -1, 0 and 3 - 2 = 1; formula: (4 + 36 + 9) / 2 of squares.
-    found = calibrating._ratio(exact, embedded, (2,))
-    assert found == pytest.approx(math.sqrt(2 / 24.5), rel=1e-6)
-    assert calibrating._ratio(exact, embedded, ()) == 1.0
 
 
 def test_long_samples_are_compared_in_part(monkeypatch):
@@ -200,7 +239,7 @@ def test_undefined_numbers_are_left_out():
     assert (found.samples, found.label_tokens) == (15, expected.label_tokens)
     for one, other in zip(found.moments, expected.moments, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    assert all(math.isfinite(ratio) for ratio in found.error_ratio.values())
+    assert all(math.isfinite(part) for scale in found.error_scale.values() for part in scale)
 
 
 def test_nothing_but_undefined_numbers_is_an_error():
@@ -276,8 +315,8 @@ def calibrated(tmp_path, model_dir):
 
 def test_the_first_add_calibrates_and_no_other_one(calibrated):
     found = calibration_of(calibrated)
-    assert (found.samples, found.directions.keys()) == (20, {"fisher"})
-    assert found.error_ratio.keys() == {"fisher", "kfac", "raw"}
+    assert (found.samples, found.directions.keys()) == (20, {"fisher", "kfac"})
+    assert found.error_scale.keys() == {"fisher", "kfac", "raw"}
     calibrated.add(rows(30, seed=1, prefix="s"))
     assert calibration_of(calibrated).digest == found.digest
     assert calibrated.check().findings == ()
@@ -379,7 +418,7 @@ def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, 
         samples = [one.sample for one in prepared]
         index.storage.append(embedded.rows, samples, list(embedded.statistics))
         first = index.query(rows(2, seed=2), top=5)
-        assert index.storage.sketch_error("raw").ratio == 1
+        assert index.storage.sketch_error("raw").scale == (1, 0)
         assert index.add(rows(20)).added == 8
         index.remove(["r3", "r15"])
         index.compact()

@@ -7,6 +7,7 @@ import torch
 from forvalue_index.calibration import Calibration
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
 from forvalue_index.geometry import Moments
+from forvalue_index.hash_tables import ErrorScale
 
 MODEL = "m" * 32
 
@@ -22,7 +23,7 @@ def calibration(**changes):
         "samples": 128,
         "label_tokens": 4321,
         "directions": {"kfac": np.linalg.qr(np.arange(8.0).reshape(4, 2) ** 2)[0].T.copy()},
-        "error_ratio": {"raw": 1.0625, "kfac": 1 / 3},
+        "error_scale": {"raw": ErrorScale(1.0625), "kfac": ErrorScale(1 / 3, 0.25)},
     }
     return Calibration(**(parts | changes))
 
@@ -39,7 +40,7 @@ def assert_same(found, expected):
         assert one.dtype == other.dtype
         assert one.equal(other)
     assert (found.samples, found.label_tokens) == (expected.samples, expected.label_tokens)
-    assert found.error_ratio == expected.error_ratio
+    assert found.error_scale == expected.error_scale
     assert found.directions.keys() == expected.directions.keys()
     for name, directions in expected.directions.items():
         assert found.directions[name].dtype == directions.dtype
@@ -48,7 +49,8 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"directions": {}, "error_ratio": {}}, {"error_ratio": {"raw": 0.1}}]
+    "changes",
+    [{}, {"directions": {}, "error_scale": {}}, {"error_scale": {"raw": ErrorScale(0.1)}}],
 )
 def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path, changes):
     path = tmp_path / "calibration.safetensors"
@@ -63,9 +65,13 @@ def test_there_is_none(tmp_path):
 def test_the_digest_is_known():
     """Segments name it: a change here makes those that exist unreadable."""
     known = Calibration(
-        Moments(torch.ones(3), torch.zeros(2), torch.eye(2)), 2, 5, {}, {"raw": 0.5}
+        Moments(torch.ones(3), torch.zeros(2), torch.eye(2)),
+        2,
+        5,
+        {},
+        {"raw": ErrorScale(0.5, 0.25)},
     )
-    assert known.digest == "cbe4dc10a272c5f9d86221d954867f7b"
+    assert known.digest == "896f5a385f7a3a4ff9ecc14a8c9ce1cf"
 
 
 @pytest.mark.parametrize(
@@ -73,9 +79,9 @@ def test_the_digest_is_known():
     [
         {"samples": 127},
         {"label_tokens": 4320},
-        {"error_ratio": {"raw": 1.0625}},
-        {"error_ratio": {"raw": 1.0625, "kfac": 0.5}},
-        {"error_ratio": {"raw": 1.0625, "fisher": 1 / 3}},
+        {"error_scale": {"raw": ErrorScale(1.0625)}},
+        {"error_scale": {"raw": ErrorScale(1.0625), "kfac": ErrorScale(1 / 3, 0.5)}},
+        {"error_scale": {"raw": ErrorScale(1.0625), "fisher": ErrorScale(1 / 3, 0.25)}},
         {"directions": {}},
         {"directions": {"fisher": calibration().directions["kfac"]}},
         {"directions": {"kfac": -calibration().directions["kfac"]}},
@@ -152,5 +158,8 @@ def test_a_summary_by_hand():
     found = calibration(moments=moments).summary(1.0)
     assert (found.samples, found.label_tokens, found.damping) == (128, 4321, 1.0)
     assert (found.vocab_size, found.damped_tokens) == (3, 2)
-    assert found.error_ratio == {"raw": 1.0625, "kfac": 1 / 3}
+    assert found.error_scale == {
+        "raw": {"noise": 1.0625, "relative": 0},
+        "kfac": {"noise": 1 / 3, "relative": 0.25},
+    }
     assert calibration(moments=moments).summary(0.1).damped_tokens == 0

@@ -133,7 +133,7 @@ def test_fidelity(small, validation):
     for one in found["methods"]:
         assert list(one) == [
             *("method", "reference", "mean_rank_correlation", "rank_correlation"),
-            *(*kept, "error_over_stderr"),
+            *(*kept, "error_over_stderr", "within_two_stderrs"),
         ]
         assert list(one["rank_correlation"]) == ESTIMATE
     assert [(one["reference"], one["method"]) for one in found["methods"]] == [
@@ -145,6 +145,7 @@ def test_fidelity(small, validation):
     drawn = table_rows(shown, "method", "Each kind of scores")
     for cells, one in zip(drawn, found["methods"], strict=True):
         correlation, error = one["rank_correlation"], one["error_over_stderr"]
+        within = one["within_two_stderrs"]
         assert cells == [
             one["method"],
             f"{one['mean_rank_correlation']:.3f}",
@@ -153,7 +154,7 @@ def test_fidelity(small, validation):
             f"{one['bottom_kept']:.2f}",
             f"{one['top_reranked']:.3f}",
             f"{one['bottom_reranked']:.3f}",
-            *([] if error is None else [f"{error:.2f}"]),
+            *([] if error is None else [f"{error:.2f}", f"{within:.2f}"]),
         ]
         assert (error is None) == (one["method"] in BASELINES)
 

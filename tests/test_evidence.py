@@ -260,7 +260,8 @@ def test_sketched_scores_over_several_segments(filled):
             scores, stderrs = sketched_scores(*given)
             assert scores == pytest.approx(slow, rel=1e-4, abs=1e-3)
             lengths = np.array([np.linalg.norm(every[i]) for i in ids])
-            expected = errors.ratio * np.linalg.norm(queries, axis=1)[:, None] * lengths / 16
+            noise = errors.scale.noise * np.linalg.norm(queries, axis=1)[:, None] * lengths / 16
+            expected = np.hypot(noise, errors.scale.relative * slow)
             assert stderrs == pytest.approx(expected, rel=1e-4)
 
 

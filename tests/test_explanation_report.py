@@ -54,7 +54,8 @@ def test_the_validation_side_is_there_where_asked_for():
 
 
 def test_a_calibration_as_a_document():
-    summary = CalibrationSummary("d", 3, 40, 0.5, 288, 200, {"raw": 1.0, "kfac": 0.9})
+    scale = {"raw": {"noise": 1.0, "relative": 0.0}}
+    summary = CalibrationSummary("d", 3, 40, 0.5, 288, 200, scale)
     assert calibration_document(summary) == {
         "digest": "d",
         "samples": 3,
@@ -62,7 +63,7 @@ def test_a_calibration_as_a_document():
         "damping": 0.5,
         "vocab_size": 288,
         "damped_tokens": 200,
-        "error_ratio": {"raw": 1.0, "kfac": 0.9},
+        "error_scale": scale,
     }
     empty = calibration_document(None)
     assert list(empty) == list(calibration_document(summary))

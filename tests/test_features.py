@@ -35,7 +35,7 @@ def embedder(model, *, dim=DIM, max_length=512, hardest=None, geometries=("raw",
     )
     features = {}
     for name in geometries:
-        directions = np.eye(2, HIDDEN) if name == "fisher" else None
+        directions = np.eye(2, HIDDEN) if name in ("fisher", "kfac") else None
         mine = geometry_tables(drawn, name, directions)
         geometry = Geometry(name, None if name == "raw" else some_moments())
         features[name] = Feature(geometry, make_sketch(mine, dim=dim, device=torch.device("cpu")))

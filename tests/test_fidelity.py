@@ -86,6 +86,8 @@ def test_a_sketch_against_autograd(tmp_path, model_dir, normalize):
     assert row.top_kept < 1
     ratio = np.sqrt(np.mean((scores - exact) ** 2) / np.mean(stderrs**2))
     assert row.error_over_stderr == pytest.approx(ratio, rel=1e-3)
+    within = np.mean(abs(scores - exact) <= 2 * stderrs)
+    assert row.within_two_stderrs == pytest.approx(within, abs=2 / scores.size)
     assert 0.5 < row.error_over_stderr < 2
 
 
@@ -131,8 +133,11 @@ def test_errors_are_in_units_of_what_is_promised():
     # Root mean squares: of 0.1 four times and 0.7 four times it is half.
     mixed = np.array([[0.1] * 4, [0.7] * 4], dtype=np.float32)
     assert fidelity("m", "m", exact, scores, mixed).error_over_stderr == pytest.approx(0.6)
+    assert fidelity("m", "m", exact, scores, tenth).within_two_stderrs == 0
+    assert fidelity("m", "m", exact, scores, mixed).within_two_stderrs == 0.5
     assert fidelity("m", "m", exact, scores, 0 * tenth).error_over_stderr is None
     assert fidelity("m", "m", exact, scores).error_over_stderr is None
+    assert fidelity("m", "m", exact, scores).within_two_stderrs is None
 
 
 def test_fewer_samples_than_are_kept():

@@ -6,6 +6,7 @@ from test_sketch import SHAPES
 
 from forvalue_index.hash_tables import (
     LEAST_SPLIT_SHARE,
+    ErrorScale,
     Layout,
     ModelProfile,
     SketchError,
@@ -79,7 +80,7 @@ def test_tables_with_a_profile_are_known():
 
 
 def test_tables_of_all_geometries_are_known():
-    assert tables_digest(tables_of(*ALL)) == "b6c1a152e74c1b3ffd3696a3889ee627"
+    assert tables_digest(tables_of(*ALL)) == "decc03ef5d60bdcf1bbb22cf43182da2"
 
 
 @pytest.mark.parametrize("known", [None, profile(), profile(share=0.2)])
@@ -108,10 +109,10 @@ def test_the_tables_of_a_geometry_have_plain_names_and_nothing_of_others(geometr
     split = {"split_dim", "split_sign", "split_shift"}
     expected = {
         "raw": {"hidden_bucket", "directions", *split},
-        "fisher": {"n_directions", *split},
+        "centered": {"n_directions", "hidden_bucket"},
     }
-    assert mine.keys() == names | expected.get(geometry, {"n_directions", "hidden_bucket"})
-    assert n_directions(tables, geometry) == (2 if geometry == "fisher" else 0)
+    assert mine.keys() == names | expected.get(geometry, {"n_directions", *split})
+    assert n_directions(tables, geometry) == (2 if geometry in ("fisher", "kfac") else 0)
 
 
 def test_the_direction_of_a_model_is_one_row_of_length_1():
@@ -136,7 +137,8 @@ def test_directions_of_a_calibration_are_taken_over():
         ("raw", 33, 16, profile(), (1, 16)),
         ("raw", 32, 16, profile(share=0.39), (0, 0)),
         ("centered", 32, 16, profile(), (0, 0)),
-        ("kfac", 32, 16, profile(), (0, 0)),
+        ("kfac", 32, 16, profile(), (2, 16)),
+        ("kfac", 500, 16, None, (5, 100)),
         ("fisher", 33, 16, profile(), (2, 16)),
         ("fisher", 32, 1, None, (1, 32)),
         ("fisher", 500, 16, None, (5, 100)),
@@ -152,7 +154,8 @@ def test_floats_go_where_they_measure_best(geometry, dim, hidden, known, expecte
     ("geometry", "dim", "expected"),
     [
         ("raw", 32, (32,)),
-        ("kfac", 32, (32,)),
+        ("centered", 32, (32,)),
+        ("kfac", 33, (32,)),
         ("fisher", 32, (32,)),
         ("fisher", 33, (32,)),
         ("fisher", 350, (348,)),
@@ -163,8 +166,9 @@ def test_floats_go_where_they_measure_best(geometry, dim, hidden, known, expecte
 )
 def test_the_widths_of_parts_are_those_that_are_sketched(geometry, dim, expected):
     """What the division by directions leaves is empty: 2 x 16, 3 x 116 and 15 x 106 floats."""
-    drawn = tables_of("raw", "kfac", "fisher", dim=dim)
-    directions = np.eye(n_directions(drawn, "fisher"), 16) if geometry == "fisher" else None
+    drawn = tables_of(*ALL, dim=dim)
+    count = n_directions(drawn, geometry)
+    directions = np.eye(count, 16) if count else None
     assert part_widths(geometry_tables(drawn, geometry, directions), dim) == expected
 
 
@@ -174,6 +178,9 @@ def test_standard_errors_by_hand():
     found = SketchError((1, 2)).standard_errors(query, rows)
     np.testing.assert_allclose(found, [math.sqrt(48.5), 0], rtol=1e-6)
     assert found.dtype == np.float32
-    doubled = SketchError((1, 2), 2.0).standard_errors(query, rows)
+    doubled = SketchError((1, 2), ErrorScale(2.0)).standard_errors(query, rows)
     np.testing.assert_allclose(doubled, 2 * found, rtol=1e-6)
-    assert SketchError(()).standard_errors(query, rows).tolist() == [0, 0]
+    # The inner product is 2 * 3 + 3 * 1 = 9, of which a third is 3.
+    with_score = SketchError((1, 2), ErrorScale(2.0, 1 / 3)).standard_errors(query, rows)
+    np.testing.assert_allclose(with_score, [math.sqrt(4 * 48.5 + 9), 0], rtol=1e-6)
+    assert SketchError((), ErrorScale(2.0, 1.0)).standard_errors(query, rows).tolist() == [0, 0]

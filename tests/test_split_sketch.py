@@ -10,6 +10,7 @@ from test_sketch import CPU, SHAPES, sketched, slow_oracle, tokens
 
 from forvalue_index.backbone import Backbone
 from forvalue_index.hash_tables import (
+    ErrorScale,
     Layout,
     ModelProfile,
     SketchError,
@@ -149,13 +150,15 @@ def test_standard_errors_are_those_of_the_parts():
 
     both = np.hypot(alone(slice(0, 4)), alone(slice(4, 10)))
 
-    def found(*widths, ratio=1.0):
-        return SketchError(widths, ratio).standard_errors(query, rows)
+    def found(*widths, **scale):
+        return SketchError(widths, ErrorScale(**scale)).standard_errors(query, rows)
 
     np.testing.assert_allclose(found(4, 6), both, rtol=1e-6)
-    np.testing.assert_allclose(found(4, 6, ratio=1.7), 1.7 * both, rtol=1e-6)
+    np.testing.assert_allclose(found(4, 6, noise=1.7), 1.7 * both, rtol=1e-6)
+    dropped = np.hypot(both, 0.3 * (rows @ query))
+    np.testing.assert_allclose(found(4, 6, relative=0.3), dropped, rtol=1e-6)
     np.testing.assert_allclose(found(10), alone(slice(0, 10)), rtol=1e-6)
-    assert found().tolist() == [0, 0, 0]
+    assert found().tolist() == found(noise=2, relative=1).tolist() == [0, 0, 0]
     assert part_widths(split_tables(70, 12, 32), 32) == (16, 16)
     assert part_widths(draw_tables(70, 12, dim=32, seed=0), 32) == (32,)
     assert part_widths(split_tables(70, 12, 1000), 1000) == ()

@@ -11,7 +11,7 @@ from forvalue_index.calibration import Calibration
 from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
 from forvalue_index.geometry import Moments
-from forvalue_index.hash_tables import SketchError
+from forvalue_index.hash_tables import ErrorScale, SketchError
 from forvalue_index.manifest import CALIBRATION, CATALOG, MANIFEST, SEGMENTS, TABLES
 from forvalue_index.records import Message, Sample, SampleStatistics
 from forvalue_index.settings import ModelIdentity, Settings
@@ -427,12 +427,17 @@ def test_an_index_is_uncalibrated_until_it_holds_a_calibration_or_rows(storage, 
 
 def test_the_error_of_scores_is_that_of_the_calibration(tmp_path):
     storage = create(tmp_path / "ix", geometry="raw,fisher,kfac")
-    assert storage.sketch_error("raw") == SketchError((DIM,), 1.0)
+    assert storage.sketch_error("raw") == SketchError((DIM,), (1, 0))
     directions = {"fisher": np.eye(2, 8)}
-    storage.freeze(calibration(directions=directions, error_ratio={"raw": 0.5, "fisher": 1.5}))
-    assert storage.sketch_error("raw") == SketchError((DIM,), 0.5)
-    assert storage.sketch_error("fisher") == SketchError((DIM,), 1.5)
-    assert storage.sketch_error("kfac") == SketchError((DIM,), 1.0)
+    storage.freeze(
+        calibration(
+            directions=directions,
+            error_scale={"raw": ErrorScale(0.5), "fisher": ErrorScale(1.5, 0.2)},
+        )
+    )
+    assert storage.sketch_error("raw") == SketchError((DIM,), (0.5, 0))
+    assert storage.sketch_error("fisher") == SketchError((DIM,), (1.5, 0.2))
+    assert storage.sketch_error("kfac") == SketchError((DIM,), (1, 0))
     storage.close()
 
 

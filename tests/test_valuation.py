@@ -118,11 +118,13 @@ def test_more_than_there_is_gives_all_there_is(filled):
 def test_the_standard_error_is_that_of_the_sketch(filled, built_index):
     _, stored = stored_rows(built_index)
     mean = query_rows(filled).mean(axis=0)
-    ratio = filled._storage.calibration().error_ratio["raw"]
-    assert 0.5 < ratio < 2, "the formula is about right"
+    noise, relative = filled._storage.calibration().error_scale["raw"]
+    assert 0.5 < noise < 2, "the formula is about right"
+    assert relative < 0.3, "nothing is dropped"
     for hit in filled.query(VALIDATION, top=30).helpful:
         assert not hit.exact
-        expected = ratio * np.linalg.norm(mean) * np.linalg.norm(stored[hit.id]) / np.sqrt(256)
+        formula = np.linalg.norm(mean) * np.linalg.norm(stored[hit.id]) / np.sqrt(256)
+        expected = np.hypot(noise * formula, relative * hit.score)
         assert hit.stderr == pytest.approx(expected, rel=5e-3)  # rows are stored in bfloat16
 
 

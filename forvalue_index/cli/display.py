@@ -25,6 +25,7 @@ PIPED_WIDTH = 140
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # A content hash, which is the key of a sample without an id, takes two lines.
 KEY_WIDTH = 24
+LEAST_SHOWN = 0.005
 
 
 def print_created(index: Path, document: Mapping[str, Any]) -> None:
@@ -170,8 +171,10 @@ def print_calibration(index: Path, found: CalibrationSummary | None) -> None:
         "little that the damping outweighs them; fisher and kfac scale these nearly alike.",
         soft_wrap=True,
     )
-    for name, ratio in found.error_ratio.items():
-        console.print(f"{name}: errors of the sketch are {ratio:.2f} of the formula for them")
+    for name, scale in found.error_scale.items():
+        noise, relative = scale["noise"], scale["relative"]
+        also = f", and {relative:.0%} of the score" if relative >= LEAST_SHOWN else ""
+        console.print(f"{name}: standard errors are {noise:.2f} of the sketch's formula{also}")
 
 
 def print_check(index: Path, report: CheckReport) -> None:

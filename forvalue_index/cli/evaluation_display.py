@@ -90,12 +90,12 @@ def print_fidelity(result: FidelityResult) -> None:
     k, n = result.k, result.candidates
     single, kept = "single samples", (f"top {k}", f"bottom {k}")
     reranked = tuple(f"{column} in {n}" for column in kept)
-    for column in ("whole set", single, *kept, *reranked, "error"):
+    for column in ("whole set", single, *kept, *reranked, "error", "within"):
         # No word is cut, and no bound of an interval.
         narrowest = len("[0.999,") if column == single else max(map(len, column.split()))
         table.add_column(column, justify="right", min_width=narrowest)
     for row in result.rows:
-        ratio = row.error_over_stderr
+        ratio, within = row.error_over_stderr, row.within_two_stderrs
         table.add_row(
             escape(row.method)
             if row.method == row.reference
@@ -107,6 +107,7 @@ def print_fidelity(result: FidelityResult) -> None:
             f"{row.top_reranked:.3f}",
             f"{row.bottom_reranked:.3f}",
             "" if ratio is None else f"{ratio:.2f}",
+            "" if within is None else f"{within:.2f}",
         )
     console.print(table)
     console.print(
@@ -114,7 +115,8 @@ def print_fidelity(result: FidelityResult) -> None:
         "Rank correlations, for the whole validation set and for single samples of it. Then, for "
         f"single samples, the share of the exact {k} that is among the {k} of a method, and among "
         f"the {n} candidates of --rerank {n}. The error is in units of the standard "
-        f"errors that are promised: 1.00 is as promised. {INTERVALS} over validation samples.[/]",
+        "errors that are promised: 1.00 is as promised, and a share of .95 would be within two of "
+        f"them. {INTERVALS} over validation samples.[/]",
         soft_wrap=True,
     )
 

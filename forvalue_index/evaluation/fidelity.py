@@ -56,9 +56,10 @@ def fidelity(
         return float(np.mean([measure(e, s) for e, s in per_sample]))
 
     correlations = np.array([_rank_correlation(e, s) for e, s in per_sample])
-    errors = None
+    errors = within = None
     if stderrs is not None and stderrs.any():
         errors = _rms(scores - exact) / _rms(stderrs)
+        within = float(np.mean(np.abs(scores - exact) <= 2 * stderrs))
     return Fidelity(
         method=method,
         reference=reference,
@@ -69,6 +70,7 @@ def fidelity(
         top_reranked=over_samples(lambda e, s: share_kept(e, s, k, candidates=CANDIDATES)),
         bottom_reranked=over_samples(lambda e, s: share_kept(-e, -s, k, candidates=CANDIDATES)),
         error_over_stderr=errors,
+        within_two_stderrs=within,
     )
 
 
