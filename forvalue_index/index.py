@@ -14,7 +14,7 @@ from forvalue_index import checkup, compaction, ingest
 from forvalue_index.calibrating import Choice, calibrate
 from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress, ignore_progress
-from forvalue_index.exceptions import BrokenIndexError, UsageError
+from forvalue_index.exceptions import BadSampleError, BrokenIndexError, SourceError, UsageError
 from forvalue_index.index_queries import Data, IndexQueries, refuse_on_bad
 from forvalue_index.loading import (
     ModelAccess,
@@ -28,11 +28,12 @@ from forvalue_index.manifest import (
     refuse_other_settings,
     refuse_strange_catalog,
 )
+from forvalue_index.records import BadRow
 from forvalue_index.results import AddReport, CalibrationSummary, CheckReport, CompactReport
 from forvalue_index.settings import DEFAULT_CATALOG
 from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
-from forvalue_index.validation import read_validation
+from forvalue_index.validation import rows_of
 
 
 class ValuationIndex(IndexQueries):
@@ -193,10 +194,15 @@ class ValuationIndex(IndexQueries):
     def _calibration_of(self, data: Data, columns: Mapping[str, str] | None) -> Calibration:
         if isinstance(data, str | PathLike) and is_index(Path(data)):
             return calibration_from(self._storage, Path(data))
-        validation = read_validation(self.reader, sources=open_sources(data, columns))
         choice = Choice(self.manifest.settings.seed)
-        for prepared in validation.prepared:
-            choice.offer(prepared)
+        sources = open_sources(data, columns)
+        for row in rows_of(self.reader, sources):
+            if isinstance(row, BadRow):
+                raise BadSampleError(f"{row}. Mend the row")
+            choice.offer(row)
+        if not choice.samples():
+            names = ", ".join(source.name for source in sources)
+            raise SourceError(f"{names} has no row to calibrate on")
         return calibrate(
             self.reader,
             self._storage.tables(),

@@ -90,8 +90,11 @@ def streamed_values(
         stored = catalog.samples(ids[chunk])
         refuse_other_ids(np.array(sorted(stored), dtype=np.int64), ids[chunk])
         prepared = [prepare_stored(reader, stored[id_]) for id_ in ids[chunk].tolist()]
-        scores[chunk] = exact_values(reader, target, prepared)
-        on_progress(Progress("scoring", start + len(prepared), len(ids)))
+
+        def scored(progress: Progress, before: int = start) -> None:
+            on_progress(Progress("scoring", before + progress.done, len(ids)))
+
+        scores[chunk] = exact_values(reader, target, prepared, on_progress=scored)
     return Values(ids=ids, scores=scores, stderrs=np.zeros(len(ids), dtype=np.float32))
 
 

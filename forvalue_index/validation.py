@@ -59,19 +59,24 @@ def read_validation(
     """
     prepared: list[Prepared] = []
     rejected: list[BadRow] = []
-    for row in (row for source in sources for row in source.samples()):
-        usable = row if isinstance(row, BadRow) else reader.prepare(row)
-        if isinstance(usable, Prepared):
-            prepared.append(usable)
+    for row in rows_of(reader, sources):
+        if isinstance(row, Prepared):
+            prepared.append(row)
         elif on_bad == "fail":
-            raise BadSampleError(f"{usable}. Mend the row, or use --on-bad skip")
+            raise BadSampleError(f"{row}. Mend the row, or use --on-bad skip")
         else:
-            rejected.append(usable)
+            rejected.append(row)
     if not prepared:
         names = ", ".join(source.name for source in sources)
         found = f"{len(rejected)} bad, first {rejected[0]}" if rejected else "none at all"
         raise SourceError(f"{names} has no usable row to validate with ({found}); mend the file")
     return ValidationSet(tuple(prepared), tuple(_warnings(prepared, rejected)))
+
+
+def rows_of(reader: LabelReader, sources: Sequence[Source]) -> Iterator[Prepared | BadRow]:
+    """The rows of sources in order, tokenised where that can be done."""
+    for row in (row for source in sources for row in source.samples()):
+        yield row if isinstance(row, BadRow) else reader.prepare(row)
 
 
 def embed_validation(

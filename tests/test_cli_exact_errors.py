@@ -249,6 +249,17 @@ def test_calibrating_on_data(tmp_path, model_dir, plain):
     assert again["digest"] != document("calibrate", plain / "index")["digest"]
 
 
+def test_calibrating_on_no_data_or_bad_data(tmp_path, model_dir):
+    document("init", tmp_path / "new", "--model", model_dir, "--geometry", "fisher")
+    none = write_jsonl(tmp_path / "none.jsonl", [])
+    assert refused("calibrate", tmp_path / "new", none) == f"{none} has no row to calibrate on"
+    bad = write_jsonl(tmp_path / "bad.jsonl", [*TRAINING[:2], {"prompt": "p"}])
+    message = refused("calibrate", tmp_path / "new", bad)
+    assert message.startswith(f"{bad}:3: ")
+    assert message.endswith(". Mend the row")
+    assert document("calibrate", tmp_path / "new")["digest"] is None
+
+
 def test_an_index_that_is_not_calibrated_yet(tmp_path, model_dir):
     document("init", tmp_path / "empty", "--model", model_dir, "--geometry", "fisher")
     assert set(document("calibrate", tmp_path / "empty").values()) == {None}
@@ -268,7 +279,9 @@ def test_an_index_with_samples_keeps_its_calibration(place, model_dir):
         "index before anything is added to it"
     )
     again = ("init", place / "index", "--model", model_dir, "--dim", 256, "--geometry", "fisher")
-    assert run(*again, "--calibration", place / "v.jsonl").exit_code == 0, "as init may be repeated"
+    repeated = run(*again, "--calibration", place / "v.jsonl")
+    assert repeated.exit_code == 0, "as init may be repeated"
+    assert f"{place / 'index'} is calibrated already: --calibration is not used" in repeated.stderr
     assert (place / "index" / "calibration.safetensors").read_bytes() == before
 
 

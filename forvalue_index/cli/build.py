@@ -113,8 +113,11 @@ def init(index: Path, as_json: bool, calibration: str | None, **settings: Any) -
         drawn_progress() as on_progress,
         ValuationIndex.create(index, on_progress=on_progress, **settings) as created,
     ):
-        if calibration is not None and created.calibration() is None:
-            created.calibrate(calibration)
+        if calibration is not None:
+            if created.calibration() is None:
+                created.calibrate(calibration)
+            else:
+                click.echo(f"{index} is calibrated already: --calibration is not used", err=True)
         document = info_document(created.manifest, created.info(), version=created.version)
     if as_json:
         print_json(document)

@@ -55,7 +55,7 @@ def data_options(command: Command) -> Command:
             type=click.Choice(["fail", "skip"]),
             default="fail",
             show_default=True,
-            help="What to do about a row that is no usable sample.",
+            help="What to do about a row of DATA that is no usable sample.",
         ),
         click.option(
             "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
