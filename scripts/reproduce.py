@@ -11,8 +11,8 @@ queries.
 With `--model`, evaluations of a real model on the demo's data come after it, see `real_model`.
 
 All that takes long is kept in the work directory, so a run that was killed goes on: models, losses
-half by half, score matrices. A directory of other settings is refused. Delete the folders `scores`
-in it after changes to the code that makes them.
+half by half, score matrices, documents of a real model. Small models of other settings are refused.
+Delete the folders `scores` and `real` in it after changes to the code that makes what they hold.
 """
 
 from __future__ import annotations
