@@ -55,17 +55,14 @@ class Texts(Protocol):
 class SearchIndex(Protocol):
     """Rows of float32 under int64 ids. Scores are signed inner products: larger helps more."""
 
-    def add(self, ids: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """Add rows [n, dim]. Refuses NaN and infinity, known ids and another width."""
-        ...
-
     def search(
-        self, queries: NDArray[np.float32], k: int
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None = None
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Ids and scores of the k best rows for each query [q, dim].
+        """Ids and scores of the k best rows for each query [q, dim], among those of allowed ids.
 
         Best first, ties by id, never padded: fewer than k come back where there are fewer rows.
-        The most harmful rows are the best rows for the negated query.
+        The most harmful rows are the best rows for the negated query. Scores are those of the rows
+        as they are stored, whatever found them. Refuses NaN and infinity, and another width.
         """
         ...
 

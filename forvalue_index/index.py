@@ -23,16 +23,25 @@ from forvalue_index.loading import (
     wanted_settings,
 )
 from forvalue_index.manifest import (
+    SEARCH,
     is_index,
     refuse_other_catalog,
     refuse_other_settings,
     refuse_strange_catalog,
 )
 from forvalue_index.records import BadRow
-from forvalue_index.results import AddReport, CalibrationSummary, CheckReport, CompactReport
-from forvalue_index.settings import DEFAULT_CATALOG
+from forvalue_index.results import (
+    AddReport,
+    CalibrationSummary,
+    CheckReport,
+    CompactReport,
+    TuneReport,
+)
+from forvalue_index.search_indexes import RowKind, update_codes
+from forvalue_index.settings import DEFAULT_CATALOG, FLAT, search_kind
 from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
+from forvalue_index.tuning import tune
 from forvalue_index.validation import rows_of
 
 
@@ -149,6 +158,7 @@ class ValuationIndex(IndexQueries):
                 on_bad=on_bad,
                 on_progress=self._on_progress,
             )
+            self._update_codes()
         return replace(report, seconds=_with_load(load_s, report.seconds))
 
     def _refuse_swapped_calibration(self) -> None:
@@ -219,7 +229,36 @@ class ValuationIndex(IndexQueries):
             BrokenIndexError: a segment is damaged; what was merged before stays merged.
         """
         with self._writing(wait):
-            return compaction.compact(self._storage, on_progress=self._on_progress)
+            report = compaction.compact(self._storage, on_progress=self._on_progress)
+            self._update_codes()
+        return report
+
+    def _update_codes(self) -> None:
+        """Encode for search what has come, where the index is large enough to be searched so."""
+        if search_kind(len(self)) != FLAT or (self.path / SEARCH).is_dir():
+            with self._storage.view() as view:
+                update_codes(view, self._on_progress)
+
+    def tune(
+        self,
+        *,
+        recall: float = 0.999,
+        geometry: str | None = None,
+        normalize: bool = False,
+        search: str | None = None,
+    ) -> TuneReport:
+        """Find the cheapest search that reaches a recall at both ends; queries use it from then on.
+
+        `search` is `rabitq` or `ivf-rabitq`, by default what an index of this size is searched
+        with. The queries are rows of the index. Nothing is kept where no choice reaches the recall.
+
+        Raises UsageError where there is nothing to tune, or the index has no such rows.
+        """
+        chosen = self._scoring({"geometry": geometry}, exact=False, rows=True)
+        kind = search_kind(len(self), search)
+        with self._storage.view() as view:
+            rows = RowKind(chosen.geometry, normalize)
+            return tune(view, rows, kind, recall=recall, on_progress=self._on_progress)
 
     def check(self, *, repair: bool = False, wait: bool = False) -> CheckReport:
         """Compare catalog, segments and checksums; what is wrong is named with its cure.

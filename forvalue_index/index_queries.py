@@ -21,7 +21,6 @@ from forvalue_index.hash_tables import SketchError
 from forvalue_index.index_samples import IndexSamples
 from forvalue_index.label_tokens import LabelReader
 from forvalue_index.loading import ModelAccess, load_backbone, make_reader
-from forvalue_index.records import Progress
 from forvalue_index.rescoring import validation_gradient
 from forvalue_index.results import Explanation, QueryResult, Scoring, Values
 from forvalue_index.settings import GEOMETRIES, ON_BAD
@@ -106,6 +105,7 @@ class IndexQueries(IndexSamples):
         bottom: int | None = None,
         per_sample: bool = False,
         rerank: int | None = None,
+        where: str | None = None,
         columns: Mapping[str, str] | None = None,
         on_bad: str = "fail",
         **how: Any,
@@ -122,10 +122,11 @@ class IndexQueries(IndexSamples):
             bottom: how many of the most harmful ones; as many as `top` where it is None.
             per_sample: also answer each validation sample alone.
             rerank: so many candidates from either end are scored again, exactly, with the model.
+            where: only samples that meet this condition, as in `samples`.
             columns: see `add`.
             on_bad: `fail` raises on a row that is not usable, `skip` leaves it out with a warning.
             how: fields of `Scoring`: `geometry` (the index's first), `normalize` for cosines,
-                `whiten` to multiply the query by (R + L I)^-1 in the space of rows.
+                `whiten` to multiply the query by (R + L I)^-1 in the space of rows, `search`.
 
         Raises:
             UsageError: `top` or `bottom` is below 1, `rerank` below either; the index has no rows
@@ -153,7 +154,7 @@ class IndexQueries(IndexSamples):
         started = time.perf_counter()
         with self._current_valuer(chosen) as (valuer, snapshot):
             seconds["open"] = time.perf_counter() - started
-            result = valuer.query(validation, embedded, snapshot, counts, rescore)
+            result = valuer.query(validation, embedded, snapshot, counts, rescore, where=where)
         return replace(result, seconds={**seconds, **result.seconds})
 
     def values(
@@ -162,11 +163,12 @@ class IndexQueries(IndexSamples):
         *,
         output: str | PathLike[str] | None = None,
         exact: bool = False,
+        where: str | None = None,
         columns: Mapping[str, str] | None = None,
         on_bad: str = "fail",
         **how: Any,
     ) -> Values:
-        """A score for every sample: arrays `ids`, `scores`, `stderrs`, each [sample].
+        """A score for every sample, or those that meet `where`: `ids`, `scores`, `stderrs`.
 
         With `output`, columns id, key, source, score and stderr are also written to a Parquet, CSV
         or JSONL file, by suffix. With `exact`, all samples run through the model again. `how` as
@@ -191,9 +193,9 @@ class IndexQueries(IndexSamples):
             )
             with self._catalog.snapshot() as snapshot:
                 scored = scoring.streamed_values(
-                    snapshot, self.reader, target, on_progress=self._on_progress
+                    snapshot, self.reader, target, where=where, on_progress=self._on_progress
                 )
-                _write(path, snapshot, scored)
+                _write(path, snapshot, scored, where)
             return scored
         embedded = self._embedded(validation, chosen)
         errors = SketchError(())
@@ -206,9 +208,10 @@ class IndexQueries(IndexSamples):
                 chosen,
                 errors=errors,
                 damping=self.manifest.settings.damping,
+                where=where,
                 on_progress=self._on_progress,
             )
-            _write(path, view.catalog, scored)
+            _write(path, view.catalog, scored, where)
         return scored
 
     def explain(
@@ -295,11 +298,9 @@ class IndexQueries(IndexSamples):
                 yield known, snapshot
                 return
         with self._storage.view() as view:
-            self._on_progress(Progress("opening", 0, 1))
-            valuer = valuation.Valuer(self._storage, view, chosen)
-            # One at a time: each holds all rows in memory.
+            valuer = valuation.Valuer(self._storage, view, chosen, self._on_progress)
+            # One at a time: each holds rows or codes in memory.
             self._valuers = {chosen: valuer}
-            self._on_progress(Progress("opening", 1, 1))
             yield valuer, view.catalog
 
 
@@ -314,6 +315,6 @@ def _given(how: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in how.items() if name != "geometry"}
 
 
-def _write(path: Path | None, catalog: Snapshot, scored: Values) -> None:
+def _write(path: Path | None, catalog: Snapshot, scored: Values, where: str | None) -> None:
     if path is not None:
-        write_values(path, scoring.named_values(catalog, scored))
+        write_values(path, scoring.named_values(catalog, scored, where))

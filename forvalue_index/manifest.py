@@ -32,6 +32,8 @@ TABLES = "sketch.safetensors"
 CALIBRATION = "calibration.safetensors"
 CATALOG = "catalog.sqlite"
 SEGMENTS = "segments"
+# Derived from the segments, and made anew where it is missing.
+SEARCH = "search"
 REJECTED = "rejected"
 POSTGRESQL = "postgresql+psycopg"
 # None of these reads a file; host may be the directory of a socket.

@@ -18,10 +18,9 @@ from forvalue_index.results import (
     Explanation,
     QueryResult,
     ScoredSample,
+    TuneReport,
 )
-from forvalue_index.settings import Manifest
-
-SEARCH = "flat"
+from forvalue_index.settings import Manifest, search_kind
 
 
 def query_document(result: QueryResult) -> dict[str, Any]:
@@ -37,6 +36,8 @@ def query_document(result: QueryResult) -> dict[str, Any]:
             "samples": result.validation_samples,
             "label_tokens": result.validation_label_tokens,
         },
+        "search": result.search,
+        "where": result.where,
         "searched": result.searched,
         "reranked": result.reranked,
         "label_error_mass": {
@@ -58,6 +59,11 @@ def query_document(result: QueryResult) -> dict[str, Any]:
             for one in result.per_sample
         ]
     return document
+
+
+def tune_document(report: TuneReport) -> dict[str, Any]:
+    """`tune --json`; `chosen` is null where no trial reached the recall."""
+    return dataclasses.asdict(report)
 
 
 def add_document(report: AddReport) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) 
         "fingerprint": manifest.fingerprint,
         "index_version": version,
         "catalog": manifest.shown_catalog,
-        "search": SEARCH,
+        "search": search_kind(summary.samples),
         "sources": [{"source": s.source, "samples": s.samples} for s in summary.sources],
         "loss": summary.loss,
         "label_error_mass": summary.label_error_mass,

@@ -19,12 +19,43 @@ SATURATED = 0.15
 class Scoring:
     """What a score is: the inner product in a geometry, or a cosine where normalised.
 
-    A whitened query is multiplied by (R + L I)^-1 in the space of rows, see `whitening`.
+    A whitened query is multiplied by (R + L I)^-1 in the space of rows, see `whitening`. `search`
+    is the kind of index that candidates come from; None chooses one by the number of rows.
     """
 
     geometry: str = "raw"
     normalize: bool = False
     whiten: bool = False
+    search: str | None = None
+
+
+@dataclass(frozen=True)
+class TuneTrial:
+    """One way to search codes: `refine` candidates for each answer, `probes` lists of them.
+
+    `top` and `bottom` are the recall at the helpful and the harmful end; `seconds` a query.
+    """
+
+    refine: int
+    probes: int | None
+    top: float
+    bottom: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What `tune` tried on `queries` rows of an index for `answers` answers, and what it keeps."""
+
+    search: str
+    geometry: str
+    normalized: bool
+    rows: int
+    queries: int
+    answers: int
+    recall: float
+    trials: tuple[TuneTrial, ...]
+    chosen: TuneTrial | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +88,8 @@ class QueryResult:
 
     `reranked` samples were scored exactly; only these are among the answers, where there are any.
     `seconds` are wall-clock. `label_error_mass` is the median of 1 - p(label) of the validation
-    set, `index_error_mass` that of the index.
+    set, `index_error_mass` that of the index. `search` is the kind of index that was searched, for
+    samples that meet `where`.
     """
 
     index: str
@@ -70,6 +102,8 @@ class QueryResult:
     harmful: tuple[ScoredSample, ...]
     per_sample: tuple[ValidationResult, ...] = ()
     scoring: Scoring = field(default_factory=Scoring)
+    search: str = "flat"
+    where: str | None = None
     reranked: int = 0
     label_error_mass: float | None = None
     index_error_mass: float | None = None

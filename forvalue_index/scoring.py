@@ -36,18 +36,19 @@ EXPORTED_ROWS = 10_000
 EXACT_SAMPLES = 1024
 
 
-def sketched_values(
+def sketched_values(  # noqa: PLR0913 - what scores depend on
     view: View,
     embedded: ValidationRows | None,
     scoring: Scoring,
     *,
     errors: SketchError,
     damping: float,
+    where: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Values:
     """A score for every live sample, in order of id, from the rows of an index.
 
-    `embedded` may be None where there are no samples.
+    `embedded` may be None where there are no samples. Only samples that meet `where` are given.
     """
     if embedded is None:
         refuse_filled(view.catalog)
@@ -65,11 +66,15 @@ def sketched_values(
         stderrs.append(unknown if scoring.whiten else errors.standard_errors(query, rows))
         done += len(rows)
         on_progress(Progress("scoring", done, total))
-    return Values(
+    scored = Values(
         ids=np.concatenate([*ids, np.empty(0, np.int64)]),
         scores=np.concatenate([*scores, np.empty(0, np.float32)]),
         stderrs=np.concatenate([*stderrs, np.empty(0, np.float32)]),
     )
+    if where is None:
+        return scored
+    wanted = np.isin(scored.ids, view.catalog.live_ids(where), assume_unique=True)
+    return Values(scored.ids[wanted], scored.scores[wanted], scored.stderrs[wanted])
 
 
 def streamed_values(
@@ -77,13 +82,14 @@ def streamed_values(
     reader: LabelReader,
     target: ValidationGradient,
     *,
+    where: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Values:
-    """The exact score of every live sample, in order of id, from the texts of an index.
+    """The exact score of every live sample, or of those that meet `where`, in order of id.
 
     Raises BadSampleError, naming the sample, where its text is lost or cannot be valued.
     """
-    ids = catalog.live_ids()
+    ids = catalog.live_ids(where)
     scores = np.empty(len(ids), dtype=np.float32)
     for start in range(0, len(ids), EXACT_SAMPLES):
         chunk = slice(start, start + EXACT_SAMPLES)
@@ -147,12 +153,14 @@ def prepare_stored(reader: LabelReader, stored: StoredSample) -> Prepared:
     return prepared
 
 
-def named_values(catalog: Snapshot, scored: Values) -> Iterator[dict[str, list[object]]]:
+def named_values(
+    catalog: Snapshot, scored: Values, where: str | None = None
+) -> Iterator[dict[str, list[object]]]:
     """Values with keys and sources beside them, as columns, a bounded number of rows at a time.
 
-    `catalog` is a snapshot of the state that was scored.
+    `catalog` is a snapshot of the state that was scored, and `where` the condition for it.
     """
-    identities = catalog.identities()
+    identities = catalog.identities(where)
     for start in range(0, len(scored.ids), EXPORTED_ROWS):
         chunk = slice(start, start + EXPORTED_ROWS)
         named = list(islice(identities, EXPORTED_ROWS))

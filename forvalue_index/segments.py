@@ -16,12 +16,13 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -174,28 +175,48 @@ class SegmentFile:
             raise self._broken(f"it has {counts} rows, the catalog says {self._n_rows:,}")
 
     @property
+    def uid(self) -> str:
+        """The name of the segment."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @cached_property
     def ids(self) -> NDArray[np.int64]:
-        """Ids of the rows, [row]."""
+        """Ids of the rows, [row], in order."""
         ids: NDArray[np.int64] = self._offsets.numpy() + np.int64(self._first_id)
         return ids
+
+    def rows(self, geometry: str, ids: NDArray[np.int64]) -> Float[Tensor, "row dim"]:
+        """The rows of ids of this segment, in the precision they are stored in.
+
+        Raises BrokenIndexError where a row is not what was written.
+        """
+        places = torch.from_numpy(np.searchsorted(self.ids, ids))
+        with self._errors():
+            rows: Tensor = self._file.get_tensor(geometry)[places]
+            self._check(geometry, rows, places)
+        return rows
 
     def blocks(self, geometry: str) -> Iterator[Block]:
         """The rows in order, in the precision they are stored in, a bounded number at a time.
 
         Raises BrokenIndexError where a row is not what was written.
         """
-        ids, checksums = self.ids, self._checksums.get(geometry)
+        places = torch.arange(self._n_rows)
         for start in range(0, self._n_rows, BLOCK_ROWS):
             chunk = slice(start, start + BLOCK_ROWS)
             with self._errors():
                 rows: Tensor = self._file.get_slice(geometry)[chunk]
-                if checksums is not None:
-                    found = row_checksums(rows, self._offsets[chunk])
-                    wrong = (found != checksums[chunk]).nonzero()
-                    if len(wrong):
-                        place = start + int(wrong[0])
-                        raise self._broken(f"the row of sample {ids[place]} is not what was stored")
-            yield Block(ids[chunk], rows)
+                self._check(geometry, rows, places[chunk])
+            yield Block(self.ids[chunk], rows)
+
+    def _check(self, geometry: str, rows: Tensor, places: Tensor) -> None:
+        checksums = self._checksums.get(geometry)
+        if checksums is None:
+            return
+        wrong = (row_checksums(rows, self._offsets[places]) != checksums[places]).nonzero()
+        if len(wrong):
+            id_ = self.ids[places[int(wrong[0])]]
+            raise self._broken(f"the row of sample {id_} is not what was stored")
 
     def _broken(self, reason: str) -> BrokenIndexError:
         return BrokenIndexError(f"{self.path} is damaged: {reason}; {CURE}")
@@ -236,7 +257,7 @@ def checksum_of(geometry: str) -> str:
 
 
 def row_checksums(
-    rows: Float[Tensor, "row dim"], offsets: Int[Tensor, " row"]
+    rows: Shaped[Tensor, "row width"], offsets: Int[Tensor, " row"]
 ) -> Int[Tensor, " row"]:
     """32 bits a row, over its bits as they are stored and its place: sums modulo 2^32 - 1.
 

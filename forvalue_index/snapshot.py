@@ -199,10 +199,15 @@ class Snapshot:
         query = self._filtered(sa.func.count(), where)
         return int(self._connection.execute(query).scalar_one())
 
-    def identities(self) -> Iterator[tuple[int, str, str]]:
-        """Stream id, key and source of every live sample in order of id."""
+    def identities(self, where: str | None = None) -> Iterator[tuple[int, str, str]]:
+        """Stream id, key and source of every live sample, or those of a condition, by id."""
         query = sa.select(samples.c.id, samples.c.key, sources.c.name).select_from(_NAMED)
-        ordered = query.where(self._own(samples), LIVE).order_by(samples.c.id)
+        query = query.where(self._own(samples), LIVE)
+        if where is not None:
+            query = query.where(
+                samples.c.id.in_(self._filtered(samples.c.id, where).correlate(None))
+            )
+        ordered = query.order_by(samples.c.id)
         streamed = {"yield_per": STREAMED_ROWS}
         for row in self._connection.execute(ordered, execution_options=streamed):
             yield row.id, row.key, row.name

@@ -40,6 +40,7 @@ from forvalue_index.label_tokens import LabelReader
 from forvalue_index.manifest import (
     CALIBRATION,
     MANIFEST,
+    SEARCH,
     SEGMENTS,
     TABLES,
     catalog_address,
@@ -309,7 +310,7 @@ class Storage:
                 stack.close()
             else:
                 self._refuse_strange_rows(snapshot, files)
-                return View(snapshot, files, self.manifest)
+                return View(snapshot, files, self.manifest, self.path / SEARCH)
         raise BrokenIndexError(
             f"{self.path} was compacted {ATTEMPTS} times while it was opened; run the same again"
         )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.contracts import SearchIndex
+from forvalue_index.contracts import OnProgress, SearchIndex, ignore_progress
 from forvalue_index.exceptions import BrokenIndexError, BusyIndexError, UsageError
 from forvalue_index.records import StoredSample
 from forvalue_index.reports import saturation_warnings
@@ -24,7 +24,9 @@ from forvalue_index.results import (
     Scoring,
     ValidationResult,
 )
+from forvalue_index.search_indexes import RowKind, search_index
 from forvalue_index.segments import CURE
+from forvalue_index.settings import search_kind
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.storage import Storage
 from forvalue_index.validation import ValidationRows, ValidationSet
@@ -78,11 +80,20 @@ class _Ranking(NamedTuple):
 class Valuer:
     """Scores one state of an index in one way."""
 
-    def __init__(self, storage: Storage, view: View, scoring: Scoring) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        view: View,
+        scoring: Scoring,
+        on_progress: OnProgress = ignore_progress,
+    ) -> None:
         geometry, normalize, whiten = scoring.geometry, scoring.normalize, scoring.whiten
         self._storage = storage
         self._scoring = scoring
-        self._search: SearchIndex = view.search_index(geometry, normalize=normalize)
+        self._kind = search_kind(view.catalog.count(), scoring.search)
+        self._search: SearchIndex = search_index(
+            view, RowKind(geometry, normalize), kind=self._kind, on_progress=on_progress
+        )
         self._errors = storage.sketch_error(geometry)
         self._whitening: Whitening | None = None
         if whiten and len(self._search):
@@ -97,11 +108,14 @@ class Valuer:
         catalog: Snapshot,
         counts: Counts,
         rescore: Rescore | None = None,
+        *,
+        where: str | None = None,
     ) -> QueryResult:
         """The most helpful and most harmful samples for a validation set.
 
         `catalog` is a snapshot of the same state of the index; `embedded` may be None where the
-        index holds no samples. `rescore` scores the candidates of `counts.rerank` exactly.
+        index holds no samples. `rescore` scores the candidates of `counts.rerank` exactly. Only
+        samples that meet `where` are searched.
         """
         if embedded is None:
             refuse_filled(catalog)
@@ -109,8 +123,10 @@ class Valuer:
         n_queries = 1 + len(validation.prepared) * counts.per_sample
         queries = self._queries(embedded, n_queries)
         wanted = [counts.rerank or count for count in (counts.top, counts.bottom)]
-        helpful = self._search.search(queries, wanted[0])
-        harmful = [(i, -scores) for i, scores in self._search.search(-queries, wanted[1])]
+        allowed = None if where is None else catalog.live_ids(where)
+        searched = len(self._search) if allowed is None else len(allowed)
+        helpful = self._search.search(queries, wanted[0], allowed)
+        harmful = [(i, -scores) for i, scores in self._search.search(-queries, wanted[1], allowed)]
         stored = self._stored(catalog, [ids for ids, _ in [*helpful, *harmful]])
         seconds = {"search": time.perf_counter() - started}
         exact = NOTHING
@@ -126,7 +142,7 @@ class Valuer:
         mass = None if embedded is None else embedded.label_error_mass
         remarks = (
             *validation.warnings,
-            *self._remarks(answers[0][1], counts),
+            *_remarks(answers[0][1], counts, searched, where),
             *saturation_warnings({"validation samples": mass, "indexed samples": index_mass}),
             *_failed(exact.failures),
             *_lost_texts(stored),
@@ -138,7 +154,9 @@ class Valuer:
             scoring=self._scoring,
             validation_samples=len(validation.prepared),
             validation_label_tokens=validation.label_tokens,
-            searched=len(self._search),
+            searched=searched,
+            search=self._kind,
+            where=where,
             reranked=len(exact.ids),
             helpful=answers[0][0],
             harmful=answers[0][1],
@@ -161,15 +179,6 @@ class Valuer:
         stored = catalog.samples(ids.tolist())
         refuse_other_ids(np.array(sorted(stored), dtype=np.int64), ids)
         return stored
-
-    def _remarks(self, harmful: Sequence[ScoredSample], counts: Counts) -> Iterator[str]:
-        size = len(self._search)
-        if not size:
-            yield "the index holds no samples yet; add some with: forvalue add INDEX DATA"
-        elif harmful and harmful[0].score >= 0:
-            yield "no sample has a negative score: the most harmful ones are the least helpful"
-        if size and counts.rerank is not None and counts.rerank > size:
-            yield f"--rerank {counts.rerank:,}: the index holds {size:,} samples, so all were taken"
 
     def _merged(
         self, found: tuple[Ids, Scores], exact: Exact, query: int, *, sign: int
@@ -242,6 +251,22 @@ def refuse_counts(counts: Counts) -> None:
             f"--rerank {counts.rerank} is less than the {most} samples asked for; use at least "
             f"{most}, better ten times as many"
         )
+
+
+def _remarks(
+    harmful: Sequence[ScoredSample], counts: Counts, searched: int, where: str | None
+) -> Iterator[str]:
+    if not searched:
+        yield (
+            "the index holds no samples yet; add some with: forvalue add INDEX DATA"
+            if where is None
+            else f"no sample meets --where {where!r}"
+        )
+    elif harmful and harmful[0].score >= 0:
+        yield "no sample has a negative score: the most harmful ones are the least helpful"
+    if searched and counts.rerank is not None and counts.rerank > searched:
+        held = "the index holds" if where is None else "--where leaves"
+        yield f"--rerank {counts.rerank:,}: {held} {searched:,} samples, so all were taken"
 
 
 def _failed(failures: Sequence[str]) -> Iterator[str]:

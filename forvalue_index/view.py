@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from forvalue_index.search.flat import FlatIndex
 from forvalue_index.segments import Block, SegmentFile
 from forvalue_index.settings import Manifest
 from forvalue_index.snapshot import Snapshot
@@ -18,11 +19,18 @@ from forvalue_index.snapshot import Snapshot
 class View:
     """One state of an index: what was committed when it was opened, whatever comes after."""
 
-    def __init__(self, catalog: Snapshot, files: Sequence[SegmentFile], manifest: Manifest) -> None:
+    def __init__(
+        self,
+        catalog: Snapshot,
+        files: Sequence[SegmentFile],
+        manifest: Manifest,
+        search_path: Path,
+    ) -> None:
         self.catalog = catalog
         self.version = catalog.version()
-        self._files = files
-        self._manifest = manifest
+        self.files = files
+        self.manifest = manifest
+        self.search_path = search_path
 
     def blocks(self, geometry: str, *, normalize: bool = False) -> Iterator[Block]:
         """All live rows in float32 in order of id, a bounded number at a time.
@@ -30,19 +38,22 @@ class View:
         With `normalize` each is divided by its norm; rows of zeros stay.
         """
         removed = self.catalog.removed_ids()
-        for file in self._files:
+        for file in self.files:
             for block in file.blocks(geometry):
                 live = block.without(removed)
-                rows = live.rows.float()
-                yield Block(live.ids, unit_rows(rows) if normalize else rows)
+                yield Block(live.ids, scored_rows(live.rows, normalize=normalize))
 
-    def search_index(self, geometry: str, *, normalize: bool = False) -> FlatIndex:
-        """A search index over all live rows; normalised ones are kept in float32."""
-        row_dtype = "float32" if normalize else self._manifest.settings.row_dtype
-        index = FlatIndex(self._manifest.row_width, row_dtype=row_dtype)
-        for block in self.blocks(geometry, normalize=normalize):
-            index.add(block.ids, block.rows.numpy())
-        return index
+    def rows(
+        self, geometry: str, ids: NDArray[np.int64], *, normalize: bool = False
+    ) -> NDArray[np.float32]:
+        """The rows [row, dim] of some ids, in their order, as `blocks` gives them."""
+        found = torch.empty(len(ids), self.manifest.row_width)
+        owners = np.searchsorted([file.ids[-1] for file in self.files], ids)
+        for owner in np.unique(owners):
+            mine = owners == owner
+            rows = self.files[owner].rows(geometry, ids[mine])
+            found[torch.from_numpy(mine)] = scored_rows(rows, normalize=normalize)
+        return found.numpy()
 
     def some_rows(
         self, geometry: str, count: int, *, normalize: bool = False
@@ -53,7 +64,12 @@ class View:
             ids = np.sort(np.random.default_rng(0).choice(ids, count, replace=False))
         blocks = self.blocks(geometry, normalize=normalize)
         chosen = [block.rows[torch.from_numpy(np.isin(block.ids, ids))] for block in blocks]
-        return torch.cat([torch.empty(0, self._manifest.row_width), *chosen])
+        return torch.cat([torch.empty(0, self.manifest.row_width), *chosen])
+
+
+def scored_rows(rows: Float[Tensor, "row dim"], *, normalize: bool) -> Float[Tensor, "row dim"]:
+    """Rows of any precision as inner products are taken with them: float32, of norm 1 or not."""
+    return unit_rows(rows.float()) if normalize else rows.float()
 
 
 def unit_rows(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:

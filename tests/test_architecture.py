@@ -20,11 +20,12 @@ LAYERS = [
     | {"sqlite_connections"},
     {"repeats", "rejects", "interrupts", "catalog_runs", "writer_lock", "formats"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
-    {"search", "search.library", "snapshot", "references", "plots"},
-    {"search.flat", "catalog", "removal", "features", "model_profile"},  # joins
-    {"manifest", "baselines", "view", "rescoring", "calibrating", "training"},
-    {"storage", "index_samples", "validation", "exact_matrices"},
-    {"ingest", "valuation", "compaction", "checkup", "loading"},  # use-cases
+    {"search", "search.library", "search.rotation", "snapshot", "references", "plots"},
+    {"search.ranking", "search.quantizer"},
+    {"search.flat", "search.coded", "catalog", "removal", "features", "model_profile"},  # joins
+    {"manifest", "baselines", "view", "code_files", "rescoring", "calibrating", "training"},
+    {"search_indexes", "storage", "index_samples", "validation", "exact_matrices"},
+    {"ingest", "valuation", "tuning", "compaction", "checkup", "loading"},  # use-cases
     {"scoring"},
     {"explaining"},
     {"index_queries"},
@@ -58,7 +59,7 @@ HOMES = {
     "filelock": {"writer_lock"},
     "pyarrow": {"formats", "sources", "exports"},
     "datasets": {"formats"},
-    "safetensors": {"segments", "storage", "calibration"},
+    "safetensors": {"segments", "storage", "calibration", "code_files"},
     "bm25s": {"baselines"},
     "sklearn": {"metrics"},
     "scipy": {"metrics"},

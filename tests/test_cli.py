@@ -41,10 +41,11 @@ OPTIONS = {
         "--bottom",
         "--per-sample",
         "--rerank",
+        *("--where", "--search"),
         *SCORING_OPTIONS,
     },
     "values": {
-        *("--columns", "--on-bad", "--json", "-o", "--output", "--exact"),
+        *("--columns", "--on-bad", "--json", "-o", "--output", "--exact", "--where"),
         *MODEL_OPTIONS,
         *SCORING_OPTIONS,
     },
@@ -69,6 +70,7 @@ OPTIONS = {
     "remove": {"--source", "--where", "--dry-run", "--yes", "--wait", "--json"},
     "compact": {"--wait", "--json"},
     "check": {"--repair", "--wait", "--json", *MODEL_OPTIONS},
+    "tune": {"--recall", "--geometry", "--normalize", "--search", "--json"},
     "migrate": {"--wait", "--json"},
     "make-demo-data": {"--seed"},
 }
@@ -96,7 +98,16 @@ ADD_KEYS = [
 ]
 QUERY_KEYS = [
     *("index", "fingerprint", "index_version", "geometry", "normalized", "whitened"),
-    *("validation", "searched", "reranked", "label_error_mass", "seconds", "warnings"),
+    *(
+        "validation",
+        "search",
+        "where",
+        "searched",
+        "reranked",
+        "label_error_mass",
+        "seconds",
+        "warnings",
+    ),
     *("helpful", "harmful"),
 ]
 HIT_KEYS = [

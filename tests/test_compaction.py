@@ -10,6 +10,7 @@ from forvalue_index.compaction import Group, plan_groups
 from forvalue_index.exceptions import BrokenIndexError, ForValueError
 from forvalue_index.features import Embedder
 from forvalue_index.records import SegmentRecord, StoredSegment
+from forvalue_index.search_indexes import RowKind, search_index
 
 pytest_plugins = ("tiny",)
 
@@ -185,7 +186,7 @@ def test_an_open_view_answers_though_its_files_are_deleted(filled):
         assert not set(names) & set(files(filled))
         blocks = list(view.blocks("raw"))
         assert torch.cat([block.rows for block in blocks]).equal(before[1])
-        assert len(view.catalog.samples(before[0])) == len(view.search_index("raw")) == 29
+        assert len(view.catalog.samples(before[0])) == len(search_index(view, RowKind("raw"))) == 29
 
 
 def test_a_query_answers_as_before(filled):

@@ -14,6 +14,7 @@ from forvalue_index.geometry import Moments
 from forvalue_index.hash_tables import ErrorScale, SketchError
 from forvalue_index.manifest import CALIBRATION, CATALOG, MANIFEST, SEGMENTS, TABLES
 from forvalue_index.records import Message, Sample, SampleStatistics
+from forvalue_index.search_indexes import RowKind, search_index
 from forvalue_index.settings import ModelIdentity, Settings
 from forvalue_index.storage import Storage
 
@@ -62,9 +63,9 @@ def all_rows(storage):
     return ids, torch.cat([block.rows for block in blocks])
 
 
-def search_index(storage):
+def flat_index(storage):
     with storage.view() as view:
-        return view.search_index("raw")
+        return search_index(view, RowKind("raw"))
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def storage(tmp_path):
 
 def test_an_empty_index(storage):
     assert blocks_of(storage) == []
-    index = search_index(storage)
+    index = flat_index(storage)
     assert len(index) == 0
     ids, scores = index.search(np.zeros((1, DIM), np.float32), 3)[0]
     assert len(ids) == len(scores) == 0
@@ -122,7 +123,7 @@ def test_removed_samples_are_left_out(storage):
     storage.catalog.remove([0, 3, 6])
     ids, _ = all_rows(storage)
     assert ids.tolist() == [1, 2, 4, 5, 7]
-    index = search_index(storage)
+    index = flat_index(storage)
     assert len(index) == 5
     found, _ = index.search(rows[:1].numpy(), 8)[0]
     assert sorted(found.tolist()) == [1, 2, 4, 5, 7]
@@ -131,7 +132,7 @@ def test_removed_samples_are_left_out(storage):
 def test_the_search_index_gives_inner_products_under_ids(storage):
     rows = fill(storage, 20)
     query = random_rows(1, seed=9)
-    ids, scores = search_index(storage).search(query.numpy(), 20)[0]
+    ids, scores = flat_index(storage).search(query.numpy(), 20)[0]
     expected = (rows @ query[0]).numpy()
     assert ids.tolist() == np.argsort(-expected).tolist()
     np.testing.assert_allclose(scores, expected[ids], rtol=1e-5, atol=1e-5)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from test_storage import DIM, create, fill, random_rows, samples, statistics
 
+from forvalue_index.search_indexes import RowKind, search_index
 from forvalue_index.view import unit_rows
 
 
@@ -37,7 +38,7 @@ def test_blocks_have_live_rows_in_order(storage):
 def test_normalised_rows_have_length_1_but_for_those_without_a_gradient(storage):
     with storage.view() as view:
         rows = torch.cat([block.rows for block in view.blocks("raw", normalize=True)])
-        index = view.search_index("raw", normalize=True)
+        index = search_index(view, RowKind("raw", normalize=True))
     lengths = torch.ones(len(LIVE))
     lengths[LIVE.index(8)] = 0
     torch.testing.assert_close(rows.norm(dim=1), lengths)
@@ -87,6 +88,6 @@ def test_each_geometry_has_its_rows(tmp_path):
         for name, expected in rows.items():
             found = torch.cat([block.rows for block in view.blocks(name)])
             assert found.equal(expected[[0, 1, 3, 4]])
-            stored = view.search_index(name).rows(np.array([0, 4]))
+            stored = search_index(view, RowKind(name)).rows(np.array([0, 4]))
             np.testing.assert_array_equal(stored, expected[[0, 4]].numpy())
     made.close()

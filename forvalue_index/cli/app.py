@@ -12,7 +12,7 @@ from forvalue_index.cli.build import add, calibrate, init
 from forvalue_index.cli.demo import make_demo_data
 from forvalue_index.cli.evaluate import evaluate
 from forvalue_index.cli.inspect import info, list_samples, show
-from forvalue_index.cli.maintain import check, compact, migrate, remove
+from forvalue_index.cli.maintain import check, compact, migrate, remove, tune
 from forvalue_index.cli.options import RESUMES
 from forvalue_index.cli.value import explain, query, values
 from forvalue_index.exceptions import ForValueError
@@ -80,5 +80,7 @@ def main() -> None:
 
 
 READING = (query, values, explain, show, list_samples, info, evaluate)
-for command in (init, calibrate, add, *READING, remove, compact, check, migrate, make_demo_data):
+for command in (
+    *(init, calibrate, add, *READING, remove, compact, check, tune, migrate, make_demo_data),
+):
     main.add_command(command)

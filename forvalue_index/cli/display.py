@@ -18,6 +18,7 @@ from forvalue_index.results import (
     CheckReport,
     QueryResult,
     ScoredSample,
+    TuneReport,
 )
 
 PIPED_WIDTH = 140
@@ -175,6 +176,37 @@ def print_calibration(index: Path, found: CalibrationSummary | None) -> None:
         noise, relative = scale["noise"], scale["relative"]
         also = f", and {relative:.0%} of the score" if relative >= LEAST_SHOWN else ""
         console.print(f"{name}: standard errors are {noise:.2f} of the sketch's formula{also}")
+
+
+def print_tuned(index: Path, report: TuneReport) -> None:
+    """A line for each trial, and what queries use from now on."""
+    console = readable_console()
+    rows = f"{report.rows:,} {report.geometry} rows{', normalised' if report.normalized else ''}"
+    table = Table(
+        title=f"{report.search} over {rows}, {report.answers} answers to {report.queries} queries",
+        title_justify="left",
+        box=None,
+    )
+    for column in ("candidates an answer", "lists", "recall, top", "bottom", "ms a query"):
+        table.add_column(column, justify="right")
+    for trial in report.trials:
+        table.add_row(
+            f"{trial.refine}",
+            "" if trial.probes is None else f"{trial.probes:,}",
+            f"{trial.top:.4f}",
+            f"{trial.bottom:.4f}",
+            f"{1000 * trial.seconds:.1f}",
+            style="bold green" if trial == report.chosen else "",
+        )
+    console.print(table)
+    if report.chosen is None:
+        console.print(
+            f"[red]No choice reaches a recall of {report.recall:g} at both ends; query with "
+            f"--search flat, which misses nothing, or ask for less.[/]",
+            soft_wrap=True,
+        )
+    else:
+        console.print(f"Queries of {shown(str(index))} use the green line from now on.")
 
 
 def print_check(index: Path, report: CheckReport) -> None:

@@ -1,9 +1,10 @@
-"""`remove`, `compact`, `check` and `migrate`."""
+"""`remove`, `compact`, `check`, `tune` and `migrate`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +17,7 @@ from forvalue_index.cli.options import (
 )
 from forvalue_index.cli.session import opened_index
 from forvalue_index.exceptions import UsageError
+from forvalue_index.settings import GEOMETRIES, SEARCH_KINDS
 
 
 @click.command()
@@ -154,3 +156,34 @@ def _ask(question: str) -> None:
     if not _somebody_is_there():
         raise UsageError("nobody is there to be asked; give --yes, or see with --dry-run")
     click.confirm(question, abort=True, err=True)
+
+
+@click.command()
+@index_argument
+@click.option(
+    "--recall",
+    type=float,
+    default=0.999,
+    show_default=True,
+    help="The share of right answers to find, at the helpful and at the harmful end.",
+)
+@click.option("--geometry", type=click.Choice(GEOMETRIES), help="Which rows.  [default: the first]")
+@click.option("--normalize", is_flag=True, help="Rows divided by their norms, as for cosines.")
+@click.option(
+    "--search", type=click.Choice(SEARCH_KINDS), help="What to tune.  [default: by the size]"
+)
+@json_option
+def tune(index: Path, as_json: bool, **chosen: Any) -> None:
+    """Measure how many candidates a search of INDEX needs; queries use as many from then on."""
+    from forvalue_index.reports import tune_document
+
+    with opened_index(index) as opened:
+        report = opened.tune(**chosen)
+    if as_json:
+        print_json(tune_document(report))
+    else:
+        from forvalue_index.cli.display import print_tuned
+
+        print_tuned(index, report)
+    if report.chosen is None:
+        sys.exit(1)

@@ -17,6 +17,7 @@ from forvalue_index.cli.options import (
     scoring_options,
 )
 from forvalue_index.cli.session import opened_index
+from forvalue_index.settings import SEARCH_KINDS
 
 
 @click.command()
@@ -28,6 +29,10 @@ from forvalue_index.cli.session import opened_index
 @click.option("--rerank", type=int, help="Score so many candidates from either end exactly.")
 @scoring_options
 @click.option("--whiten", is_flag=True, help="Let directions count less that all rows share.")
+@click.option("--where", help="Only samples that meet this, as in: source = 'a.jsonl'.")
+@click.option(
+    "--search", type=click.Choice(SEARCH_KINDS), help="What finds candidates.  [default: by size]"
+)
 @model_option
 @json_option
 def query(
@@ -80,6 +85,7 @@ def query(
 @click.option("--exact", is_flag=True, help="Run all samples through the model again: no sketch.")
 @scoring_options
 @click.option("--whiten", is_flag=True, help="Let directions count less that all rows share.")
+@click.option("--where", help="Only samples that meet this, as for query.")
 @model_option
 @json_option
 def values(
@@ -89,6 +95,7 @@ def values(
     on_bad: str,
     output: Path,
     exact: bool,
+    where: str | None,
     model: str | None,
     trust_remote_code: bool,
     as_json: bool,
@@ -98,7 +105,13 @@ def values(
     mapping = columns_of(columns)
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         scored = opened.values(
-            list(data), output=output, exact=exact, columns=mapping, on_bad=on_bad, **how
+            list(data),
+            output=output,
+            exact=exact,
+            where=where,
+            columns=mapping,
+            on_bad=on_bad,
+            **how,
         )
     if as_json:
         print_json({"output": str(output), "samples": len(scored.ids)})

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search.library import faiss_library
-
-Ids = NDArray[np.int64]
-Scores = NDArray[np.float32]
+from forvalue_index.search.ranking import (
+    SCANNED,
+    Ids,
+    Ranked,
+    Scores,
+    best,
+    checked,
+    nothing,
+    selector_of,
+)
 
 # What the rounding of a float32 score can reach, relative to the product of the two norms.
 ROUNDING = 1e-6
@@ -40,7 +49,7 @@ class FlatIndex:
 
     def add(self, ids: Ids, rows: Scores) -> None:
         """Add rows [n, dim]. Raises UsageError for what FAISS would accept in silence."""
-        rows = self._checked(rows)
+        rows = checked(rows, self._dim)
         if len(ids) != len(rows):
             raise UsageError(f"{len(ids)} ids for {len(rows)} rows; give one id a row")
         new = set(ids.tolist())
@@ -54,16 +63,24 @@ class FlatIndex:
         self._ids = np.concatenate([self._ids, ids])
         self._known |= new
 
-    def search(self, queries: Scores, k: int) -> list[tuple[Ids, Scores]]:
+    def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
         """Ids and scores of the k best rows for each query: best first, ties by id."""
-        if k < 1:
-            raise UsageError(f"k is {k}; ask for at least 1 row")
-        queries = self._checked(queries)
-        if not len(self):
-            return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-        fetched = min(k + 1, len(self))
-        scores, places = self._index.search(queries, fetched)
-        return [self._ranked(queries[i], k, scores[i], places[i]) for i in range(len(queries))]
+        queries = checked(queries, self._dim, k)
+        among = self._ids if allowed is None else np.intersect1d(self._ids, allowed)
+        if not len(among):
+            return [nothing() for _ in queries]
+        if allowed is not None and len(among) <= SCANNED:
+            rows = self.rows(among)
+            return [best(query, among, rows, k) for query in queries]
+        chosen = None
+        if allowed is not None:
+            chosen = faiss_library().SearchParameters(sel=selector_of(self._ids, among))
+        fetched = min(k + 1, len(among))
+        scores, places = self._index.search(queries, fetched, params=chosen)
+        return [
+            self._ranked(query, k, scores[i], places[i], len(among), chosen)
+            for i, query in enumerate(queries)
+        ]
 
     def rows(self, ids: Ids) -> Scores:
         """The rows of known ids, in their order."""
@@ -73,29 +90,24 @@ class FlatIndex:
         return found
 
     def _ranked(
-        self, query: Scores, k: int, scores: Scores, places: NDArray[np.int64]
-    ) -> tuple[Ids, Scores]:
+        self,
+        query: Scores,
+        k: int,
+        scores: Scores,
+        places: NDArray[np.int64],
+        size: int,
+        chosen: Any,
+    ) -> Ranked:
         """FAISS orders equal scores at random, so all rows that tie for place k are fetched.
 
         It scores many queries with BLAS, which rounds the scores of equal rows apart. So what ties
         but for rounding is fetched too, and scored again in a way that depends on the row alone.
         """
         rounding = ROUNDING * self._longest * float(np.linalg.norm(query))
-        while len(places) < len(self) and scores[-1] >= scores[k - 1] - rounding:
-            found = self._index.search(query[None], min(2 * len(places), len(self)))
+        while len(places) < size and scores[-1] >= scores[k - 1] - rounding:
+            found = self._index.search(query[None], min(2 * len(places), size), params=chosen)
             scores, places = found[0][0], found[1][0]
-        rows = self._index.reconstruct_batch(places)
-        scores = (rows * query).sum(axis=1, dtype=np.float64).astype(np.float32)
-        ids = self._ids[places]
-        order = np.lexsort((ids, -scores))[:k]
-        return ids[order], scores[order]
-
-    def _checked(self, rows: Scores) -> Scores:
-        if rows.ndim != 2 or rows.shape[1] != self._dim:
-            raise UsageError(f"rows of shape {rows.shape} in an index of width {self._dim}")
-        if not np.isfinite(rows).all():
-            raise UsageError("a row holds NaN or infinity; find the sample and leave it out")
-        return np.ascontiguousarray(rows, dtype=np.float32)
+        return best(query, self._ids[places], self._index.reconstruct_batch(places), k)
 
 
 def _largest_norm(rows: Scores) -> float:

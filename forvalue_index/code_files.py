@@ -1,0 +1,115 @@
+"""Codes of rows on disk: derived from segments, one file for each, and deleted at will.
+
+`search/<rows>/<kind>/quantizer.safetensors` holds what was trained, `<uid>.safetensors` beside it
+the codes of a segment and their checksums. Each names the quantizer and the version of FAISS that
+it was made with. What is missing, damaged or of another version counts as not there, and is made
+anew from the segment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from forvalue_index.search.library import faiss_library
+from forvalue_index.search.quantizer import Codes, Quantizer
+from forvalue_index.segments import row_checksums
+
+FORMAT = "1"
+QUANTIZER = "quantizer"
+SUFFIX = ".safetensors"
+CODES, CHECKSUMS = "codes", "checksum"
+
+
+class CodeFiles:
+    """The files of one kind of codes over one kind of rows."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def quantizer(self) -> Quantizer | None:
+        """What was trained, if it is there and sound."""
+        named = self._read(QUANTIZER)
+        if named is None:
+            return None
+        with suppress(KeyError, ValueError, TypeError):
+            return Quantizer.from_tensors(named)
+        return None
+
+    def keep_quantizer(self, quantizer: Quantizer) -> None:
+        """Keep what was trained, if the disk allows it."""
+        self._write(QUANTIZER, quantizer.tensors())
+
+    def codes(self, uid: str, n_rows: int, quantizer: Quantizer) -> Codes | None:
+        """The codes of a segment, if they are there, sound and of this quantizer."""
+        named = self._read(uid, **{QUANTIZER: digest(quantizer)})
+        if named is None or named.keys() != {CODES, CHECKSUMS}:
+            return None
+        codes, checksums = named[CODES], named[CHECKSUMS]
+        if codes.shape != (n_rows, quantizer.code_size) or codes.dtype != np.uint8:
+            return None
+        return codes if np.array_equal(checksums, _checksums(codes)) else None
+
+    def keep_codes(self, uid: str, codes: Codes, quantizer: Quantizer) -> None:
+        """Keep the codes of a segment, if the disk allows it."""
+        named: dict[str, NDArray[Any]] = {CODES: codes, CHECKSUMS: _checksums(codes)}
+        self._write(uid, named, **{QUANTIZER: digest(quantizer)})
+
+    def sweep(self, uids: Iterable[str]) -> None:
+        """Delete the codes of all but these segments."""
+        wanted = {f"{name}{SUFFIX}" for name in (QUANTIZER, *uids)}
+        for path in self._directory.glob(f"*{SUFFIX}*"):
+            if path.name not in wanted:
+                with suppress(OSError):
+                    path.unlink()
+
+    def _read(self, name: str, **said: str) -> dict[str, NDArray[Any]] | None:
+        path = self._directory / f"{name}{SUFFIX}"
+        try:
+            with safe_open(path, framework="numpy") as file:
+                fields = file.metadata() or {}
+                if any(fields.get(key) != value for key, value in {**_versions(), **said}.items()):
+                    return None
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, RuntimeError, ValueError):
+            return None
+
+    def _write(self, name: str, named: Mapping[str, NDArray[Any]], **said: str) -> None:
+        # Readers write, too, and two at once: each to a name of its own.
+        partial = self._directory / f"{name}{SUFFIX}.{uuid.uuid4().hex}"
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(save(dict(named), {**_versions(), **said}))
+            partial.replace(self._directory / f"{name}{SUFFIX}")
+        except OSError:  # a disk that is full, or not ours: nothing is lost but time
+            with suppress(OSError):
+                partial.unlink()
+
+
+def digest(quantizer: Quantizer) -> str:
+    """Names a quantizer by what it was trained to."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(quantizer.tensors().items()):
+        found.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
+    return found.hexdigest()
+
+
+def _checksums(codes: Codes) -> NDArray[np.int32]:
+    found: NDArray[np.int32] = row_checksums(
+        torch.from_numpy(codes), torch.arange(len(codes))
+    ).numpy()
+    return found
+
+
+def _versions() -> dict[str, str]:
+    return {"format": FORMAT, "faiss": str(faiss_library().__version__)}

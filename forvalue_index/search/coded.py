@@ -1,0 +1,96 @@
+"""`rabitq` and `ivf-rabitq`: one bit a float in memory finds candidates, their rows decide.
+
+A code says roughly what a row's score is. So several times as many candidates as are asked for are
+scored again with the rows as they are stored, which are read from the segments: 8 KB a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forvalue_index.exceptions import UsageError
+from forvalue_index.search.quantizer import Codes, Quantizer
+from forvalue_index.search.ranking import (
+    SCANNED,
+    Ids,
+    Ranked,
+    Scores,
+    best,
+    checked,
+    nothing,
+    selector_of,
+)
+
+FetchRows = Callable[[Ids], Scores]
+# Candidates for each answer, and at least: codes order the harmful end much less well.
+REFINE = 32
+LEAST_CANDIDATES = 1000
+
+
+class CodedIndex:
+    """Codes of rows in memory, in order of id; `fetch` reads the rows of ids, in their order.
+
+    `refine` candidates for each answer are scored with their rows, of `probes` lists.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        dim: int,
+        fetch: FetchRows,
+        *,
+        refine: int = REFINE,
+        probes: int | None = None,
+    ) -> None:
+        self._quantizer, self._dim, self._fetch = quantizer, dim, fetch
+        self.refine, self.probes = refine, probes
+        self._index: Any = quantizer.empty()
+        self._ids: Ids = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def n_lists(self) -> int:
+        """How many lists codes are in; one where there are none."""
+        return len(self._quantizer.centres)
+
+    def add(self, ids: Ids, codes: Codes) -> None:
+        """Add the codes [n, code_size] of rows whose ids follow those that are there, in order."""
+        if len(ids) != len(codes):
+            raise UsageError(f"{len(ids)} ids for {len(codes)} codes; give one id a code")
+        last = self._ids[-1:]
+        if (np.diff(np.concatenate([last, ids])) <= 0).any():
+            raise UsageError("ids of codes must go up; add each row once, in order of id")
+        places = np.arange(len(self), len(self) + len(ids), dtype=np.int64)
+        self._quantizer.add(self._index, np.ascontiguousarray(codes), places)
+        self._ids = np.concatenate([self._ids, ids])
+
+    def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
+        """Ids and scores of the k best rows for each query: best first, ties by id."""
+        queries = checked(queries, self._dim, k)
+        among = self._ids if allowed is None else np.intersect1d(self._ids, allowed)
+        if not len(among):
+            return [nothing() for _ in queries]
+        candidates = max(self.refine * k, LEAST_CANDIDATES)
+        if len(among) <= max(candidates, SCANNED):
+            rows = self._fetch(among)
+            return [best(query, among, rows, k) for query in queries]
+        selector = None if allowed is None else selector_of(self._ids, among)
+        parameters = self._quantizer.parameters(probes=self.probes, selector=selector)
+        rotated = self._quantizer.rotation(queries)
+        _, places = self._index.search(rotated, candidates, params=parameters)
+        return [self._refined(*pair, k) for pair in zip(queries, places, strict=True)]
+
+    def rows(self, ids: Ids) -> Scores:
+        """The rows of known ids, in their order."""
+        return self._fetch(ids)
+
+    def _refined(self, query: Scores, places: NDArray[np.int64], k: int) -> Ranked:
+        # Few probes may find fewer than were asked for, and FAISS pads.
+        ids = np.sort(self._ids[places[places >= 0]])
+        return best(query, ids, self._fetch(ids), k)

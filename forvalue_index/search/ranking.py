@@ -1,0 +1,48 @@
+"""What all search indexes do alike: check what they are given, and rank rows by exact scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forvalue_index.exceptions import UsageError
+from forvalue_index.search.library import faiss_library
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
+Ranked = tuple[Ids, Scores]
+
+# So few allowed rows are scored one and all.
+SCANNED = 4096
+
+
+def checked(rows: Scores, dim: int, k: int = 1) -> Scores:
+    """Rows or queries [n, dim] as FAISS wants them. Raises UsageError for what it lets pass."""
+    if k < 1:
+        raise UsageError(f"k is {k}; ask for at least 1 row")
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise UsageError(f"rows of shape {rows.shape} in an index of width {dim}")
+    if not np.isfinite(rows).all():
+        raise UsageError("a row holds NaN or infinity; find the sample and leave it out")
+    return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def nothing() -> Ranked:
+    """No answer."""
+    return np.empty(0, np.int64), np.empty(0, np.float32)
+
+
+def best(query: Scores, ids: Ids, rows: Scores, k: int) -> Ranked:
+    """The k best of some rows, best first, ties by id; scores depend on the row alone."""
+    scores = (rows * query).sum(axis=1, dtype=np.float64).astype(np.float32)
+    order = np.lexsort((ids, -scores))[:k]
+    return ids[order], scores[order]
+
+
+def selector_of(ids: Ids, allowed: Ids) -> Any:
+    """What lets FAISS look at the places of allowed ids alone, among `ids` in order."""
+    return faiss_library().IDSelectorBitmap(
+        np.packbits(np.isin(ids, allowed, assume_unique=True), bitorder="little")
+    )

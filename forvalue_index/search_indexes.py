@@ -1,0 +1,186 @@
+"""Which search index answers, and making it from segments, or from codes that were kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forvalue_index.code_files import CodeFiles
+from forvalue_index.contracts import OnProgress, SearchIndex, ignore_progress
+from forvalue_index.exceptions import UsageError
+from forvalue_index.records import Progress
+from forvalue_index.search.coded import REFINE, CodedIndex
+from forvalue_index.search.flat import FlatIndex
+from forvalue_index.search.quantizer import (
+    CODED_KINDS,
+    LEAST_PER_LIST,
+    Codes,
+    Quantizer,
+    lists_for,
+)
+from forvalue_index.segments import SegmentFile, write_durably
+from forvalue_index.settings import FLAT, IVF_RABITQ, search_kind
+from forvalue_index.view import View, scored_rows
+
+TRAINING_ROWS = 20_000
+TUNED = "tuned.json"
+# Of the lists that there are, unless it was tuned.
+PROBED_SHARE = 0.25
+
+
+class RowKind(NamedTuple):
+    """Rows of one geometry, as they are or divided by their norms."""
+
+    geometry: str
+    normalize: bool = False
+
+    @property
+    def name(self) -> str:
+        """What their folder is called."""
+        return f"{self.geometry}.cosine" if self.normalize else self.geometry
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The cheapest parameters that reached a recall at both ends."""
+
+    refine: int = REFINE
+    probes: int | None = None
+    recall: float | None = None
+
+
+def search_index(
+    view: View,
+    rows: RowKind,
+    *,
+    kind: str | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> SearchIndex:
+    """A search index over all live rows of one state of an index.
+
+    Raises UsageError as `coded_index` does.
+    """
+    total = view.catalog.count()
+    kind = search_kind(total, kind)
+    if kind == FLAT or not total:
+        return _flat(view, rows, total, on_progress)
+    return coded_index(view, rows, kind, on_progress=on_progress)
+
+
+def coded_index(
+    view: View, rows: RowKind, kind: str, *, on_progress: OnProgress = ignore_progress
+) -> CodedIndex:
+    """A search index over codes of all live rows, which are read or made, with what was tuned.
+
+    Raises UsageError where there are too few rows for the lists of `ivf-rabitq`.
+    """
+    folder = view.search_path / rows.name / kind
+    quantizer = _quantizer(view, rows, kind, CodeFiles(folder), view.catalog.count())
+    chosen = read_tuned(folder)
+    probes = chosen.probes or int(np.ceil(PROBED_SHARE * len(quantizer.centres)))
+
+    def fetch(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return view.rows(rows.geometry, ids, normalize=rows.normalize)
+
+    width = view.manifest.row_width
+    index = CodedIndex(quantizer, width, fetch, refine=chosen.refine, probes=probes)
+    for ids, codes in _codes(view, rows, CodeFiles(folder), quantizer, on_progress):
+        index.add(ids, codes)
+    return index
+
+
+def update_codes(view: View, on_progress: OnProgress = ignore_progress) -> None:
+    """Encode what is new in all kinds of codes that the index has, and forget what is gone.
+
+    The first geometry gets codes when it has grown to need them.
+    """
+    total = view.catalog.count()
+    wanted = {(view.manifest.settings.geometries[0], search_kind(total))} if total else set()
+    with suppress(OSError):
+        wanted |= {
+            (path.parent.parent.name, path.parent.name)
+            for path in view.search_path.glob("*/*/quantizer.safetensors")
+        }
+    for name, kind in sorted(wanted):
+        geometry, _, cosine = name.partition(".")
+        if kind in CODED_KINDS and geometry in view.manifest.settings.geometries:
+            rows = RowKind(geometry, bool(cosine))
+            files = CodeFiles(view.search_path / rows.name / kind)
+            quantizer = _quantizer(view, rows, kind, files, total)
+            for _ in _codes(view, rows, files, quantizer, on_progress):
+                pass
+            files.sweep(file.uid for file in view.files)
+
+
+def read_tuned(folder: Path) -> Tuned:
+    """What `tune` found, or the defaults."""
+    with suppress(OSError, ValueError, TypeError):
+        return Tuned(**json.loads((folder / TUNED).read_text("utf-8")))
+    return Tuned()
+
+
+def keep_tuned(folder: Path, tuned: Tuned) -> None:
+    """Keep what `tune` found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / TUNED, json.dumps(asdict(tuned)).encode())
+
+
+def _flat(view: View, rows: RowKind, total: int, on_progress: OnProgress) -> FlatIndex:
+    # Normalised rows are not those that are stored in fewer bits.
+    row_dtype = "float32" if rows.normalize else view.manifest.settings.row_dtype
+    index = FlatIndex(view.manifest.row_width, row_dtype=row_dtype)
+    for block in view.blocks(rows.geometry, normalize=rows.normalize):
+        index.add(block.ids, block.rows.numpy())
+        on_progress(Progress("opening", len(index), total))
+    return index
+
+
+def _quantizer(view: View, rows: RowKind, kind: str, files: CodeFiles, total: int) -> Quantizer:
+    known = files.quantizer()
+    if known is not None and len(known.rotation.signs) == view.manifest.row_width:
+        return known
+    n_lists = lists_for(total)
+    if kind == IVF_RABITQ and total < 2 * LEAST_PER_LIST:
+        raise UsageError(
+            f"--search {IVF_RABITQ} learns lists from at least {2 * LEAST_PER_LIST} rows, and the "
+            f"index has {total:,}; use {FLAT}"
+        )
+    count = max(TRAINING_ROWS, n_lists * LEAST_PER_LIST)
+    some = view.some_rows(rows.geometry, count, normalize=rows.normalize).numpy()
+    trained = Quantizer.train(kind, some, n_lists=n_lists, seed=0)
+    files.keep_quantizer(trained)
+    return trained
+
+
+def _codes(
+    view: View, rows: RowKind, files: CodeFiles, quantizer: Quantizer, on_progress: OnProgress
+) -> Iterator[tuple[NDArray[np.int64], Codes]]:
+    """Ids and codes of the live rows of each segment, in order of id."""
+    removed = view.catalog.removed_ids()
+    done, total = 0, sum(len(file.ids) for file in view.files)
+    for file in view.files:
+        codes = files.codes(file.uid, len(file.ids), quantizer)
+        if codes is None:
+            codes = _encoded(file, rows, quantizer)
+            files.keep_codes(file.uid, codes, quantizer)
+        live = ~np.isin(file.ids, removed, assume_unique=True)
+        yield file.ids[live], codes[live]
+        done += len(file.ids)
+        on_progress(Progress("opening", done, total))
+
+
+def _encoded(file: SegmentFile, rows: RowKind, quantizer: Quantizer) -> Codes:
+    """Codes of all rows of a segment, removed ones too: they may come back."""
+    return np.concatenate(
+        [
+            quantizer.encode(scored_rows(block.rows, normalize=rows.normalize).numpy())
+            for block in file.blocks(rows.geometry)
+        ]
+    )

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""`values` over all rows of an index against a plain copy of the same bytes.
+
+The reference copies the row tensors of all segments, from the mapped files to memory; ours is what
+`values` does once a query is embedded: every row checked, scored, and given its standard error.
+Interleaved; `share` is the copy's time by ours, the part of its bandwidth that is reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from synthetic_index import synthetic_index
+
+from forvalue_index.results import Scoring
+from forvalue_index.scoring import sketched_values
+from forvalue_index.storage import Storage
+from forvalue_index.validation import ValidationRows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path(".cache/bench"))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    path = options.work / f"rows-{options.rows}-{options.dim}"
+    storage = synthetic_index(path, options.rows, options.dim, row_dtype="bfloat16", report=report)
+    query = np.random.default_rng(0).standard_normal((1, options.dim)).astype(np.float32)
+    embedded = ValidationRows(query, 0.5)
+    copies, ours = [], []
+    for number in range(options.rounds + 1):
+        report(f"round {number}")
+        if number % 2:
+            copied, scored = copy_s(storage), values_s(storage, embedded)
+        else:
+            scored, copied = values_s(storage, embedded), copy_s(storage)
+        if number:  # the first brings the files into the page cache
+            copies.append(copied)
+            ours.append(scored)
+    size = 2 * options.rows * options.dim
+    result = {
+        "rows": options.rows,
+        "dim": options.dim,
+        "copy_s": round(statistics.median(copies), 3),
+        "values_s": round(statistics.median(ours), 3),
+        "values_gb_per_s": round(size / statistics.median(ours) / 1e9, 2),
+        "share": round(statistics.median(c / o for c, o in zip(copies, ours, strict=True)), 3),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(result, indent=2) if options.json else result)
+
+
+def copy_s(storage: Storage) -> float:
+    """Copy the bytes of all rows, a segment at a time, to the same memory."""
+    with storage.catalog.snapshot() as snapshot:
+        paths = [storage.segments.path(s.file.uid) for s in snapshot.segments()]
+    target = torch.empty(0, dtype=torch.bfloat16)
+    started = time.perf_counter()
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            rows = file.get_tensor("raw")
+            if len(target) < len(rows):
+                target = torch.zeros_like(rows)
+            target[: len(rows)].copy_(rows)
+    return time.perf_counter() - started
+
+
+def values_s(storage: Storage, embedded: ValidationRows) -> float:
+    """Score all rows, but for opening the index."""
+    with storage.view() as view:
+        started = time.perf_counter()
+        errors = storage.sketch_error("raw")
+        sketched_values(view, embedded, Scoring(), errors=errors, damping=1.0)
+        return time.perf_counter() - started
+
+
+def report(text: str) -> None:
+    """One line on stderr, written over and over."""
+    print(f"\r{text:60}", end="", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
