@@ -161,7 +161,7 @@ def test_creation_that_was_interrupted_is_done_again(tmp_path):
     again.close()
     opened = Storage.open(tmp_path / "ix")
     assert opened.manifest.uid == again.manifest.uid != storage.manifest.uid
-    assert len(search_index(opened)) == 5
+    assert len(flat_index(opened)) == 5
     opened.close()
 
 
@@ -262,7 +262,7 @@ def test_an_opened_index_does_not_depend_on_the_working_directory(storage, tmp_p
     monkeypatch.chdir(tmp_path)
     opened = Storage.open(storage.path.relative_to(tmp_path))
     monkeypatch.chdir("/")
-    assert len(search_index(opened)) == len(rows)
+    assert len(flat_index(opened)) == len(rows)
     opened.close()
 
 
@@ -325,10 +325,10 @@ def test_a_view_is_one_state_whatever_comes_after(storage):
         storage.catalog.remove([0])
         assert view.version == 1
         assert next(view.blocks("raw")).rows.equal(rows)
-        assert len(view.search_index("raw")) == view.catalog.count() == 5
+        assert len(search_index(view, RowKind("raw"))) == view.catalog.count() == 5
     with storage.view() as view:
         assert view.version == 3
-        assert len(view.search_index("raw")) == view.catalog.count() == 7
+        assert len(search_index(view, RowKind("raw"))) == view.catalog.count() == 7
 
 
 def replace_all(storage, live):
