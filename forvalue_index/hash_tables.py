@@ -202,7 +202,7 @@ class SketchError(NamedTuple):
         start = 0
         for width in self.widths:
             part = slice(start, start + width)
-            squares = np.einsum("rd,rd->r", rows[:, part], rows[:, part], dtype=np.float64)
+            squares = np.vecdot(rows[:, part], rows[:, part])
             variances += squares * float(query[part] @ query[part]) / width
             start += width
         noise, relative = self.scale

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import numpy as np
+import torch
 
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exact_matrices import exact_matrix
@@ -20,6 +21,7 @@ from forvalue_index.rescoring import (
     validation_gradient,
 )
 from forvalue_index.results import Scoring, Values
+from forvalue_index.segments import Block
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.validation import ValidationRows, ValidationSet
 from forvalue_index.valuation import (
@@ -56,21 +58,20 @@ def sketched_values(  # noqa: PLR0913 - what scores depend on
     query = embedded.mean
     if scoring.whiten and view.catalog.count():
         query = whitening_of(view, scoring, damping)(query[None])[0]
-    ids, scores, stderrs = [], [], []
-    total, done = view.catalog.count(), 0
-    for block in view.blocks(scoring.geometry, normalize=scoring.normalize):
-        rows = block.rows.numpy()
-        ids.append(block.ids)
-        scores.append(rows @ query)
-        unknown = np.full(len(rows), np.nan, np.float32)
-        stderrs.append(unknown if scoring.whiten else errors.standard_errors(query, rows))
-        done += len(rows)
-        on_progress(Progress("scoring", done, total))
-    scored = Values(
-        ids=np.concatenate([*ids, np.empty(0, np.int64)]),
-        scores=np.concatenate([*scores, np.empty(0, np.float32)]),
-        stderrs=np.concatenate([*stderrs, np.empty(0, np.float32)]),
+    asked = torch.from_numpy(query)
+
+    def scored_block(block: Block) -> Values:
+        scores = torch.mv(block.rows, asked).numpy()
+        if scoring.whiten:
+            return Values(block.ids, scores, np.full(len(scores), np.nan, np.float32))
+        return Values(block.ids, scores, errors.standard_errors(query, block.rows.numpy()))
+
+    none = Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
+    found = view.scan(
+        scoring.geometry, scored_block, normalize=scoring.normalize, on_progress=on_progress
     )
+    columns = zip(*((v.ids, v.scores, v.stderrs) for v in (none, *found)), strict=True)
+    scored = Values(*(np.concatenate(column) for column in columns))
     if where is None:
         return scored
     wanted = np.isin(scored.ids, view.catalog.live_ids(where), assume_unique=True)

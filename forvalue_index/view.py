@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +15,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forvalue_index.segments import Block, SegmentFile
+from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.records import Progress
+from forvalue_index.segments import BLOCK_ROWS, Block, SegmentFile
 from forvalue_index.settings import Manifest
 from forvalue_index.snapshot import Snapshot
+
+Result = TypeVar("Result")
+# What a core works on before it asks for more.
+PART_ROWS = 4096
 
 
 class View:
@@ -43,6 +53,49 @@ class View:
                 live = block.without(removed)
                 yield Block(live.ids, scored_rows(live.rows, normalize=normalize))
 
+    def scan(
+        self,
+        geometry: str,
+        work: Callable[[Block], Result],
+        *,
+        normalize: bool = False,
+        on_progress: OnProgress = ignore_progress,
+    ) -> Iterator[Result]:
+        """What `work` makes of each of `blocks`, on all cores, in order of id.
+
+        Operations on blocks this small gain nothing from several threads each, so each core works
+        on blocks of its own. The rows of a block are gone when `work` returns: they lie where those
+        of the next one will, as fresh memory for each would take longer than the work.
+        """
+        removed = self.catalog.removed_ids()
+        total = sum(len(file.ids) for file in self.files)
+        spaces: SimpleQueue[Tensor] = SimpleQueue()
+
+        def worked(part: tuple[SegmentFile, int]) -> list[Result]:
+            file, start = part
+            space, results = spaces.get(), []
+            for stored in file.blocks(geometry, start, start + PART_ROWS):
+                block = stored.without(removed)
+                if len(block.ids):
+                    rows = space[: len(block.ids)].copy_(block.rows)
+                    rows = unit_rows(rows) if normalize else rows
+                    results.append(work(Block(block.ids, rows)))
+            spaces.put(space)
+            return results
+
+        parts = [
+            (file, start) for file in self.files for start in range(0, len(file.ids), PART_ROWS)
+        ]
+        n_threads = torch.get_num_threads()
+        for _ in range(n_threads):
+            spaces.put(torch.empty(BLOCK_ROWS, self.manifest.row_width))
+        done = 0
+        with one_thread_each(), ThreadPoolExecutor(n_threads) as pool:
+            for part, results in zip(parts, pool.map(worked, parts), strict=True):
+                yield from results
+                done += min(PART_ROWS, len(part[0].ids) - part[1])
+                on_progress(Progress("scoring", done, total))
+
     def rows(
         self, geometry: str, ids: NDArray[np.int64], *, normalize: bool = False
     ) -> NDArray[np.float32]:
@@ -65,6 +118,17 @@ class View:
         blocks = self.blocks(geometry, normalize=normalize)
         chosen = [block.rows[torch.from_numpy(np.isin(block.ids, ids))] for block in blocks]
         return torch.cat([torch.empty(0, self.manifest.row_width), *chosen])
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Within it, an operation of torch runs on the thread that asks for it."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def scored_rows(rows: Float[Tensor, "row dim"], *, normalize: bool) -> Float[Tensor, "row dim"]:
