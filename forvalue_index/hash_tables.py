@@ -206,7 +206,7 @@ class SketchError(NamedTuple):
             variances += squares * float(query[part] @ query[part]) / width
             start += width
         noise, relative = self.scale
-        dropped = relative * (rows @ query) if relative else 0.0
+        dropped = relative * np.vecdot(rows, query) if relative else 0.0
         return np.hypot(noise * np.sqrt(variances), dropped).astype(np.float32)
 
 

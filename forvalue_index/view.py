@@ -74,13 +74,15 @@ class View:
         def worked(part: tuple[SegmentFile, int]) -> list[Result]:
             file, start = part
             space, results = spaces.get(), []
-            for stored in file.blocks(geometry, start, start + PART_ROWS):
-                block = stored.without(removed)
-                if len(block.ids):
-                    rows = space[: len(block.ids)].copy_(block.rows)
-                    rows = unit_rows(rows) if normalize else rows
-                    results.append(work(Block(block.ids, rows)))
-            spaces.put(space)
+            try:
+                for stored in file.blocks(geometry, start, start + PART_ROWS):
+                    block = stored.without(removed)
+                    if len(block.ids):
+                        rows = space[: len(block.ids)].copy_(block.rows)
+                        rows = unit_rows(rows) if normalize else rows
+                        results.append(work(Block(block.ids, rows)))
+            finally:
+                spaces.put(space)
             return results
 
         parts = [

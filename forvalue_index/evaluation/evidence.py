@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -195,7 +196,7 @@ def sketched_scores(
         here = np.isin(block.ids, wanted)
         place = np.searchsorted(wanted, block.ids[here])
         chosen = block.rows.numpy()[here]
-        scores[:, place] = rows @ chosen.T
+        scores[:, place] = (queries @ torch.from_numpy(chosen).T).numpy()
         for i, row in enumerate(rows):
             stderrs[i, place] = errors.standard_errors(row, chosen)
     return scores, stderrs

@@ -7,6 +7,7 @@ badly and the harmful one not at all; after a rotation all floats are about as l
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]
@@ -23,7 +24,8 @@ class Rotation:
         self.signs = signs
         power = (len(signs) - 1).bit_length()
         self.width = 2**power
-        self._left, self._right = hadamard(power // 2), hadamard(power - power // 2)
+        sides = hadamard(power // 2), hadamard(power - power // 2)
+        self._left, self._right = (torch.from_numpy(side) for side in sides)
 
     @classmethod
     def draw(cls, dim: int, seed: int) -> Rotation:
@@ -33,14 +35,13 @@ class Rotation:
 
     def __call__(self, rows: Rows) -> Rows:
         """The rows [row, dim] rotated, [row, width]."""
-        padded = np.zeros((len(rows), self.width), dtype=np.float32)
-        np.multiply(rows, self.signs, out=padded[:, : len(self.signs)])
-        n_left, n_right = len(self._left), len(self._right)
-        mixed = padded.reshape(-1, n_right) @ self._right
-        mixed = mixed.reshape(-1, n_left, n_right).transpose(0, 2, 1).reshape(-1, n_left)
-        mixed = mixed @ self._left
-        rotated: Rows = mixed.reshape(-1, n_right, n_left).transpose(0, 2, 1)
-        return rotated.reshape(len(rows), self.width)
+        padded = torch.zeros(len(rows), self.width)
+        signs = torch.from_numpy(self.signs)
+        torch.mul(torch.from_numpy(rows), signs, out=padded[:, : len(signs)])
+        grid = padded.view(len(rows), len(self._left), len(self._right))
+        # H (x) H': of a row as a matrix, H X H'. NumPy's BLAS and torch would wait for each other.
+        rotated: Rows = (self._left @ (grid @ self._right)).view(len(rows), self.width).numpy()
+        return rotated
 
 
 def hadamard(power: int) -> Rows:
