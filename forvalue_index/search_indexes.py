@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from forvalue_index.code_files import CodeFiles
@@ -30,6 +31,7 @@ from forvalue_index.settings import FLAT, IVF_RABITQ, search_kind
 from forvalue_index.view import View, scored_rows
 
 TRAINING_ROWS = 20_000
+ENCODED_ROWS = 4096
 TUNED = "tuned.json"
 # Of the lists that there are, unless it was tuned.
 PROBED_SHARE = 0.25
@@ -178,9 +180,10 @@ def _codes(
 
 def _encoded(file: SegmentFile, rows: RowKind, quantizer: Quantizer) -> Codes:
     """Codes of all rows of a segment, removed ones too: they may come back."""
-    return np.concatenate(
-        [
-            quantizer.encode(scored_rows(block.rows, normalize=rows.normalize).numpy())
-            for block in file.blocks(rows.geometry)
-        ]
-    )
+    codes = np.empty((len(file.ids), quantizer.code_size), dtype=np.uint8)
+    # Many rows at a time: torch, which rotates, and FAISS wait for each other's threads in between.
+    for start in range(0, len(codes), ENCODED_ROWS):
+        blocks = file.blocks(rows.geometry, start, start + ENCODED_ROWS)
+        some = torch.cat([scored_rows(b.rows, normalize=rows.normalize) for b in blocks])
+        codes[start : start + len(some)] = quantizer.encode(some.numpy())
+    return codes

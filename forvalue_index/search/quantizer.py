@@ -42,9 +42,9 @@ class Quantizer:
     def train(cls, kind: str, rows: Rows, *, n_lists: int, seed: int) -> Quantizer:
         """Learn the centres from a sample of rows [row, dim]."""
         rotation = Rotation.draw(rows.shape[1], seed)
-        rotated = rotation(rows)
         if kind == RABITQ:
-            return cls(kind, rotation, rotated.mean(axis=0, dtype=np.float64)[None].astype("f4"))
+            mean = rows.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+            return cls(kind, rotation, rotation(mean))
         faiss = faiss_library()
         clustering = faiss.Kmeans(
             rotation.width,
@@ -55,7 +55,7 @@ class Quantizer:
             min_points_per_centroid=1,
             max_points_per_centroid=ROWS_PER_LIST,
         )
-        clustering.train(rotated)
+        clustering.train(rotation(rows))
         return cls(kind, rotation, clustering.centroids.copy())
 
     @classmethod
