@@ -33,8 +33,6 @@ from forvalue_index.view import View, scored_rows
 TRAINING_ROWS = 20_000
 ENCODED_ROWS = 4096
 TUNED = "tuned.json"
-# Of the lists that there are, unless it was tuned.
-PROBED_SHARE = 0.25
 
 
 class RowKind(NamedTuple):
@@ -86,13 +84,12 @@ def coded_index(
     folder = view.search_path / rows.name / kind
     quantizer = _quantizer(view, rows, kind, CodeFiles(folder), view.catalog.count())
     chosen = read_tuned(folder)
-    probes = chosen.probes or int(np.ceil(PROBED_SHARE * len(quantizer.centres)))
 
     def fetch(ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return view.rows(rows.geometry, ids, normalize=rows.normalize)
 
     width = view.manifest.row_width
-    index = CodedIndex(quantizer, width, fetch, refine=chosen.refine, probes=probes)
+    index = CodedIndex(quantizer, width, fetch, refine=chosen.refine, probes=chosen.probes)
     for ids, codes in _codes(view, rows, CodeFiles(folder), quantizer, on_progress):
         index.add(ids, codes)
     return index

@@ -27,8 +27,9 @@ PAYLOADS = ("catalog", "reference")
 GEOMETRIES = ("raw", "centered", "fisher", "kfac")
 DEFAULT_GEOMETRY = "raw"
 FLAT, RABITQ, IVF_RABITQ = SEARCH_KINDS = ("flat", "rabitq", "ivf-rabitq")
-# From so many rows on, one bit a float is searched, and from so many on in lists.
-RABITQ_FROM, IVF_FROM = 50_000, 20_000_000
+# From so many rows on, one bit a float is searched. Lists of them are for whoever tuned them: with
+# inner products and norms of a long tail, the lists near a query do not hold its best rows.
+RABITQ_FROM = 50_000
 DEFAULT_DAMPING = 1.0
 # What indexes were made with before these could be chosen; part of a fingerprint only where other.
 BEFORE = {"geometry": "raw", "damping": 1.0, "max_label_tokens": None, "hardest": None}
@@ -190,9 +191,7 @@ def search_kind(n_rows: int, wanted: str | None = None) -> str:
     if wanted is not None:
         _one_of("search", wanted, SEARCH_KINDS)
         return wanted
-    if n_rows < RABITQ_FROM:
-        return FLAT
-    return RABITQ if n_rows < IVF_FROM else IVF_RABITQ
+    return FLAT if n_rows < RABITQ_FROM else RABITQ
 
 
 def first_difference(stored: Any, given: Any) -> tuple[str, Any, Any] | None:

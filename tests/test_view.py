@@ -91,3 +91,49 @@ def test_each_geometry_has_its_rows(tmp_path):
             stored = search_index(view, RowKind(name)).rows(np.array([0, 4]))
             np.testing.assert_array_equal(stored, expected[[0, 4]].numpy())
     made.close()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_scan_gives_results_of_live_rows_in_order(storage, normalize, monkeypatch):
+    monkeypatch.setattr("forvalue_index.segments.BLOCK_ROWS", 2)
+    monkeypatch.setattr("forvalue_index.view.PART_ROWS", 4)
+    steps = []
+    with storage.view() as view:
+        found = [
+            *view.scan(
+                "raw",
+                lambda block: (block.ids.copy(), block.rows.clone()),
+                normalize=normalize,
+                on_progress=steps.append,
+            )
+        ]
+        expected = torch.cat([b.rows for b in view.blocks("raw", normalize=normalize)])
+    assert np.concatenate([ids for ids, _ in found]).tolist() == LIVE
+    assert torch.cat([rows for _, rows in found]).equal(expected)
+    assert all(len(ids) <= 2 for ids, _ in found)
+    assert [(step.done, step.total) for step in steps] == [(4, 12), (7, 12), (11, 12), (12, 12)]
+
+
+def test_a_scan_that_fails_ends(storage, monkeypatch):
+    """Whatever fails, no core waits for it, and torch has its threads back."""
+    monkeypatch.setattr("forvalue_index.segments.BLOCK_ROWS", 1)
+    monkeypatch.setattr("forvalue_index.view.PART_ROWS", 1)
+    n_threads = torch.get_num_threads()
+
+    def fail(block):
+        raise ZeroDivisionError
+
+    with storage.view() as view:
+        with pytest.raises(ZeroDivisionError):
+            list(view.scan("raw", fail))
+        assert len(list(view.scan("raw", lambda block: 1))) == len(LIVE)
+        first = next(view.scan("raw", lambda block: 1))
+    assert first == 1
+    assert torch.get_num_threads() == n_threads
+
+
+def test_scanned_rows_that_are_kept_are_written_over(storage):
+    """So nobody may keep them; what is stored is not touched."""
+    with storage.view() as view:
+        list(view.scan("raw", lambda block: block.rows.zero_()))
+        assert torch.cat([block.rows for block in view.blocks("raw")]).equal(ROWS[LIVE])
