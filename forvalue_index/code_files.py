@@ -9,9 +9,12 @@ anew from the segment.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +24,39 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from forvalue_index.search.coded import REFINE
 from forvalue_index.search.library import faiss_library
 from forvalue_index.search.quantizer import Codes, Quantizer
-from forvalue_index.segments import row_checksums
+from forvalue_index.segments import row_checksums, write_durably
 
 FORMAT = "1"
 QUANTIZER = "quantizer"
 SUFFIX = ".safetensors"
+TUNED = "tuned.json"
 CODES, CHECKSUMS = "codes", "checksum"
+# What this module writes and may delete: codes, and anything that is half written.
+OWN_FILE = re.compile(r"[0-9a-f]{32}\.safetensors|\w+\.safetensors\.[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The cheapest way to search codes that reached a recall at both ends."""
+
+    refine: int = REFINE
+    probes: int | None = None
+    recall: float | None = None
 
 
 class CodeFiles:
-    """The files of one kind of codes over one kind of rows."""
+    """The files of one kind of codes over one kind of rows, at `search/<rows>/<kind>` of an index.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Where that is a link that leads elsewhere, nothing is read, written or deleted.
+    """
+
+    def __init__(self, search_path: Path, rows: str, kind: str) -> None:
+        self._directory = search_path / rows / kind
+        index = search_path.parent.resolve()
+        self._is_own = self._directory.resolve() == index / search_path.name / rows / kind
 
     def quantizer(self) -> Quantizer | None:
         """What was trained, if it is there and sound."""
@@ -65,16 +86,33 @@ class CodeFiles:
         named: dict[str, NDArray[Any]] = {CODES: codes, CHECKSUMS: _checksums(codes)}
         self._write(uid, named, **{QUANTIZER: digest(quantizer)})
 
+    def tuned(self) -> Tuned:
+        """What `tune` found, or the defaults."""
+        with suppress(OSError, ValueError, TypeError):
+            found = json.loads((self._directory / TUNED).read_text("utf-8"))
+            tuned = Tuned(**found)
+            if self._is_own and tuned.refine >= 1 and (tuned.probes is None or tuned.probes >= 1):
+                return tuned
+        return Tuned()
+
+    def keep_tuned(self, tuned: Tuned) -> None:
+        """Keep what `tune` found."""
+        if self._is_own:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_durably(self._directory / TUNED, json.dumps(asdict(tuned)).encode())
+
     def sweep(self, uids: Iterable[str]) -> None:
-        """Delete the codes of all but these segments."""
-        wanted = {f"{name}{SUFFIX}" for name in (QUANTIZER, *uids)}
-        for path in self._directory.glob(f"*{SUFFIX}*"):
-            if path.name not in wanted:
+        """Delete the codes of all but these segments, and what was left half written."""
+        wanted = {f"{uid}{SUFFIX}" for uid in uids}
+        for path in self._directory.iterdir() if self._is_own else ():
+            if OWN_FILE.fullmatch(path.name) and path.name not in wanted:
                 with suppress(OSError):
                     path.unlink()
 
     def _read(self, name: str, **said: str) -> dict[str, NDArray[Any]] | None:
         path = self._directory / f"{name}{SUFFIX}"
+        if not self._is_own:
+            return None
         try:
             with safe_open(path, framework="numpy") as file:
                 fields = file.metadata() or {}
@@ -85,6 +123,8 @@ class CodeFiles:
             return None
 
     def _write(self, name: str, named: Mapping[str, NDArray[Any]], **said: str) -> None:
+        if not self._is_own:
+            return
         # Readers write, too, and two at once: each to a name of its own.
         partial = self._directory / f"{name}{SUFFIX}.{uuid.uuid4().hex}"
         try:

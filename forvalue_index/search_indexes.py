@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +14,7 @@ from forvalue_index.code_files import CodeFiles
 from forvalue_index.contracts import OnProgress, SearchIndex, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.records import Progress
-from forvalue_index.search.coded import REFINE, CodedIndex
+from forvalue_index.search.coded import CodedIndex
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.quantizer import (
     CODED_KINDS,
@@ -26,13 +23,12 @@ from forvalue_index.search.quantizer import (
     Quantizer,
     lists_for,
 )
-from forvalue_index.segments import SegmentFile, write_durably
+from forvalue_index.segments import SegmentFile
 from forvalue_index.settings import FLAT, IVF_RABITQ, search_kind
 from forvalue_index.view import View, scored_rows
 
 TRAINING_ROWS = 20_000
 ENCODED_ROWS = 4096
-TUNED = "tuned.json"
 
 
 class RowKind(NamedTuple):
@@ -45,15 +41,6 @@ class RowKind(NamedTuple):
     def name(self) -> str:
         """What their folder is called."""
         return f"{self.geometry}.cosine" if self.normalize else self.geometry
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The cheapest parameters that reached a recall at both ends."""
-
-    refine: int = REFINE
-    probes: int | None = None
-    recall: float | None = None
 
 
 def search_index(
@@ -81,16 +68,16 @@ def coded_index(
 
     Raises UsageError where there are too few rows for the lists of `ivf-rabitq`.
     """
-    folder = view.search_path / rows.name / kind
-    quantizer = _quantizer(view, rows, kind, CodeFiles(folder), view.catalog.count())
-    chosen = read_tuned(folder)
+    files = CodeFiles(view.search_path, rows.name, kind)
+    quantizer = _quantizer(view, rows, kind, files, view.catalog.count())
+    chosen = files.tuned()
 
     def fetch(ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return view.rows(rows.geometry, ids, normalize=rows.normalize)
 
     width = view.manifest.row_width
     index = CodedIndex(quantizer, width, fetch, refine=chosen.refine, probes=chosen.probes)
-    for ids, codes in _codes(view, rows, CodeFiles(folder), quantizer, on_progress):
+    for ids, codes in _codes(view, rows, files, quantizer, on_progress):
         index.add(ids, codes)
     return index
 
@@ -111,24 +98,11 @@ def update_codes(view: View, on_progress: OnProgress = ignore_progress) -> None:
         geometry, _, cosine = name.partition(".")
         if kind in CODED_KINDS and geometry in view.manifest.settings.geometries:
             rows = RowKind(geometry, bool(cosine))
-            files = CodeFiles(view.search_path / rows.name / kind)
+            files = CodeFiles(view.search_path, rows.name, kind)
             quantizer = _quantizer(view, rows, kind, files, total)
             for _ in _codes(view, rows, files, quantizer, on_progress):
                 pass
             files.sweep(file.uid for file in view.files)
-
-
-def read_tuned(folder: Path) -> Tuned:
-    """What `tune` found, or the defaults."""
-    with suppress(OSError, ValueError, TypeError):
-        return Tuned(**json.loads((folder / TUNED).read_text("utf-8")))
-    return Tuned()
-
-
-def keep_tuned(folder: Path, tuned: Tuned) -> None:
-    """Keep what `tune` found."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / TUNED, json.dumps(asdict(tuned)).encode())
 
 
 def _flat(view: View, rows: RowKind, total: int, on_progress: OnProgress) -> FlatIndex:

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forvalue_index.code_files import CodeFiles, Tuned
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.records import Progress
 from forvalue_index.results import TuneReport, TuneTrial
 from forvalue_index.search.coded import CodedIndex
-from forvalue_index.search_indexes import RowKind, Tuned, coded_index, keep_tuned
+from forvalue_index.search_indexes import RowKind, coded_index
 from forvalue_index.settings import FLAT, IVF_RABITQ
 from forvalue_index.view import View
 
@@ -67,10 +68,8 @@ def tune(
     reached = [trial for trial in trials if min(trial.top, trial.bottom) >= recall]
     chosen = min(reached, key=lambda trial: trial.seconds) if reached else None
     if chosen is not None:
-        keep_tuned(
-            view.search_path / rows.name / kind,
-            Tuned(chosen.refine, chosen.probes, min(chosen.top, chosen.bottom)),
-        )
+        tuned = Tuned(chosen.refine, chosen.probes, min(chosen.top, chosen.bottom))
+        CodeFiles(view.search_path, rows.name, kind).keep_tuned(tuned)
     return TuneReport(
         kind, rows.geometry, rows.normalize, total, len(task.ids), ANSWERS, recall, trials, chosen
     )

@@ -23,7 +23,8 @@ LAYERS = [
     {"search", "search.library", "search.rotation", "snapshot", "references", "plots"},
     {"search.ranking", "search.quantizer"},
     {"search.flat", "search.coded", "catalog", "removal", "features", "model_profile"},  # joins
-    {"manifest", "baselines", "view", "code_files", "rescoring", "calibrating", "training"},
+    {"manifest", "baselines", "view", "rescoring", "calibrating", "training"},
+    {"code_files"},
     {"search_indexes", "storage", "index_samples", "validation", "exact_matrices"},
     {"ingest", "valuation", "tuning", "compaction", "checkup", "loading"},  # use-cases
     {"scoring"},

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from test_storage import DIM, create, fill, random_rows, samples, statistics
 
 from forvalue_index import search_indexes
-from forvalue_index.code_files import CodeFiles
+from forvalue_index.code_files import CodeFiles, Tuned
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search import coded
 from forvalue_index.search.coded import CodedIndex
@@ -17,9 +18,6 @@ from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.quantizer import CODED_KINDS, Quantizer
 from forvalue_index.search_indexes import (
     RowKind,
-    Tuned,
-    keep_tuned,
-    read_tuned,
     search_index,
     update_codes,
 )
@@ -73,8 +71,6 @@ def test_all_kinds_give_the_same_answers_where_candidates_are_all(storage, kind,
     index, found = answers(storage, rows, kind, allowed=allowed)
     assert isinstance(index, CodedIndex)
     assert len(index) == 296
-    keep_tuned(storage.path / "search" / rows.name / kind, Tuned(probes=10**6))
-    _, found = answers(storage, rows, kind, allowed=allowed)
     assert_same(found, expected)
     assert not {0, 5, 9, 250} & {int(i) for end in found for ids, _ in end for i in ids}
 
@@ -154,7 +150,7 @@ def test_codes_of_another_index_are_not_taken(tmp_path, storage, kind):
 
 def test_another_version_of_faiss_makes_codes_anew(storage, monkeypatch):
     answers(storage, kind="rabitq")
-    files = CodeFiles(storage.path / "search/raw/rabitq")
+    files = CodeFiles(storage.path / "search", "raw", "rabitq")
     assert files.quantizer() is not None
     monkeypatch.setattr("forvalue_index.code_files._versions", lambda: {"faiss": "0.1"})
     assert files.quantizer() is None
@@ -216,12 +212,33 @@ def test_an_empty_index(tmp_path, kind):
 
 
 def test_what_was_tuned_is_kept_and_damage_is_as_if_it_never_was(tmp_path):
-    assert read_tuned(tmp_path) == Tuned()
-    keep_tuned(tmp_path / "a", Tuned(7, 3, 0.99))
-    assert read_tuned(tmp_path / "a") == Tuned(7, 3, 0.99)
-    for text in ("", "[]", '{"refine": 3, "more": 1}', "{"):
-        (tmp_path / "a" / "tuned.json").write_text(text)
-        assert read_tuned(tmp_path / "a") == Tuned()
+    files = CodeFiles(tmp_path / "search", "raw", "rabitq")
+    assert files.tuned() == Tuned()
+    files.keep_tuned(Tuned(7, 3, 0.99))
+    assert files.tuned() == Tuned(7, 3, 0.99)
+    for text in ("", "[]", '{"refine": 3, "more": 1}', "{", '{"refine": 0}', '{"refine": "x"}'):
+        (tmp_path / "search/raw/rabitq/tuned.json").write_text(text)
+        assert files.tuned() == Tuned()
+
+
+@pytest.mark.parametrize("link", ["search", "search/raw", "search/raw/rabitq"])
+def test_a_link_out_of_the_index_is_not_followed(storage, tmp_path, link):
+    """An index from a stranger must not have files of others read, written or deleted."""
+    answers(storage, kind="rabitq")
+    moved = tmp_path / "elsewhere"
+    (storage.path / link).rename(moved)
+    (storage.path / link).symlink_to(moved)
+    folder = moved / Path("search/raw/rabitq").relative_to(link)
+    other = folder / f"{'a' * 32}.safetensors"
+    other.write_bytes(b"of somebody else")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    fill(storage, 20, prefix="more", seed=8)
+    index, _ = answers(storage, kind="rabitq")
+    assert len(index) == 316
+    with storage.view() as view:
+        update_codes(view)
+    CodeFiles(storage.path / "search", "raw", "rabitq").keep_tuned(Tuned(3))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_rows_of_ids_in_any_order(storage):

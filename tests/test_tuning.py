@@ -4,9 +4,10 @@ import torch
 from test_storage import create, fill, samples, statistics
 
 from forvalue_index import tuning
+from forvalue_index.code_files import CodeFiles, Tuned
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search import coded
-from forvalue_index.search_indexes import RowKind, Tuned, coded_index, read_tuned
+from forvalue_index.search_indexes import RowKind, coded_index
 from forvalue_index.tuning import tune
 
 DIM, N = 64, 3000
@@ -43,6 +44,10 @@ def tuned(storage, kind="rabitq", recall=0.95, rows=RAW):
         return tune(view, rows, kind, recall=recall)
 
 
+def kept_of(storage, rows="raw", kind="rabitq"):
+    return CodeFiles(storage.path / "search", rows, kind).tuned()
+
+
 def recall_of(storage, report, trial):
     """The recall of one trial at both ends, from numpy, over the same queries."""
     with storage.view() as view:
@@ -75,7 +80,7 @@ def test_the_cheapest_choice_that_reaches_the_recall_is_kept(storage, kind):
     assert report.chosen == min(reached, key=lambda trial: trial.seconds)
     assert len(report.trials) > 1
     assert report.trials[0] not in reached, "else nothing was there to find"
-    kept = read_tuned(storage.path / "search" / "raw" / kind)
+    kept = kept_of(storage, kind=kind)
     assert (kept.refine, kept.probes) == (report.chosen.refine, report.chosen.probes)
     assert kept.recall >= 0.95
     with storage.view() as view:
@@ -89,8 +94,8 @@ def test_the_cheapest_choice_that_reaches_the_recall_is_kept(storage, kind):
 def test_cosines_are_tuned_apart(storage):
     report = tuned(storage, rows=RowKind("raw", normalize=True))
     assert report.normalized
-    assert read_tuned(storage.path / "search/raw.cosine/rabitq").recall is not None
-    assert read_tuned(storage.path / "search/raw/rabitq") == Tuned()
+    assert kept_of(storage, "raw.cosine").recall is not None
+    assert kept_of(storage) == Tuned()
 
 
 def test_nothing_is_kept_where_nothing_reaches_it(storage, monkeypatch):
@@ -98,7 +103,7 @@ def test_nothing_is_kept_where_nothing_reaches_it(storage, monkeypatch):
     report = tuned(storage, recall=1.0)
     assert report.chosen is None
     assert len(report.trials) == 2
-    assert read_tuned(storage.path / "search/raw/rabitq") == Tuned()
+    assert kept_of(storage) == Tuned()
 
 
 @pytest.mark.parametrize(
