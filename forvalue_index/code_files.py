@@ -33,6 +33,7 @@ FORMAT = "1"
 QUANTIZER = "quantizer"
 SUFFIX = ".safetensors"
 TUNED = "tuned.json"
+MOST_GROWTH = 2
 CODES, CHECKSUMS = "codes", "checksum"
 # What this module writes and may delete: codes, and anything that is half written.
 OWN_FILE = re.compile(r"[0-9a-f]{32}\.safetensors|\w+\.safetensors\.[0-9a-f]{32}")
@@ -40,11 +41,12 @@ OWN_FILE = re.compile(r"[0-9a-f]{32}\.safetensors|\w+\.safetensors\.[0-9a-f]{32}
 
 @dataclass(frozen=True)
 class Tuned:
-    """The cheapest way to search codes that reached a recall at both ends."""
+    """The cheapest way to search codes that reached a recall at both ends, over so many rows."""
 
     refine: int = REFINE
     probes: int | None = None
     recall: float | None = None
+    rows: int = 0
 
 
 class CodeFiles:
@@ -86,12 +88,12 @@ class CodeFiles:
         named: dict[str, NDArray[Any]] = {CODES: codes, CHECKSUMS: _checksums(codes)}
         self._write(uid, named, **{QUANTIZER: digest(quantizer)})
 
-    def tuned(self) -> Tuned:
-        """What `tune` found, or the defaults."""
+    def tuned(self, n_rows: int) -> Tuned:
+        """What `tune` found, or the defaults; these, too, where an index has outgrown it."""
         with suppress(OSError, ValueError, TypeError):
-            found = json.loads((self._directory / TUNED).read_text("utf-8"))
-            tuned = Tuned(**found)
-            if self._is_own and tuned.refine >= 1 and (tuned.probes is None or tuned.probes >= 1):
+            tuned = Tuned(**json.loads((self._directory / TUNED).read_text("utf-8")))
+            fits = tuned.refine >= 1 and (tuned.probes is None or tuned.probes >= 1)
+            if self._is_own and fits and n_rows <= MOST_GROWTH * tuned.rows:
                 return tuned
         return Tuned()
 

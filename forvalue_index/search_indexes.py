@@ -69,8 +69,9 @@ def coded_index(
     Raises UsageError where there are too few rows for the lists of `ivf-rabitq`.
     """
     files = CodeFiles(view.search_path, rows.name, kind)
-    quantizer = _quantizer(view, rows, kind, files, view.catalog.count())
-    chosen = files.tuned()
+    total = view.catalog.count()
+    quantizer = _quantizer(view, rows, kind, files, total)
+    chosen = files.tuned(total)
 
     def fetch(ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return view.rows(rows.geometry, ids, normalize=rows.normalize)

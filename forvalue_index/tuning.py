@@ -19,6 +19,7 @@ from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
 from forvalue_index.records import Progress
 from forvalue_index.results import TuneReport, TuneTrial
+from forvalue_index.search import ranking
 from forvalue_index.search.coded import CodedIndex
 from forvalue_index.search_indexes import RowKind, coded_index
 from forvalue_index.settings import FLAT, IVF_RABITQ
@@ -60,15 +61,19 @@ def tune(
     if not 0 < recall <= 1:
         raise UsageError(f"--recall is {recall}; use more than 0 and at most 1")
     total = view.catalog.count()
-    if total < 2 * ANSWERS:
-        raise UsageError(f"the index has {total:,} samples; tune it when it has {2 * ANSWERS}")
+    least = max(2 * ANSWERS, ranking.SCANNED + 1)
+    if total < least:
+        raise UsageError(
+            f"the index has {total:,} samples, and so few are all scored; tune it when it has "
+            f"{least:,}"
+        )
     task = _task(view, rows, on_progress)
     index = coded_index(view, rows, kind, on_progress=on_progress)
     trials = tuple(_trials(index, kind, task, recall, on_progress))
     reached = [trial for trial in trials if min(trial.top, trial.bottom) >= recall]
     chosen = min(reached, key=lambda trial: trial.seconds) if reached else None
     if chosen is not None:
-        tuned = Tuned(chosen.refine, chosen.probes, min(chosen.top, chosen.bottom))
+        tuned = Tuned(chosen.refine, chosen.probes, min(chosen.top, chosen.bottom), total)
         CodeFiles(view.search_path, rows.name, kind).keep_tuned(tuned)
     return TuneReport(
         kind, rows.geometry, rows.normalize, total, len(task.ids), ANSWERS, recall, trials, chosen

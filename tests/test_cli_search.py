@@ -9,7 +9,7 @@ from test_cli import document, run
 from test_cli_errors import refused
 
 from forvalue_index import tuning
-from forvalue_index.search import coded
+from forvalue_index.search import coded, ranking
 
 pytest_plugins = ("tiny",)
 
@@ -31,7 +31,7 @@ def place(tmp_path_factory, model_dir):
 
 @pytest.fixture(autouse=True)
 def scans_little(monkeypatch):
-    monkeypatch.setattr(coded, "SCANNED", 4)
+    monkeypatch.setattr(ranking, "SCANNED", 4)
     monkeypatch.setattr(coded, "LEAST_CANDIDATES", 30)
 
 
@@ -104,7 +104,9 @@ def test_tuning(place, monkeypatch):
     message = refused("tune", place / "index", code=2)
     assert message == "flat scores every row and misses none; tune another kind with --search"
     message = refused("tune", place / "index", "--search", "rabitq", code=2)
-    assert message == f"the index has {N - 1} samples; tune it when it has 200"
+    assert message == (
+        f"the index has {N - 1} samples, and so few are all scored; tune it when it has 200"
+    )
     monkeypatch.setattr(tuning, "ANSWERS", 10)
     found = document("tune", place / "index", "--search", "rabitq", "--recall", 0.9)
     assert list(found) == [

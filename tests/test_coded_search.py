@@ -5,7 +5,7 @@ import pytest
 
 from forvalue_index.contracts import SearchIndex
 from forvalue_index.exceptions import BrokenIndexError, UsageError
-from forvalue_index.search import coded
+from forvalue_index.search import coded, ranking
 from forvalue_index.search.coded import CodedIndex
 from forvalue_index.search.quantizer import CODED_KINDS, Quantizer, lists_for
 from forvalue_index.search.rotation import Rotation, hadamard
@@ -21,7 +21,7 @@ def kind(request):
 @pytest.fixture
 def scans_little(monkeypatch):
     """So that small indexes search codes, too."""
-    monkeypatch.setattr(coded, "SCANNED", 4)
+    monkeypatch.setattr(ranking, "SCANNED", 4)
     monkeypatch.setattr(coded, "LEAST_CANDIDATES", 8)
 
 
@@ -117,7 +117,7 @@ def test_a_rotation_is_what_makes_one_bit_do():
         return np.mean(kept)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coded, "SCANNED", 4)
+        patch.setattr(ranking, "SCANNED", 4)
         patch.setattr(coded, "LEAST_CANDIDATES", 8)
         assert bottom_kept(Rotation.draw(256, 1)(rows)) > bottom_kept(rows) + 0.1
 

@@ -12,7 +12,7 @@ from test_storage import DIM, create, fill, random_rows, samples, statistics
 from forvalue_index import search_indexes
 from forvalue_index.code_files import CodeFiles, Tuned
 from forvalue_index.exceptions import UsageError
-from forvalue_index.search import coded
+from forvalue_index.search import coded, ranking
 from forvalue_index.search.coded import CodedIndex
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.quantizer import CODED_KINDS, Quantizer
@@ -28,7 +28,7 @@ RAW, COSINE = RowKind("raw"), RowKind("raw", normalize=True)
 @pytest.fixture(autouse=True)
 def scans_little(monkeypatch):
     """So that small indexes search codes, too."""
-    monkeypatch.setattr(coded, "SCANNED", 4)
+    monkeypatch.setattr(ranking, "SCANNED", 4)
     monkeypatch.setattr(coded, "LEAST_CANDIDATES", 400)
 
 
@@ -213,12 +213,20 @@ def test_an_empty_index(tmp_path, kind):
 
 def test_what_was_tuned_is_kept_and_damage_is_as_if_it_never_was(tmp_path):
     files = CodeFiles(tmp_path / "search", "raw", "rabitq")
-    assert files.tuned() == Tuned()
-    files.keep_tuned(Tuned(7, 3, 0.99))
-    assert files.tuned() == Tuned(7, 3, 0.99)
-    for text in ("", "[]", '{"refine": 3, "more": 1}', "{", '{"refine": 0}', '{"refine": "x"}'):
+    assert files.tuned(50) == Tuned()
+    files.keep_tuned(Tuned(7, 3, 0.99, 50))
+    assert files.tuned(100) == Tuned(7, 3, 0.99, 50)
+    assert files.tuned(101) == Tuned(), "it has outgrown that"
+    for text in (
+        "",
+        "[]",
+        '{"refine": 3, "more": 1}',
+        "{",
+        '{"refine": 0, "rows": 50}',
+        '{"refine": "x"}',
+    ):
         (tmp_path / "search/raw/rabitq/tuned.json").write_text(text)
-        assert files.tuned() == Tuned()
+        assert files.tuned(50) == Tuned()
 
 
 @pytest.mark.parametrize("link", ["search", "search/raw", "search/raw/rabitq"])

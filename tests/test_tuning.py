@@ -6,7 +6,7 @@ from test_storage import create, fill, samples, statistics
 from forvalue_index import tuning
 from forvalue_index.code_files import CodeFiles, Tuned
 from forvalue_index.exceptions import UsageError
-from forvalue_index.search import coded
+from forvalue_index.search import coded, ranking
 from forvalue_index.search_indexes import RowKind, coded_index
 from forvalue_index.tuning import tune
 
@@ -16,7 +16,7 @@ RAW = RowKind("raw")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(coded, "SCANNED", 4)
+    monkeypatch.setattr(ranking, "SCANNED", 4)
     monkeypatch.setattr(coded, "LEAST_CANDIDATES", 8)
     monkeypatch.setattr(tuning, "ANSWERS", 10)
     monkeypatch.setattr(tuning, "REFINES", (1, 4, 16, 64, 256))
@@ -45,7 +45,7 @@ def tuned(storage, kind="rabitq", recall=0.95, rows=RAW):
 
 
 def kept_of(storage, rows="raw", kind="rabitq"):
-    return CodeFiles(storage.path / "search", rows, kind).tuned()
+    return CodeFiles(storage.path / "search", rows, kind).tuned(N)
 
 
 def recall_of(storage, report, trial):
@@ -122,6 +122,14 @@ def test_bad_input(storage, kind, recall, match):
 def test_too_few_samples(tmp_path):
     made = create(tmp_path / "ix")
     fill(made, 19)
-    with pytest.raises(UsageError, match="has 19 samples; tune it when it has 20"):
+    with pytest.raises(
+        UsageError, match=r"has 19 samples, and so few are all scored; tune it when it has 20"
+    ):
         tuned(made)
     made.close()
+
+
+def test_an_index_that_is_scored_whole(storage, monkeypatch):
+    monkeypatch.setattr(ranking, "SCANNED", 4096)
+    with pytest.raises(UsageError, match=r"has 2,998 samples.* tune it when it has 4,097"):
+        tuned(storage)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
+from forvalue_index.search import ranking
 from forvalue_index.search.quantizer import Codes, Quantizer
 from forvalue_index.search.ranking import (
-    SCANNED,
     Ids,
     Ranked,
     Scores,
@@ -77,7 +77,7 @@ class CodedIndex:
         if not len(among):
             return [nothing() for _ in queries]
         candidates = max(self.refine * k, LEAST_CANDIDATES)
-        if len(among) <= max(candidates, SCANNED):
+        if len(among) <= max(candidates, ranking.SCANNED):
             rows = self._fetch(among)
             return [best(query, among, rows, k) for query in queries]
         selector = None if allowed is None else selector_of(self._ids, among)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
+from forvalue_index.search import ranking
 from forvalue_index.search.library import faiss_library
 from forvalue_index.search.ranking import (
-    SCANNED,
     Ids,
     Ranked,
     Scores,
@@ -69,7 +69,7 @@ class FlatIndex:
         among = self._ids if allowed is None else np.intersect1d(self._ids, allowed)
         if not len(among):
             return [nothing() for _ in queries]
-        if allowed is not None and len(among) <= SCANNED:
+        if allowed is not None and len(among) <= ranking.SCANNED:
             rows = self.rows(among)
             return [best(query, among, rows, k) for query in queries]
         chosen = None
