@@ -258,7 +258,9 @@ class ValuationIndex(IndexQueries):
         kind = search_kind(len(self), search)
         with self._storage.view() as view:
             rows = RowKind(chosen.geometry, normalize)
-            return tune(view, rows, kind, recall=recall, on_progress=self._on_progress)
+            report = tune(view, rows, kind, recall=recall, on_progress=self._on_progress)
+        self._valuers = {}  # they search as they did before
+        return report
 
     def check(self, *, repair: bool = False, wait: bool = False) -> CheckReport:
         """Compare catalog, segments and checksums; what is wrong is named with its cure.

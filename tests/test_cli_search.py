@@ -8,7 +8,7 @@ from rows import rows, write_jsonl
 from test_cli import document, run
 from test_cli_errors import refused
 
-from forvalue_index import tuning
+from forvalue_index import ValuationIndex, tuning
 from forvalue_index.search import coded, ranking
 
 pytest_plugins = ("tiny",)
@@ -135,3 +135,13 @@ def test_info_says_what_an_index_of_its_size_is_searched_with(place, monkeypatch
     monkeypatch.setattr("forvalue_index.settings.RABITQ_FROM", 50)
     assert document("info", place / "index")["search"] == "rabitq"
     assert asked(place)["search"] == "rabitq"
+
+
+def test_an_open_index_searches_as_it_was_tuned(place, monkeypatch):
+    monkeypatch.setattr(tuning, "ANSWERS", 10)
+    with ValuationIndex.open(place / "index") as index:
+        before = index.query(rows(2, seed=2), search="rabitq", top=5)
+        report = index.tune(search="rabitq", recall=0.9)
+        assert index.query(rows(2, seed=2), search="rabitq", top=5).helpful == before.helpful
+        (valuer,) = index._valuers.values()
+        assert valuer._search.refine == report.chosen.refine == 10
