@@ -221,3 +221,14 @@ def test_a_rotation_by_hand():
 
 def test_there_are_lists_for_as_many_rows_as_can_teach_them():
     assert [lists_for(n) for n in (1, 100, 10_000, 10**6, 10**8)] == [1, 2, 256, 4000, 4096]
+
+
+@pytest.mark.parametrize("k", [40, 300])
+def test_however_many_are_asked_for_few_rows_are_fetched_at_once(kind, k, monkeypatch):
+    monkeypatch.setattr(ranking, "FETCHED", 16)
+    rows = data(300)
+    index, ids = made(kind, rows, refine=300)
+    whole, sizes = index._fetch, []
+    index._fetch = lambda wanted: sizes.append(len(wanted)) or whole(wanted)
+    check(index, ids, rows, data(3, seed=1), k)
+    assert max(sizes) == 16

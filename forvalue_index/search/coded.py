@@ -6,7 +6,6 @@ scored again with the rows as they are stored, which are read from the segments:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from forvalue_index.exceptions import UsageError
 from forvalue_index.search import ranking
 from forvalue_index.search.quantizer import Codes, Quantizer
 from forvalue_index.search.ranking import (
+    FetchRows,
     Ids,
     Ranked,
     Scores,
@@ -25,7 +25,6 @@ from forvalue_index.search.ranking import (
     selector_of,
 )
 
-FetchRows = Callable[[Ids], Scores]
 # Candidates for each answer, and at least: codes order the harmful end much less well.
 REFINE = 32
 LEAST_CANDIDATES = 1000
@@ -78,8 +77,7 @@ class CodedIndex:
             return [nothing() for _ in queries]
         candidates = max(self.refine * k, LEAST_CANDIDATES)
         if len(among) <= max(candidates, ranking.SCANNED):
-            rows = self._fetch(among)
-            return [best(query, among, rows, k) for query in queries]
+            return best(queries, among, self._fetch, k)
         selector = None if allowed is None else selector_of(self._ids, among)
         parameters = self._quantizer.parameters(probes=self.probes, selector=selector)
         rotated = self._quantizer.rotation(queries)
@@ -93,4 +91,4 @@ class CodedIndex:
     def _refined(self, query: Scores, places: NDArray[np.int64], k: int) -> Ranked:
         # Few probes may find fewer than were asked for, and FAISS pads.
         ids = np.sort(self._ids[places[places >= 0]])
-        return best(query, ids, self._fetch(ids), k)
+        return best(query[None], ids, self._fetch, k)[0]

@@ -41,6 +41,7 @@ class FlatIndex:
             self._index = faiss.IndexFlatIP(dim)
         self._dim = dim
         self._ids: Ids = np.empty(0, dtype=np.int64)
+        self._order: Ids = self._ids  # places in order of id, made when first needed
         self._known: set[int] = set()
         self._longest = 0.0
 
@@ -70,8 +71,7 @@ class FlatIndex:
         if not len(among):
             return [nothing() for _ in queries]
         if allowed is not None and len(among) <= ranking.SCANNED:
-            rows = self.rows(among)
-            return [best(query, among, rows, k) for query in queries]
+            return best(queries, among, self.rows, k)
         chosen = None
         if allowed is not None:
             chosen = faiss_library().SearchParameters(sel=selector_of(self._ids, among))
@@ -84,8 +84,9 @@ class FlatIndex:
 
     def rows(self, ids: Ids) -> Scores:
         """The rows of known ids, in their order."""
-        order = np.argsort(self._ids)
-        places = order[np.searchsorted(self._ids, ids, sorter=order)]
+        if len(self._order) < len(self):
+            self._order = np.argsort(self._ids)
+        places = self._order[np.searchsorted(self._ids, ids, sorter=self._order)]
         found: Scores = self._index.reconstruct_batch(places)
         return found
 
@@ -107,7 +108,7 @@ class FlatIndex:
         while len(places) < size and scores[-1] >= scores[k - 1] - rounding:
             found = self._index.search(query[None], min(2 * len(places), size), params=chosen)
             scores, places = found[0][0], found[1][0]
-        return best(query, self._ids[places], self._index.reconstruct_batch(places), k)
+        return best(query[None], self._ids[places], self.rows, k)[0]
 
 
 def _largest_norm(rows: Scores) -> float:

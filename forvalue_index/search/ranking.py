@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from forvalue_index.search.library import faiss_library
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
 Ranked = tuple[Ids, Scores]
+FetchRows = Callable[[Ids], Scores]
 
 # So few allowed rows are scored one and all.
 SCANNED = 4096
+FETCHED = 4096
 
 
 def checked(rows: Scores, dim: int, k: int = 1) -> Scores:
@@ -34,11 +37,19 @@ def nothing() -> Ranked:
     return np.empty(0, np.int64), np.empty(0, np.float32)
 
 
-def best(query: Scores, ids: Ids, rows: Scores, k: int) -> Ranked:
-    """The k best of some rows, best first, ties by id; scores depend on the row alone."""
-    scores = (rows * query).sum(axis=1, dtype=np.float64).astype(np.float32)
-    order = np.lexsort((ids, -scores))[:k]
-    return ids[order], scores[order]
+def best(queries: Scores, ids: Ids, fetch: FetchRows, k: int) -> list[Ranked]:
+    """The k best of the rows of some ids for each query, best first, ties by id.
+
+    Scores depend on the row alone. Few rows are fetched at a time, however many ids there are.
+    """
+    scores = np.empty((len(queries), len(ids)), dtype=np.float32)
+    for start in range(0, len(ids), FETCHED):
+        chunk = slice(start, start + FETCHED)
+        rows = fetch(ids[chunk])
+        for mine, query in zip(scores, queries, strict=True):
+            mine[chunk] = (rows * query).sum(axis=1, dtype=np.float64)
+    orders = [np.lexsort((ids, -mine))[:k] for mine in scores]
+    return [(ids[order], mine[order]) for order, mine in zip(orders, scores, strict=True)]
 
 
 def selector_of(ids: Ids, allowed: Ids) -> Any:
