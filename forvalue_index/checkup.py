@@ -31,8 +31,8 @@ from forvalue_index.results import CheckReport, Finding
 from forvalue_index.segments import (
     CURE,
     OWN_FILE,
-    Block,
     MissingSegmentError,
+    StoredBlock,
     UnreadableSegmentError,
     file_digest,
 )
@@ -196,12 +196,14 @@ def _segment(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Fi
     return None
 
 
-def _compare(segment: StoredSegment, blocks: Iterator[Block], norms: dict[int, float]) -> None:
+def _compare(
+    segment: StoredSegment, blocks: Iterator[StoredBlock], norms: dict[int, float]
+) -> None:
     """Raise BrokenIndexError unless rows have the ids and norms that the catalog says."""
     seen = 0
     for block in blocks:
         seen += len(block.ids)
-        found = torch.linalg.vector_norm(block.rows.float(), dim=1).numpy()
+        found = torch.linalg.vector_norm(block.rows.floats(), dim=1).numpy()
         expected = np.array([norms.get(id_, np.nan) for id_ in block.ids.tolist()])
         wrong = ~(np.abs(found - expected) <= NORM_TOLERANCE * expected)
         if wrong.any():
@@ -232,7 +234,7 @@ def _embed_anew(storage: Storage, segment: StoredSegment, embedder: Embedder) ->
         elif id_ not in removed:
             raise BadSampleError(sample.text_error or str(prepared))
     forget = [id_ for id_ in removed.tolist() if id_ not in usable]
-    rows = embedder.embed(list(usable.values())).rows
+    rows = storage.packed(embedder.embed(list(usable.values())).rows)
     kept = np.array(list(usable), dtype=np.int64)
     storage.replace([segment.file.uid], kept, rows, forget=forget)
 

@@ -27,7 +27,8 @@ from safetensors.numpy import save
 from forvalue_index.search.coded import REFINE
 from forvalue_index.search.library import faiss_library
 from forvalue_index.search.quantizer import Codes, Quantizer
-from forvalue_index.segments import row_checksums, write_durably
+from forvalue_index.segments import write_durably
+from forvalue_index.stored_rows import row_checksums
 
 FORMAT = "1"
 QUANTIZER = "quantizer"

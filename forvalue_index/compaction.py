@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.records import Progress, StoredSegment
 from forvalue_index.results import CompactReport
 from forvalue_index.storage import Storage
+from forvalue_index.stored_rows import StoredRows, joined
 
 TARGET_BYTES = 2**28
 # Bounds the variables in one statement.
@@ -75,16 +75,10 @@ def plan_groups(
 
 
 def _rewrite(storage: Storage, group: Group, removed: NDArray[np.int64]) -> None:
-    n_rows = sum(segment.file.n_rows for segment in group.segments) - group.removed
-    ids = np.empty(n_rows, dtype=np.int64)
     files = [storage.segments.open(segment) for segment in group.segments]
-    rows: dict[str, torch.Tensor] = {}
+    rows: dict[str, StoredRows] = {}
     for geometry in storage.manifest.settings.geometries:
-        mine = torch.empty(n_rows, storage.manifest.row_width, dtype=storage.row_dtype)
-        rows[geometry], done = mine, 0
-        for block in (block for file in files for block in file.blocks(geometry)):
-            live = block.without(removed)
-            kept = slice(done, done + len(live.ids))
-            ids[kept], mine[kept] = live
-            done = kept.stop
+        blocks = [b.without(removed) for file in files for b in file.blocks(geometry)]
+        ids = np.concatenate([block.ids for block in blocks])
+        rows[geometry] = joined([block.rows for block in blocks])
     storage.replace([segment.file.uid for segment in group.segments], ids, rows)

@@ -15,8 +15,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-import torch
-
 from forvalue_index.calibrating import Choice, calibrate
 from forvalue_index.catalog_rows import changed_metadata, unstorable
 from forvalue_index.contracts import OnProgress, Source, ignore_progress
@@ -37,6 +35,7 @@ from forvalue_index.rejects import Rejects
 from forvalue_index.repeats import Repeats
 from forvalue_index.results import AddReport
 from forvalue_index.storage import Storage
+from forvalue_index.stored_rows import StoredRows, joined
 
 Reject = Callable[[BadRow], None]
 
@@ -78,7 +77,7 @@ class _Window:
 class _Finished(NamedTuple):
     place: int
     sample: Sample
-    rows: dict[str, torch.Tensor]
+    rows: dict[str, StoredRows]
     statistics: SampleStatistics
 
 
@@ -270,13 +269,12 @@ class _Ingestion:
             elapsed_s = time.perf_counter() - started
             self.tally.forward_s += elapsed_s
             self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
-            dtype = self._storage.row_dtype
-            rows = {name: mine.to(dtype) for name, mine in embedded.rows.items()}
+            rows = self._storage.packed(embedded.rows)
             undefined = []
             for at, i in enumerate(batch.indices):
                 sample, statistics = members[i].sample, embedded.statistics[at]
                 if embedded.finite[at]:
-                    row = {name: mine[at] for name, mine in rows.items()}
+                    row = {name: mine[at : at + 1] for name, mine in rows.items()}
                     self._finished.append(_Finished(window.planned[i][0], sample, row, statistics))
                 else:
                     undefined.append(bad_row(sample, undefined_numbers(sample)))
@@ -290,8 +288,7 @@ class _Ingestion:
 
     def _is_due(self, batch_s: float) -> bool:
         """Whether to store what is finished, if the next batch takes as long as the last one."""
-        element_bytes = self._storage.row_dtype.itemsize
-        n_bytes = len(self._finished) * self._storage.manifest.sample_width * element_bytes
+        n_bytes = len(self._finished) * self._storage.manifest.sample_bytes
         since_s = time.perf_counter() - self._stored_at
         return n_bytes >= COMMIT_BYTES or since_s + batch_s > COMMIT_S
 
@@ -303,7 +300,7 @@ class _Ingestion:
         samples, statistics = [f.sample for f in finished], [f.statistics for f in finished]
         with interrupts_held():
             names = finished[0].rows
-            rows = {name: torch.stack([f.rows[name] for f in finished]) for name in names}
+            rows = {name: joined([f.rows[name] for f in finished]) for name in names}
             self._storage.append(rows, samples, statistics)
             self.tally.added += len(finished)
             self.tally.segments += 1

@@ -21,7 +21,6 @@ from forvalue_index.rescoring import (
     validation_gradient,
 )
 from forvalue_index.results import Scoring, Values
-from forvalue_index.segments import Block
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.validation import ValidationRows, ValidationSet
 from forvalue_index.valuation import (
@@ -31,7 +30,7 @@ from forvalue_index.valuation import (
     refuse_other_ids,
     whitening_of,
 )
-from forvalue_index.view import View
+from forvalue_index.view import Block, View
 
 EXPORTED_ROWS = 10_000
 # Texts that are held at once.

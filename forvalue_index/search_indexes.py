@@ -25,7 +25,7 @@ from forvalue_index.search.quantizer import (
 )
 from forvalue_index.segments import SegmentFile
 from forvalue_index.settings import FLAT, IVF_RABITQ, search_kind
-from forvalue_index.view import View, scored_rows
+from forvalue_index.view import View, float_rows
 
 TRAINING_ROWS = 20_000
 ENCODED_ROWS = 4096
@@ -107,9 +107,9 @@ def update_codes(view: View, on_progress: OnProgress = ignore_progress) -> None:
 
 
 def _flat(view: View, rows: RowKind, total: int, on_progress: OnProgress) -> FlatIndex:
-    # Normalised rows are not those that are stored in fewer bits.
-    row_dtype = "float32" if rows.normalize else view.manifest.settings.row_dtype
-    index = FlatIndex(view.manifest.row_width, row_dtype=row_dtype)
+    # FAISS has no rows with a scale each, and normalised ones are none that fit into fewer bits.
+    halved = view.manifest.settings.row_dtype == "bfloat16" and not rows.normalize
+    index = FlatIndex(view.manifest.row_width, row_dtype="bfloat16" if halved else "float32")
     for block in view.blocks(rows.geometry, normalize=rows.normalize):
         index.add(block.ids, block.rows.numpy())
         on_progress(Progress("opening", len(index), total))
@@ -156,6 +156,6 @@ def _encoded(file: SegmentFile, rows: RowKind, quantizer: Quantizer) -> Codes:
     # Many rows at a time: torch, which rotates, and FAISS wait for each other's threads in between.
     for start in range(0, len(codes), ENCODED_ROWS):
         blocks = file.blocks(rows.geometry, start, start + ENCODED_ROWS)
-        some = torch.cat([scored_rows(b.rows, normalize=rows.normalize) for b in blocks])
+        some = torch.cat([float_rows(b.rows, normalize=rows.normalize) for b in blocks])
         codes[start : start + len(some)] = quantizer.encode(some.numpy())
     return codes

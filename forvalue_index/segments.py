@@ -1,9 +1,10 @@
 """Segments: immutable blocks of rows on disk, the truth that search indexes are derived from.
 
-`segments/<uid>.safetensors` holds, for each geometry, a tensor [row, dim] and checksums [row], and,
-where ids have gaps, `offset` [row]: the id of a row is its segment's first id plus its offset, or
-plus its place. It names itself and the calibration that its rows were made with. A file is written
-under a temporary name, flushed to the disk and renamed, so a segment is there whole or not at all.
+`segments/<uid>.safetensors` holds, for each geometry, a tensor [row, dim], checksums [row] and,
+where they are int8, scales [row]. Where ids have gaps it holds `offset` [row], too: the id of a row
+is its segment's first id plus its offset, or plus its place. It names itself and the calibration
+that its rows were made with. A file is written under a temporary name, flushed to the disk and
+renamed, so a segment is there whole or not at all.
 Every row that is read is checked against its checksum.
 """
 
@@ -22,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -31,8 +31,9 @@ from torch import Tensor
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.hash_tables import RAW
 from forvalue_index.records import SegmentRecord, StoredSegment
+from forvalue_index.stored_rows import StoredRows
 
-CHECKSUM = "checksum"
+CHECKSUM, SCALE = "checksum", "scale"
 OFFSET = "offset"
 UID_FIELD, CALIBRATION_FIELD = "uid", "calibration"
 # About what stays in the cache of a core while it is checked, converted and scored.
@@ -52,20 +53,20 @@ class UnreadableSegmentError(BrokenIndexError):
     """The right to read the file of a segment is lacking."""
 
 
-class Block(NamedTuple):
-    """Rows in order of id: `ids` [row], `rows` [row, dim]."""
+class StoredBlock(NamedTuple):
+    """Rows in order of id as they are stored: `ids` [row], `rows` [row, dim]."""
 
     ids: NDArray[np.int64]
-    rows: Tensor
+    rows: StoredRows
 
-    def without(self, removed: NDArray[np.int64]) -> Block:
+    def without(self, removed: NDArray[np.int64]) -> StoredBlock:
         """The rows but for those of `removed` ids, which are in order and may be many."""
         first, last = np.searchsorted(removed, self.ids[0]), np.searchsorted(removed, self.ids[-1])
         here = removed[first : last + 1]
         if not len(here):
             return self
         live = ~np.isin(self.ids, here)
-        return Block(self.ids[live], self.rows[torch.from_numpy(live)])
+        return StoredBlock(self.ids[live], self.rows[torch.from_numpy(live)])
 
 
 class SegmentStore:
@@ -76,13 +77,12 @@ class SegmentStore:
 
     def write(
         self,
-        rows: Mapping[str, Tensor],
+        rows: Mapping[str, StoredRows],
         *,
-        dtype: torch.dtype,
         offsets: NDArray[np.int64] | None = None,
         calibration: str | None = None,
     ) -> SegmentRecord:
-        """Write the rows [row, dim] of each geometry, in `dtype`, so that they survive a power cut.
+        """Write the rows [row, dim] of each geometry so that they survive a power cut.
 
         `calibration` is the digest of the one that they were made with.
         """
@@ -91,8 +91,9 @@ class SegmentStore:
         places = torch.arange(n_rows) if offsets is None else torch.from_numpy(offsets)
         tensors = {} if offsets is None else {OFFSET: places}
         for geometry, mine in rows.items():
-            stored = mine.to(dtype).contiguous()
-            tensors |= {geometry: stored, checksum_of(geometry): row_checksums(stored, places)}
+            tensors |= {geometry: mine.values, checksum_of(geometry): mine.checksums(places)}
+            if mine.scales is not None:
+                tensors[scale_of(geometry)] = mine.scales
         fields = {UID_FIELD: uid} | (
             {} if calibration is None else {CALIBRATION_FIELD: calibration}
         )
@@ -152,7 +153,7 @@ class SegmentFile:
             shapes = {
                 name: tuple(file.get_slice(name).get_shape())
                 for name in names
-                if name != OFFSET and not name.startswith(CHECKSUM)
+                if name != OFFSET and not name.startswith((CHECKSUM, SCALE))
             }
             found = {shape[0] for shape in shapes.values()}
             self.dims = {name: int(shape[1]) for name, shape in shapes.items()}
@@ -164,13 +165,17 @@ class SegmentFile:
             whole = written_as is not None and all(checksum_of(name) in names for name in shapes)
             if not whole and file_digest(path) != segment.file.sha256:
                 raise self._broken("its checksum is not that in the catalog")
-            self._checksums = {
-                name: file.get_tensor(checksum_of(name))
-                for name in shapes
-                if checksum_of(name) in names
+            self._checksums, self._scales = (
+                {name: file.get_tensor(of(name)) for name in shapes if of(name) in names}
+                for of in (checksum_of, scale_of)
+            )
+            unscaled = {n for n in shapes if file.get_slice(n).get_dtype() == "I8"} - {
+                *self._scales
             }
             plain = torch.arange(self._n_rows)
             self._offsets = file.get_tensor(OFFSET) if OFFSET in names else plain
+        if unscaled:
+            raise self._broken(f"its rows of {min(unscaled)} have no scales")
         if found != {self._n_rows} or len(self._offsets) != self._n_rows:
             counts = " and ".join(f"{n_rows:,}" for n_rows in sorted(found)) or "no"
             raise self._broken(f"it has {counts} rows, the catalog says {self._n_rows:,}")
@@ -186,38 +191,44 @@ class SegmentFile:
         ids: NDArray[np.int64] = self._offsets.numpy() + np.int64(self._first_id)
         return ids
 
-    def rows(self, geometry: str, ids: NDArray[np.int64]) -> Float[Tensor, "row dim"]:
-        """The rows of ids of this segment, in the precision they are stored in.
+    def rows(self, geometry: str, ids: NDArray[np.int64]) -> StoredRows:
+        """The rows of ids of this segment, in their order.
 
         Raises BrokenIndexError where a row is not what was written.
         """
         places = torch.from_numpy(np.searchsorted(self.ids, ids))
         with self._errors():
-            rows: Tensor = self._file.get_tensor(geometry)[places]
+            rows = self._stored(geometry)[places]
             self._check(geometry, rows, places)
         return rows
 
-    def blocks(self, geometry: str, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        """The rows in order, in the precision they are stored in, a bounded number at a time.
+    def blocks(
+        self, geometry: str, start: int = 0, stop: int | None = None
+    ) -> Iterator[StoredBlock]:
+        """The rows in order, a bounded number at a time.
 
         All of them, or those at the places from `start` to before `stop`. They are mapped from the
         file: copy what is to be changed. Raises BrokenIndexError where a row is not what was
         written.
         """
         with self._errors():
-            mapped: Tensor = self._file.get_tensor(geometry)[start:stop]
+            mapped = self._stored(geometry)[start:stop]
         for first in range(0, len(mapped), BLOCK_ROWS):
             rows = mapped[first : first + BLOCK_ROWS]
             here = slice(start + first, start + first + len(rows))
             with self._errors():
                 self._check(geometry, rows, here)
-            yield Block(self.ids[here], rows)
+            yield StoredBlock(self.ids[here], rows)
 
-    def _check(self, geometry: str, rows: Tensor, places: Tensor | slice) -> None:
+    def _stored(self, geometry: str) -> StoredRows:
+        """All rows, mapped."""
+        return StoredRows(self._file.get_tensor(geometry), self._scales.get(geometry))
+
+    def _check(self, geometry: str, rows: StoredRows, places: Tensor | slice) -> None:
         checksums = self._checksums.get(geometry)
         if checksums is None:
             return
-        wrong = row_checksums(rows, self._offsets[places]) != checksums[places]
+        wrong = rows.checksums(self._offsets[places]) != checksums[places]
         if wrong.any():
             id_ = self.ids[places][int(wrong.nonzero()[0])]
             raise self._broken(f"the row of sample {id_} is not what was stored")
@@ -260,28 +271,9 @@ def checksum_of(geometry: str) -> str:
     return CHECKSUM if geometry == RAW else f"{CHECKSUM}.{geometry}"
 
 
-def row_checksums(
-    rows: Shaped[Tensor, "row width"], offsets: Int[Tensor, " row"]
-) -> Int[Tensor, " row"]:
-    """32 bits a row, over its bits as they are stored and its place: sums modulo 2^32 - 1.
-
-    They run at the speed of memory, and a change within 8 bytes always shows but by a chance of
-    about 2^-64.
-    """
-    words = _as_words(rows).sum(dim=1) + offsets
-    # Folded without overflow: low and high halves, each below 2^32.
-    halves = (words & 0xFFFFFFFF) + ((words >> 32) & 0xFFFFFFFF)
-    folded = halves % 0xFFFFFFFF
-    return torch.where(folded >= 2**31, folded - 2**32, folded).to(torch.int32)
-
-
-def _as_words(rows: Tensor) -> Tensor:
-    """The bits of rows as 64-bit integers, padded with zeros."""
-    plain = rows.contiguous().view(torch.uint8)
-    padding = -plain.shape[1] % 8
-    if padding:
-        plain = torch.nn.functional.pad(plain, (0, padding))
-    return plain.view(torch.int64)
+def scale_of(geometry: str) -> str:
+    """The name of the scales of a geometry."""
+    return f"{SCALE}.{geometry}"
 
 
 def file_digest(path: Path) -> str:

@@ -19,7 +19,8 @@ DEFAULT_CONTEXT = 4096
 DEFAULT_CATALOG = "sqlite"
 LABELS = ("response", "all")
 TEMPLATES = ("auto", "chat", "plain")
-ROW_DTYPES = ("bfloat16", "float32")
+# With the bytes of a float.
+ROW_DTYPES = {"bfloat16": 2, "float32": 4, "int8": 1}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ON_BAD = ("fail", "skip")
 # Where the texts of samples lie: in the catalog, or in the data files that it refers to.
@@ -70,7 +71,7 @@ class Settings:
         _require(bool(self.model), "model", self.model, "name a hub id, a directory or a file")
         _one_of("labels", self.labels, LABELS)
         _one_of("template", self.template, TEMPLATES)
-        _one_of("row_dtype", self.row_dtype, ROW_DTYPES)
+        _one_of("row_dtype", self.row_dtype, tuple(ROW_DTYPES))
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("payload", self.payload, PAYLOADS)
         _one_of("trust_remote_code", self.trust_remote_code, (False, True))
@@ -141,9 +142,10 @@ class Manifest:
         return min(size, self.settings.dim)
 
     @property
-    def sample_width(self) -> int:
-        """Floats in the rows of a sample, of all geometries."""
-        return self.row_width * len(self.settings.geometries)
+    def sample_bytes(self) -> int:
+        """Bytes of the rows of a sample, of all geometries, but for scales and checksums."""
+        width = self.row_width * len(self.settings.geometries)
+        return width * ROW_DTYPES[self.settings.row_dtype]
 
     def _row_facts(self) -> dict[str, Any]:
         chosen = asdict(self.settings)

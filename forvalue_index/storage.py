@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
@@ -58,6 +57,7 @@ from forvalue_index.segments import (
 )
 from forvalue_index.settings import Manifest, ModelIdentity, Settings
 from forvalue_index.snapshot import Snapshot
+from forvalue_index.stored_rows import StoredRows, packed
 from forvalue_index.view import View
 
 # How often a reader starts over because rows were compacted between two of its steps.
@@ -189,7 +189,7 @@ class Storage:
 
     def append(
         self,
-        rows: Mapping[str, Tensor],
+        rows: Mapping[str, StoredRows],
         samples: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
     ) -> None:
@@ -202,7 +202,7 @@ class Storage:
         self,
         uids: Sequence[str],
         ids: NDArray[np.int64],
-        rows: Mapping[str, Tensor],
+        rows: Mapping[str, StoredRows],
         *,
         forget: Sequence[int] | None = None,
     ) -> None:
@@ -223,12 +223,11 @@ class Storage:
                 self.segments.delete(uid)
 
     def _write(
-        self, rows: Mapping[str, Tensor], offsets: NDArray[np.int64] | None = None
+        self, rows: Mapping[str, StoredRows], offsets: NDArray[np.int64] | None = None
     ) -> SegmentRecord:
         calibration = self.calibration()
         return self.segments.write(
             rows,
-            dtype=self.row_dtype,
             offsets=offsets,
             calibration=None if calibration is None else calibration.digest,
         )
@@ -246,11 +245,9 @@ class Storage:
                 self.segments.delete(segment.uid)
             raise
 
-    @property
-    def row_dtype(self) -> torch.dtype:
-        """The precision that rows are stored in."""
-        dtype: torch.dtype = getattr(torch, self.manifest.settings.row_dtype)
-        return dtype
+    def packed(self, rows: Mapping[str, Tensor]) -> dict[str, StoredRows]:
+        """Rows of each geometry in the precision that they are stored in."""
+        return {name: packed(mine, self.manifest.settings.row_dtype) for name, mine in rows.items()}
 
     @contextmanager
     def view(self) -> Iterator[View]:

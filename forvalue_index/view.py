@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +17,21 @@ from torch import Tensor
 
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.records import Progress
-from forvalue_index.segments import BLOCK_ROWS, Block, SegmentFile
+from forvalue_index.segments import BLOCK_ROWS, SegmentFile
 from forvalue_index.settings import Manifest
 from forvalue_index.snapshot import Snapshot
+from forvalue_index.stored_rows import StoredRows
 
 Result = TypeVar("Result")
 # What a core works on before it asks for more.
 PART_ROWS = 4096
+
+
+class Block(NamedTuple):
+    """Live rows in order of id, in float32: `ids` [row], `rows` [row, dim]."""
+
+    ids: NDArray[np.int64]
+    rows: Tensor
 
 
 class View:
@@ -51,7 +59,7 @@ class View:
         for file in self.files:
             for block in file.blocks(geometry):
                 live = block.without(removed)
-                yield Block(live.ids, scored_rows(live.rows, normalize=normalize))
+                yield Block(live.ids, float_rows(live.rows, normalize=normalize))
 
     def scan(
         self,
@@ -78,7 +86,7 @@ class View:
                 for stored in file.blocks(geometry, start, start + PART_ROWS):
                     block = stored.without(removed)
                     if len(block.ids):
-                        rows = space[: len(block.ids)].copy_(block.rows)
+                        rows = block.rows.floats(space)
                         rows = unit_rows(rows) if normalize else rows
                         results.append(work(Block(block.ids, rows)))
             finally:
@@ -107,7 +115,7 @@ class View:
         for owner in np.unique(owners):
             mine = owners == owner
             rows = self.files[owner].rows(geometry, ids[mine])
-            found[torch.from_numpy(mine)] = scored_rows(rows, normalize=normalize)
+            found[torch.from_numpy(mine)] = float_rows(rows, normalize=normalize)
         return found.numpy()
 
     def some_rows(
@@ -133,9 +141,9 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def scored_rows(rows: Float[Tensor, "row dim"], *, normalize: bool) -> Float[Tensor, "row dim"]:
-    """Rows of any precision as inner products are taken with them: float32, of norm 1 or not."""
-    return unit_rows(rows.float()) if normalize else rows.float()
+def float_rows(rows: StoredRows, *, normalize: bool) -> Float[Tensor, "row dim"]:
+    """Rows as inner products are taken with them: in float32, of norm 1 or not."""
+    return unit_rows(rows.floats()) if normalize else rows.floats()
 
 
 def unit_rows(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:

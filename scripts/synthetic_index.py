@@ -61,7 +61,7 @@ def synthetic_index(
         count = min(SEGMENT, n_rows - first)
         samples = [_sample(first + i) for i in range(count)]
         statistics = [MEASURED] * count
-        storage.append({"raw": rows.draw(count, first)}, samples, statistics)
+        storage.append(storage.packed({"raw": rows.draw(count, first)}), samples, statistics)
         report(f"{first + count:,} rows of {n_rows:,}")
     return storage
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"prediction_error", "hash_tables", "geometry", "whitening", "exact", "batching", "prompts"}
     | {"reports", "explanation_page", "model_files", "metrics", "evaluation_reports"},  # kernels
     {"sketch", "label_tokens", "calibration"},
-    {"columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
+    {"stored_rows", "columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
     | {"sqlite_connections"},
     {"repeats", "rejects", "interrupts", "catalog_runs", "writer_lock", "formats"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},

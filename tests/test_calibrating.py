@@ -416,7 +416,9 @@ def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, 
         prepared = [index.reader.prepare(to_sample(row)) for row in rows(12)]
         embedded = index.embedder.embed(prepared)
         samples = [one.sample for one in prepared]
-        index.storage.append(embedded.rows, samples, list(embedded.statistics))
+        index.storage.append(
+            index.storage.packed(embedded.rows), samples, list(embedded.statistics)
+        )
         first = index.query(rows(2, seed=2), top=5)
         assert index.storage.sketch_error("raw").scale == (1, 0)
         assert index.add(rows(20)).added == 8

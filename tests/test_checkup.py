@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from forvalue_index import ValuationIndex
 from forvalue_index.calibration import Calibration
 from forvalue_index.exceptions import BrokenIndexError, BusyIndexError
-from forvalue_index.segments import row_checksums
+from forvalue_index.stored_rows import row_checksums
 from forvalue_index.writer_lock import writer_lock
 
 pytest_plugins = ("tiny",)

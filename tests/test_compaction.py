@@ -286,3 +286,25 @@ def test_a_compacted_index_is_what_another_process_opens(filled):
     filled.compact()
     with ValuationIndex.open(filled.path) as other:
         assert_same(contents(other), before)
+
+
+def test_rows_of_int8_are_valued_and_merged_as_they_are_stored(tmp_path, model_dir, built_index):
+    path = tmp_path / "int8"
+    with ValuationIndex.create(path, str(model_dir), dim=256, row_dtype="int8") as index:
+        for start in (0, 10):
+            index.add(rows(20)[start : start + 10])
+        index.remove(["r3"])
+        before, values = contents(index), index.values(VALIDATION)
+        index.compact()
+        assert_same(contents(index), before)
+        assert len(files(index)) == 1
+        after = index.values(VALIDATION)
+        best = index.query(VALIDATION, top=19).helpful
+    np.testing.assert_allclose(after.scores, values.scores, rtol=1e-6)
+    expected = dict(zip(after.ids.tolist(), after.scores.tolist(), strict=True))
+    assert {hit.id: hit.score for hit in best} == pytest.approx(expected, rel=1e-5)
+    with ValuationIndex.open(built_index) as halved:  # the same samples first, in bfloat16
+        norms = torch.linalg.vector_norm(before[1], dim=1)
+        kept = torch.tensor([i for i in range(20) if i != 3])
+        error = (before[1] - contents(halved)[1][kept]).norm(dim=1) / norms
+    assert 0.001 < error.max() < 0.05

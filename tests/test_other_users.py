@@ -18,6 +18,7 @@ from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.records import StoredSegment
 from forvalue_index.segments import SegmentStore
+from forvalue_index.stored_rows import packed
 
 NOBODY = 65534
 OVERTAKEN = "was written to by another user while it was read"
@@ -253,7 +254,7 @@ def test_a_refused_change_names_the_plain_path(address):
 
 def test_a_segment_that_may_not_be_read_says_so(owned):
     store = SegmentStore(owned / "segments")
-    record = store.write({"raw": torch.ones(3, 4)}, dtype=torch.float32)
+    record = store.write({"raw": packed(torch.ones(3, 4), "float32")})
     opened = StoredSegment(0, record)
 
     def read():

@@ -21,6 +21,7 @@ from forvalue_index.search_indexes import (
     search_index,
     update_codes,
 )
+from forvalue_index.stored_rows import packed
 
 RAW, COSINE = RowKind("raw"), RowKind("raw", normalize=True)
 
@@ -32,10 +33,10 @@ def scans_little(monkeypatch):
     monkeypatch.setattr(coded, "LEAST_CANDIDATES", 400)
 
 
-@pytest.fixture
-def storage(tmp_path):
+@pytest.fixture(params=["bfloat16", "int8"])
+def storage(tmp_path, request):
     """Of 300 samples in three segments, of which some are removed."""
-    made = create(tmp_path / "ix", row_dtype="bfloat16")
+    made = create(tmp_path / "ix", row_dtype=request.param)
     for number in range(3):
         fill(made, 100, prefix=f"p{number}", seed=number)
     made.catalog.remove([0, 5, 9, 250])
@@ -251,7 +252,8 @@ def test_a_link_out_of_the_index_is_not_followed(storage, tmp_path, link):
 
 def test_rows_of_ids_in_any_order(storage):
     ids = np.array([299, 1, 100, 7, 199, 3, 200])
-    everything = torch.cat([random_rows(100, seed) for seed in range(3)]).bfloat16().float()
+    written = torch.cat([random_rows(100, seed) for seed in range(3)])
+    everything = packed(written, storage.manifest.settings.row_dtype).floats()
     with storage.view() as view:
         assert torch.from_numpy(view.rows("raw", ids)).equal(everything[ids])
         norms = np.linalg.norm(view.rows("raw", ids, normalize=True), axis=1)
@@ -262,7 +264,7 @@ def test_rows_of_ids_in_any_order(storage):
 def test_each_geometry_has_codes_of_its_own(tmp_path):
     made = create(tmp_path / "ix", geometry="fisher,raw")
     rows = {"fisher": random_rows(100), "raw": random_rows(100, seed=1)}
-    made.append(rows, samples(100), statistics(100))
+    made.append(made.packed(rows), samples(100), statistics(100))
     for name, expected in rows.items():
         _, (top, _) = answers(made, RowKind(name), "rabitq", k=5)
         true = np.argsort(-(QUERIES[0] @ expected.numpy().T))[:5]

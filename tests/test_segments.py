@@ -10,12 +10,12 @@ import forvalue_index.segments as segments
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.records import SegmentRecord, StoredSegment
 from forvalue_index.segments import (
-    Block,
     MissingSegmentError,
     SegmentStore,
-    row_checksums,
+    StoredBlock,
     write_durably,
 )
+from forvalue_index.stored_rows import packed
 
 ROWS = torch.randn(11, 16, generator=torch.Generator().manual_seed(0))
 
@@ -30,58 +30,62 @@ def blocks_of(store, record, first_id=0):
 
 
 def stored(store, record):
-    return torch.cat([block.rows for block in blocks_of(store, record)])
+    return torch.cat([block.rows.floats() for block in blocks_of(store, record)])
+
+
+def packed_rows(rows, row_dtype="float32"):
+    return {name: packed(mine, row_dtype) for name, mine in rows.items()}
 
 
 def path_of(directory, record):
     return directory / f"{record.uid}.safetensors"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_rows_come_back_as_they_were_written(store, tmp_path, dtype):
-    record = store.write({"raw": ROWS}, dtype=dtype)
+    record = store.write({"raw": packed(ROWS, dtype)})
     assert record.n_rows == 11
     content = path_of(tmp_path, record).read_bytes()
     assert record.n_bytes == len(content)
     assert record.sha256 == hashlib.sha256(content).hexdigest()
-    rows = stored(store, record)
-    assert rows.dtype == dtype
-    assert torch.equal(rows, ROWS.to(dtype))
+    (block,) = blocks_of(store, record)
+    assert block.rows.values.dtype == getattr(torch, dtype)
+    assert torch.equal(block.rows.floats(), packed(ROWS, dtype).floats())
 
 
 def test_bfloat16_takes_half_the_bytes(store):
     rows = torch.zeros(64, 256)
-    large = store.write({"raw": rows}, dtype=torch.float32).n_bytes
-    small = store.write({"raw": rows}, dtype=torch.bfloat16).n_bytes
+    large = store.write({"raw": packed(rows, "float32")}).n_bytes
+    small = store.write({"raw": packed(rows, "bfloat16")}).n_bytes
     assert large - small == rows.numel() * 2
 
 
 def test_rows_that_are_not_contiguous_are_written_in_their_order(store):
-    record = store.write({"raw": ROWS.T}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS.T, "float32")})
     assert torch.equal(stored(store, record), ROWS.T)
 
 
 @pytest.mark.parametrize("block_rows", [1, 4, 11, 12])
 def test_blocks_are_bounded_and_in_order(store, monkeypatch, block_rows):
     monkeypatch.setattr(segments, "BLOCK_ROWS", block_rows)
-    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS, "float32")})
     blocks = blocks_of(store, record, first_id=7)
     assert all(len(b.ids) == len(b.rows) == block_rows for b in blocks[:-1])
     assert 0 < len(blocks[-1].rows) <= block_rows
-    assert torch.equal(torch.cat([b.rows for b in blocks]), ROWS)
+    assert torch.equal(torch.cat([b.rows.floats() for b in blocks]), ROWS)
     assert np.concatenate([b.ids for b in blocks]).tolist() == list(range(7, 18))
 
 
 def test_segments_have_names_of_their_own_and_are_left_alone(store, tmp_path):
-    first = store.write({"raw": ROWS}, dtype=torch.float32)
+    first = store.write({"raw": packed(ROWS, "float32")})
     content = path_of(tmp_path, first).read_bytes()
-    second = store.write({"raw": ROWS}, dtype=torch.float32)
+    second = store.write({"raw": packed(ROWS, "float32")})
     assert first.uid != second.uid
     assert path_of(tmp_path, first).read_bytes() == content
 
 
 def test_nothing_temporary_is_left_behind_and_what_a_crash_left_does_not_matter(store, tmp_path):
-    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS, "float32")})
     assert [p.name for p in tmp_path.iterdir()] == [f"{record.uid}.safetensors"]
     (tmp_path / f"{record.uid}.safetensors.partial").write_bytes(b"half a fi")
     assert torch.equal(stored(store, record), ROWS)
@@ -148,7 +152,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_segment_is_named_with_what_to_do(store, tmp_path, damage):
-    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS, "float32")})
     path = path_of(tmp_path, record)
     damage(path)
     with pytest.raises(BrokenIndexError) as error:
@@ -158,27 +162,36 @@ def test_a_damaged_segment_is_named_with_what_to_do(store, tmp_path, damage):
 
 
 def test_another_number_of_rows_is_said(store):
-    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS, "float32")})
     with pytest.raises(BrokenIndexError, match=r"has 11 rows, the catalog says 1,200;"):
         blocks_of(store, dataclasses.replace(record, n_rows=1200))
 
 
 def test_ids_with_gaps_come_back_with_their_rows(store):
     offsets = np.array([0, 1, 4, 5, 9, 10, 11, 30, 31, 32, 1000])
-    record = store.write({"raw": ROWS}, dtype=torch.float32, offsets=offsets)
+    record = store.write({"raw": packed(ROWS, "float32")}, offsets=offsets)
     block = blocks_of(store, record, first_id=5)[0]
     assert block.ids.tolist() == (offsets + 5).tolist()
     assert block.ids.dtype == np.int64
-    assert torch.equal(block.rows, ROWS)
+    assert torch.equal(block.rows.floats(), ROWS)
 
 
 def test_an_open_segment_outlives_its_file(store, tmp_path):
-    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS, "float32")})
     opened = store.open(StoredSegment(0, record))
     store.delete(record.uid)
     assert list(tmp_path.iterdir()) == []
-    assert torch.equal(next(opened.blocks("raw")).rows, ROWS)
+    assert torch.equal(next(opened.blocks("raw")).rows.floats(), ROWS)
     with pytest.raises(MissingSegmentError, match="is missing, and it holds rows of the index"):
+        store.open(StoredSegment(0, record))
+
+
+def test_rows_of_int8_without_their_scales_are_damage(store, tmp_path):
+    record = store.write({"raw": packed(ROWS, "int8")})
+    tensors = load_file(path_of(tmp_path, record))
+    del tensors["scale.raw"]
+    save_file(tensors, path_of(tmp_path, record), {"uid": record.uid})
+    with pytest.raises(BrokenIndexError, match="its rows of raw have no scales; run: forvalue"):
         store.open(StoredSegment(0, record))
 
 
@@ -188,29 +201,29 @@ def test_deleting_what_is_not_there_is_no_error(store):
 
 def test_each_geometry_has_its_rows_and_checksums(store):
     rows = {"raw": ROWS, "kfac": -2 * ROWS[:, :4]}
-    record = store.write(rows, dtype=torch.float32, calibration="c" * 32)
+    record = store.write(packed_rows(rows), calibration="c" * 32)
     opened = store.open(StoredSegment(5, record))
     assert opened.dims == {"raw": 16, "kfac": 4}
     assert opened.calibration == "c" * 32
     for name, expected in rows.items():
         (block,) = opened.blocks(name)
-        assert block.rows.equal(expected)
+        assert block.rows.floats().equal(expected)
         assert block.ids.tolist() == list(range(5, 16))
 
 
 def test_a_segment_without_a_calibration_names_none(store):
-    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS, "float32")})
     assert store.open(StoredSegment(0, record)).calibration is None
 
 
 def test_a_geometry_that_is_not_there_is_damage(store):
-    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS, "float32")})
     with pytest.raises(BrokenIndexError, match="forvalue check INDEX --repair"):
         list(store.open(StoredSegment(0, record)).blocks("kfac"))
 
 
 def test_geometries_of_different_numbers_of_rows_are_damage(store, tmp_path):
-    record = store.write({"raw": ROWS, "kfac": -ROWS}, dtype=torch.float32)
+    record = store.write(packed_rows({"raw": ROWS, "kfac": -ROWS}))
     tensors = load_file(path_of(tmp_path, record))
     tensors["kfac"] = tensors["kfac"][:-1].contiguous()
     save_file(tensors, path_of(tmp_path, record), {"uid": record.uid})
@@ -220,12 +233,12 @@ def test_geometries_of_different_numbers_of_rows_are_damage(store, tmp_path):
 
 @pytest.mark.parametrize("geometries", [("raw",), ("kfac", "raw")], ids=["raw", "two"])
 @pytest.mark.parametrize("offsets", [None, np.arange(0, 22, 2)], ids=["plain", "gaps"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_flipped_bit_anywhere_in_a_segment_is_found(store, tmp_path, dtype, offsets, geometries):
     """Header, names, shapes, checksums, offsets and rows: each byte, one bit of it."""
     width = 16 if geometries == ("raw",) else 4
     rows = {name: ROWS[:, :width].clone() for name in geometries}
-    record = store.write(rows, dtype=dtype, offsets=offsets, calibration="c" * 32)
+    record = store.write(packed_rows(rows, dtype), offsets=offsets, calibration="c" * 32)
 
     def read():
         """What `Storage` compares, and all rows."""
@@ -261,14 +274,14 @@ def swap_rows_with_checksums(path):
 
 @pytest.mark.parametrize("swap", [swap_rows, swap_rows_with_checksums])
 def test_rows_that_changed_places_are_found(store, tmp_path, swap):
-    record = store.write({"raw": ROWS}, dtype=torch.float32)
+    record = store.write({"raw": packed(ROWS, "float32")})
     swap(path_of(tmp_path, record))
     with pytest.raises(BrokenIndexError, match="the row of sample 2 is not what was stored"):
         blocks_of(store, record)
 
 
 def test_the_file_of_another_segment_is_found(store, tmp_path):
-    one, other = (store.write({"raw": rows}, dtype=torch.float32) for rows in (ROWS, -ROWS))
+    one, other = (store.write({"raw": packed(rows, "float32")}) for rows in (ROWS, -ROWS))
     path_of(tmp_path, one).write_bytes(path_of(tmp_path, other).read_bytes())
     with pytest.raises(BrokenIndexError, match=f"it holds the segment {other.uid}"):
         blocks_of(store, one)
@@ -283,26 +296,6 @@ def test_a_segment_from_before_there_were_checksums_is_read_whole(store, tmp_pat
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(BrokenIndexError, match="its checksum is not that in the catalog"):
         blocks_of(store, record)
-
-
-def slow_checksum(row, place):
-    """The definition, in whole numbers of any size."""
-    content = row.contiguous().view(torch.uint8).numpy().tobytes()
-    content += bytes(-len(content) % 8)
-    words = np.frombuffer(content, "<u8").tolist()
-    total = (sum(words) + int(place)) % 2**64
-    return ((total % 2**32) + (total >> 32)) % (2**32 - 1)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("width", [1, 3, 16, 17])
-def test_checksums_are_what_they_are_defined_to_be(dtype, width):
-    rows = torch.randn(50, width, generator=torch.Generator().manual_seed(width)).to(dtype)
-    places = torch.arange(50) * 10**9
-    found = row_checksums(rows, places)
-    assert found.dtype == torch.int32
-    expected = [slow_checksum(row, place) for row, place in zip(rows, places, strict=True)]
-    assert [value % 2**32 for value in found.tolist()] == expected
 
 
 @pytest.mark.parametrize("uid", ["../../etc/passwd", "", "A" * 32, "a" * 31, "a" * 32 + "\n"])
@@ -323,8 +316,8 @@ def test_a_link_out_of_the_index_is_refused(tmp_path):
 )
 def test_a_block_without_what_was_removed(removed):
     ids = np.array([4, 5, 7, 8], dtype=np.int64)
-    block = Block(ids, torch.arange(4.0)[:, None])
+    block = StoredBlock(ids, packed(torch.arange(4.0)[:, None], "float32"))
     found = block.without(np.array(removed, dtype=np.int64))
     kept = [i for i, id_ in enumerate(ids) if id_ not in removed]
     assert found.ids.tolist() == ids[kept].tolist()
-    assert found.rows[:, 0].tolist() == kept
+    assert found.rows.floats()[:, 0].tolist() == kept

@@ -43,7 +43,7 @@ def with_model(**changes):
         ("model", "", "--model cannot be ''; name a hub id, a directory or a file"),
         ("labels", "some", "--labels cannot be 'some'; use one of response, all"),
         ("template", "xml", "--template cannot be 'xml'; use one of auto, chat, plain"),
-        ("row_dtype", "int8", "--row-dtype cannot be 'int8'; use one of bfloat16, float32"),
+        ("row_dtype", "int4", "--row-dtype cannot be 'int4'; use one of bfloat16, float32, int8"),
         ("dtype", "int8", "--dtype cannot be 'int8'; use one of auto, float32, bfloat16, float16"),
         ("dim", 15, "--dim cannot be 15; use 16 to 1,048,576"),
         ("dim", 2**20 + 1, "--dim cannot be 1048577; use 16 to 1,048,576"),
@@ -209,8 +209,8 @@ def test_a_geometry_of_another_type_is_damage(name, value):
 
 
 def test_the_rows_of_a_sample_have_the_floats_of_all_geometries():
-    assert with_settings(dim=256).sample_width == 256
-    assert with_settings(dim=256, geometry="raw, kfac").sample_width == 512
+    assert with_settings(dim=256).sample_bytes == 512
+    assert with_settings(dim=256, geometry="raw, kfac", row_dtype="int8").sample_bytes == 512
     assert Settings(model="m", geometry="kfac, raw").geometries == ("kfac", "raw")
 
 

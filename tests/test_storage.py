@@ -17,6 +17,7 @@ from forvalue_index.records import Message, Sample, SampleStatistics
 from forvalue_index.search_indexes import RowKind, search_index
 from forvalue_index.settings import ModelIdentity, Settings
 from forvalue_index.storage import Storage
+from forvalue_index.stored_rows import packed
 
 pytest_plugins = ("databases",)
 
@@ -48,7 +49,7 @@ def random_rows(count, seed=0):
 
 def fill(storage, count=5, prefix="r", seed=0):
     rows = random_rows(count, seed)
-    storage.append({"raw": rows}, samples(count, prefix), statistics(count))
+    storage.append(storage.packed({"raw": rows}), samples(count, prefix), statistics(count))
     return rows
 
 
@@ -91,10 +92,12 @@ def test_rows_come_back_in_order_of_id(storage):
     assert rows.equal(torch.cat([first, second]))
 
 
-def test_bfloat16_rows_are_the_nearest_ones(tmp_path):
-    storage = create(tmp_path / "ix", row_dtype="bfloat16")
+@pytest.mark.parametrize("row_dtype", ["bfloat16", "int8"])
+def test_rows_of_fewer_bits_are_the_nearest_ones(tmp_path, row_dtype):
+    storage = create(tmp_path / "ix", row_dtype=row_dtype)
     rows = fill(storage)
-    assert all_rows(storage)[1].equal(rows.bfloat16().float())
+    assert all_rows(storage)[1].equal(packed(rows, row_dtype).floats())
+    assert not all_rows(storage)[1].equal(rows)
     storage.close()
 
 
@@ -143,7 +146,7 @@ def test_a_failed_commit_leaves_no_sample(storage):
     fill(storage)
     twice = samples(1, prefix="x") * 2
     with pytest.raises(CatalogError, match="was not recorded"):
-        storage.append({"raw": random_rows(2)}, twice, statistics(2))
+        storage.append(storage.packed({"raw": random_rows(2)}), twice, statistics(2))
     assert len(list((storage.path / SEGMENTS).iterdir())) == 2
     assert all_rows(storage)[0].tolist() == list(range(5))
     fill(storage, 2, prefix="s")
@@ -240,7 +243,7 @@ def test_a_catalog_that_knows_other_samples_than_the_segments_hold_is_refused(st
 
 
 def test_rows_of_another_width_are_refused(storage):
-    storage.append({"raw": torch.zeros(2, DIM - 1)}, samples(2), statistics(2))
+    storage.append(storage.packed({"raw": torch.zeros(2, DIM - 1)}), samples(2), statistics(2))
     with pytest.raises(BrokenIndexError, match="have 15 floats of raw, and those of the index 16 "):
         blocks_of(storage)
 
@@ -336,7 +339,7 @@ def replace_all(storage, live):
         uids = [segment.file.uid for segment in snapshot.segments()]
     ids, rows = all_rows(storage)
     chosen = np.isin(ids, live)
-    storage.replace(uids, ids[chosen], {"raw": rows[torch.from_numpy(chosen)]})
+    storage.replace(uids, ids[chosen], storage.packed({"raw": rows[torch.from_numpy(chosen)]}))
 
 
 def test_rows_are_the_same_where_a_new_segment_takes_the_place_of_others(storage):

@@ -60,7 +60,7 @@ from forvalue_index.settings import (
     type=click.Choice(ROW_DTYPES),
     default="bfloat16",
     show_default=True,
-    help="Precision of stored rows.",
+    help="Precision of stored rows; int8 has one scale a row, and half the bytes.",
 )
 @click.option(
     "--dtype",

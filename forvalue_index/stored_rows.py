@@ -1,0 +1,84 @@
+"""Rows in the precision that they are stored in: float32, bfloat16, or int8 with a scale a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+INT8 = "int8"
+LARGEST = 127
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """`values` [row, dim]; those of int8 are multiples of their row's `scales` [row], a float32."""
+
+    values: Tensor
+    scales: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, which: slice | Tensor) -> StoredRows:
+        return StoredRows(self.values[which], None if self.scales is None else self.scales[which])
+
+    def floats(self, out: Tensor | None = None) -> Float[Tensor, "row dim"]:
+        """What the rows say, in float32, written to the beginning of `out` where that is given."""
+        rows = torch.empty(self.values.shape) if out is None else out[: len(self)]
+        rows.copy_(self.values)
+        return rows if self.scales is None else rows.mul_(self.scales[:, None])
+
+    def checksums(self, offsets: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+        """As `row_checksums`, over the bits of values and scales."""
+        scales = 0 if self.scales is None else self.scales.view(torch.int32)
+        return row_checksums(self.values, offsets + scales)
+
+
+def packed(rows: Float[Tensor, "row dim"], row_dtype: str) -> StoredRows:
+    """Rows in the precision of that name: each number is rounded to the nearest there is.
+
+    With int8 the largest number of a row becomes 127 or -127, so an error is at most half of a
+    127th of it.
+    """
+    if row_dtype != INT8:
+        return StoredRows(rows.to(getattr(torch, row_dtype)).contiguous())
+    scales = rows.abs().amax(dim=1).float() / LARGEST
+    values = rows / scales.masked_fill(scales == 0, 1)[:, None]
+    # Clamped, as a scale may have been rounded down; to zero where it is too small for a float.
+    return StoredRows(values.round().clamp(-LARGEST, LARGEST).to(torch.int8), scales)
+
+
+def joined(parts: Sequence[StoredRows]) -> StoredRows:
+    """Rows after each other."""
+    scales = [part.scales for part in parts if part.scales is not None]
+    return StoredRows(
+        torch.cat([part.values for part in parts]), torch.cat(scales) if scales else None
+    )
+
+
+def row_checksums(
+    rows: Shaped[Tensor, "row width"], offsets: Int[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """32 bits a row, over its bits as they are stored and its place: sums modulo 2^32 - 1.
+
+    They run at the speed of memory, and a change within 8 bytes always shows but by a chance of
+    about 2^-64.
+    """
+    words = _as_words(rows).sum(dim=1) + offsets
+    # Folded without overflow: low and high halves, each below 2^32.
+    halves = (words & 0xFFFFFFFF) + ((words >> 32) & 0xFFFFFFFF)
+    folded = halves % 0xFFFFFFFF
+    return torch.where(folded >= 2**31, folded - 2**32, folded).to(torch.int32)
+
+
+def _as_words(rows: Tensor) -> Tensor:
+    """The bits of rows as 64-bit integers, padded with zeros."""
+    plain = rows.contiguous().view(torch.uint8)
+    padding = -plain.shape[1] % 8
+    if padding:
+        plain = torch.nn.functional.pad(plain, (0, padding))
+    return plain.view(torch.int64)
