@@ -189,9 +189,14 @@ class SketchError(NamedTuple):
     scale: ErrorScale = ErrorScale()
 
     def standard_errors(
-        self, query: NDArray[np.float32], rows: NDArray[np.float32]
+        self,
+        query: NDArray[np.float32],
+        rows: NDArray[np.float32],
+        scores: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Standard errors of the inner products of query [dim] with rows [row, dim].
+
+        `scores` [row] are these products, where they are known.
 
         A part of D floats has |q| |row| / sqrt(D) of its own norms (Pham and Pagh), and the parts
         are independent, so squares add up. Exact rows, which have no parts, have 0.
@@ -206,7 +211,9 @@ class SketchError(NamedTuple):
             variances += squares * float(query[part] @ query[part]) / width
             start += width
         noise, relative = self.scale
-        dropped = relative * np.vecdot(rows, query) if relative else 0.0
+        if relative and scores is None:
+            scores = np.vecdot(rows, query)
+        dropped = 0.0 if scores is None else relative * scores
         return np.hypot(noise * np.sqrt(variances), dropped).astype(np.float32)
 
 

@@ -63,7 +63,8 @@ def sketched_values(  # noqa: PLR0913 - what scores depend on
         scores = torch.mv(block.rows, asked).numpy()
         if scoring.whiten:
             return Values(block.ids, scores, np.full(len(scores), np.nan, np.float32))
-        return Values(block.ids, scores, errors.standard_errors(query, block.rows.numpy()))
+        stderrs = errors.standard_errors(query, block.rows.numpy(), scores)
+        return Values(block.ids, scores, stderrs)
 
     none = Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
     found = view.scan(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 INT8 = "int8"
 LARGEST = 127
+MODULUS = np.uint64(2**32 - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +71,9 @@ def row_checksums(
     about 2^-64.
     """
     words = _as_words(rows).sum(dim=1) + offsets
-    # Folded without overflow: low and high halves, each below 2^32.
-    halves = (words & 0xFFFFFFFF) + ((words >> 32) & 0xFFFFFFFF)
-    folded = halves % 0xFFFFFFFF
-    return torch.where(folded >= 2**31, folded - 2**32, folded).to(torch.int32)
+    # NumPy has unsigned numbers, and its operations on few of them start sooner.
+    folded = words.numpy().view(np.uint64) % MODULUS
+    return torch.from_numpy(folded.astype(np.uint32).view(np.int32))
 
 
 def _as_words(rows: Tensor) -> Tensor:

@@ -183,4 +183,8 @@ def test_standard_errors_by_hand():
     # The inner product is 2 * 3 + 3 * 1 = 9, of which a third is 3.
     with_score = SketchError((1, 2), ErrorScale(2.0, 1 / 3)).standard_errors(query, rows)
     np.testing.assert_allclose(with_score, [math.sqrt(4 * 48.5 + 9), 0], rtol=1e-6)
+    known = SketchError((1, 2), ErrorScale(2.0, 1 / 3)).standard_errors(
+        query, rows, np.array([9, 0], np.float32)
+    )
+    np.testing.assert_array_equal(known, with_score)
     assert SketchError((), ErrorScale(2.0, 1.0)).standard_errors(query, rows).tolist() == [0, 0]
