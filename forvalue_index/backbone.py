@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
+import sys
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forvalue_index.adapters import merge_adapter
+from forvalue_index.batching import halves
 from forvalue_index.exceptions import ModelError
+from forvalue_index.memory import unless_memory_runs_out
 from forvalue_index.model_files import (
     locate_model,
     model_errors,
@@ -31,6 +35,7 @@ from forvalue_index.prediction_error import Head
 from forvalue_index.records import Batch
 from forvalue_index.settings import ModelIdentity, Settings
 
+LOG = logging.getLogger(__name__)
 # Relative to the largest logit; half precision rounds the two ways of computing it differently.
 HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 5e-2
@@ -50,7 +55,7 @@ def default_device() -> torch.device:
 
 
 class Backbone:
-    """A causal language model, ready to give hidden states. Immutable once made."""
+    """A causal language model, ready to give hidden states."""
 
     def __init__(
         self, model: Any, tokenizer: Any, *, name: str = "the model", revision: str | None = None
@@ -68,6 +73,7 @@ class Backbone:
         self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
         self.head = _find_head(model, name)
         self.device = self.head.weight.device
+        self._too_large = sys.maxsize  # tokens of a batch
         self._check_head()
 
     @classmethod
@@ -118,8 +124,31 @@ class Backbone:
 
     @torch.inference_mode()
     def hidden_states(self, batch: Batch) -> Float[Tensor, "label hidden"]:
-        """Inputs of the head at the batch's label positions, in the model's precision."""
-        return self.differentiable_states(batch)
+        """Inputs of the head at the batch's label positions, in the model's precision.
+
+        A batch that memory does not suffice for is read in halves, and so are others of its size
+        from then on. Raises ModelError where it does not suffice for a single sample.
+        """
+        states = None
+        if len(batch.indices) == 1 or batch.token_ids.size < self._too_large:
+            states = unless_memory_runs_out(lambda: self.differentiable_states(batch))
+        if states is not None:
+            return states
+        self._refuse_too_large(batch)
+        return torch.cat([self.hidden_states(half) for half in halves(batch)])
+
+    def _refuse_too_large(self, batch: Batch) -> None:
+        """Remember a size that is too large, and say so; raise ModelError for a single sample."""
+        size = batch.token_ids.size
+        if len(batch.indices) == 1:
+            raise ModelError(
+                f"{self.name}: there is not the memory on {self.device} to read a sample of "
+                f"{size:,} tokens; close other programs, or make the index with a --max-length "
+                "below that"
+            )
+        if size < self._too_large:
+            self._too_large = size
+            LOG.warning("No memory for a batch of %s tokens; going on with halves", f"{size:,}")
 
     def differentiable_states(self, batch: Batch) -> Float[Tensor, "label hidden"]:
         """The same, with a graph back to those weights that are trainable."""

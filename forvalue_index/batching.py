@@ -50,5 +50,24 @@ def collate(encoded: Sequence[Encoded], indices: Sequence[int]) -> Batch:
     )
 
 
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """The first samples of a batch and the others, each padded to the longest among them."""
+    middle = (len(batch.indices) + 1) // 2
+    return _part(batch, 0, middle), _part(batch, middle, len(batch.indices))
+
+
+def _part(batch: Batch, first: int, last: int) -> Batch:
+    mine = (batch.label_rows >= first) & (batch.label_rows < last)
+    longest = int(batch.attention_mask[first:last].sum(axis=1).max())
+    return Batch(
+        token_ids=batch.token_ids[first:last, :longest],
+        attention_mask=batch.attention_mask[first:last, :longest],
+        label_rows=batch.label_rows[mine] - first,
+        label_columns=batch.label_columns[mine],
+        labels=batch.labels[mine],
+        indices=batch.indices[first:last],
+    )
+
+
 def _input_length(encoded: Encoded) -> int:
     return int(np.flatnonzero(encoded.label_mask)[-1])

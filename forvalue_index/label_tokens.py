@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from forvalue_index.batching import batches
 from forvalue_index.contracts import Trunk
-from forvalue_index.exceptions import BadSampleError
-from forvalue_index.prediction_error import Head, prediction_error
+from forvalue_index.exceptions import BadSampleError, ModelError
+from forvalue_index.memory import unless_memory_runs_out
+from forvalue_index.prediction_error import Head, PredictionError, prediction_error
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import BadRow, Batch, Encoded, Sample, bad_row
 
@@ -130,8 +132,7 @@ class LabelReader:
         )
         if self._hardest is not None:
             labels = labels.part(self._hardest_of(labels, self._hardest))
-        for chunk in self._chunks(labels):
-            found = prediction_error(self.head, chunk.hidden, chunk.places)
+        for chunk, found in self._predicted(labels):
             yield LabelTokens(
                 found.error,
                 chunk.hidden.to(found.error.dtype),
@@ -141,15 +142,29 @@ class LabelReader:
                 found.probability,
             )
 
-    def _chunks(self, labels: _Labels) -> Iterator[_Labels]:
-        for start in range(0, len(labels.hidden), self._chunk_tokens):
-            yield labels.part(slice(start, start + self._chunk_tokens))
+    def _predicted(self, labels: _Labels) -> Iterator[tuple[_Labels, PredictionError]]:
+        """Labels in chunks, which become smaller where memory does not suffice for them."""
+        start = 0
+        while start < len(labels.hidden):
+            chunk = labels.part(slice(start, start + self._chunk_tokens))
+            found = unless_memory_runs_out(partial(self._errors, chunk))
+            if found is not None:
+                start += len(chunk.hidden)
+                yield chunk, found
+            elif self._chunk_tokens == 1:
+                raise ModelError(
+                    f"there is not the memory on {chunk.hidden.device} for the errors of one token "
+                    f"over {len(self._place):,} vocabulary entries; close other programs"
+                )
+            else:
+                self._chunk_tokens //= 2
+
+    def _errors(self, chunk: _Labels) -> PredictionError:
+        return prediction_error(self.head, chunk.hidden, chunk.places)
 
     def _hardest_of(self, labels: _Labels, share: float) -> Int[Tensor, " kept"]:
         """Which labels have the highest loss of their sample, rounded up, in order of position."""
-        chunks = self._chunks(labels)
-        losses = [prediction_error(self.head, c.hidden, c.places).loss for c in chunks]
-        loss = torch.cat(losses)
+        loss = torch.cat([found.loss for _, found in self._predicted(labels)])
         kept, start = [], 0
         for count in torch.bincount(labels.owner).tolist():
             mine = loss[start : start + count]

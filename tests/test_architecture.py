@@ -13,7 +13,16 @@ PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 LAYERS = [
     {"exceptions", "records"},  # words
     {"settings", "contracts", "results", "evaluation_results", "extras"},  # promises
-    {"prediction_error", "hash_tables", "geometry", "whitening", "exact", "batching", "prompts"}
+    {
+        "prediction_error",
+        "hash_tables",
+        "geometry",
+        "whitening",
+        "exact",
+        "memory",
+        "batching",
+        "prompts",
+    }
     | {"reports", "explanation_page", "model_files", "metrics", "evaluation_reports"},  # kernels
     {"sketch", "label_tokens", "calibration"},
     {"stored_rows", "columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forvalue_index.batching import PAD, batches, collate
+from forvalue_index.batching import PAD, batches, collate, halves
 from forvalue_index.records import Encoded
 
 
@@ -102,3 +102,16 @@ def test_batches_are_the_same_without_the_first_ones(found, token_budget, data):
     ]
     for ours, theirs in zip(rest, whole[done:], strict=True):
         assert np.array_equal(ours.token_ids, theirs.token_ids)
+
+
+@given(st.lists(samples(), min_size=2, max_size=20))
+def test_halves_are_batches_of_their_samples(found):
+    batch = collate(found, range(len(found)))
+    middle = (len(found) + 1) // 2
+    for half, indices in zip(
+        halves(batch), (range(middle), range(middle, len(found))), strict=True
+    ):
+        expected = collate([found[i] for i in indices], indices)
+        assert half.indices == expected.indices
+        for name in ("token_ids", "attention_mask", "label_rows", "label_columns", "labels"):
+            assert np.array_equal(getattr(half, name), getattr(expected, name)), name

@@ -9,6 +9,7 @@ from test_features import SAMPLES, embedder, pair
 from forvalue_index import label_tokens
 from forvalue_index.backbone import Backbone
 from forvalue_index.batching import collate
+from forvalue_index.exceptions import ModelError
 from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.prediction_error import Head
 from forvalue_index.prompts import PromptEncoder
@@ -119,6 +120,34 @@ def test_chunks_do_not_change_what_is_hardest(monkeypatch, chunk_tokens):
     sizes = [len(t.loss) for t in whole.label_tokens(collate([p.encoded for p in items], range(4)))]
     assert max(sizes) == chunk_tokens
     assert sum(sizes) == 13
+
+
+class Crowded(Head):
+    """A head for which torch finds no memory as soon as there are more than two tokens."""
+
+    def logits(self, hidden):
+        if len(hidden) > 2:
+            torch.empty(2**48)
+        return super().logits(hidden)
+
+    def reordered(self, order):
+        return Crowded(self.weight[order])
+
+
+@pytest.mark.parametrize("hardest", [None, 0.5])
+def test_chunks_become_smaller_where_memory_runs_out(hardest):
+    items = labelled([0, 1, 2, 3], [4, 5])
+    expected = read(losing(LOSSES, hardest=hardest), items)
+    reader = losing(LOSSES, hardest=hardest)
+    reader.head = Crowded(reader.head.weight)
+    assert read(reader, items) == expected
+
+
+def test_a_vocabulary_that_memory_is_too_small_for_is_refused(monkeypatch):
+    reader = losing(LOSSES)
+    monkeypatch.setattr(Head, "logits", lambda *_: torch.empty(2**48))
+    with pytest.raises(ModelError, match="errors of one token over 12 vocabulary entries"):
+        read(reader, labelled([0, 1]))
 
 
 def test_a_model_in_16_bits_is_read_in_float32():
