@@ -54,7 +54,13 @@ def synthetic_index(
     else:
         settings = Settings("synthetic", dim=dim, row_dtype=row_dtype, max_length=64)
         storage = Storage.create(path, settings, model=MODEL, catalog="sqlite")
-    rows = Rows(dim)
+    grow(storage, n_rows, report=report)
+    return storage
+
+
+def grow(storage: Storage, n_rows: int, *, report: Callable[[str], None]) -> None:
+    """Add rows to an index until it has so many, in segments of 8,192 where they are many."""
+    rows = Rows(storage.manifest.row_width)
     with storage.catalog.snapshot() as snapshot:
         done = snapshot.count()
     for first in range(done, n_rows, SEGMENT):
@@ -63,7 +69,6 @@ def synthetic_index(
         statistics = [MEASURED] * count
         storage.append(storage.packed({"raw": rows.draw(count, first)}), samples, statistics)
         report(f"{first + count:,} rows of {n_rows:,}")
-    return storage
 
 
 def _sample(number: int) -> Sample:
