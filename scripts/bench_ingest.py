@@ -6,6 +6,9 @@ tokens, and keeps nothing. Ours is `add` whole: reading, checking, tokenising, t
 pass, prediction errors, sketch, segment files and SQL. The two are interleaved; `ratio` is the
 median over rounds of ours divided by the reference of the same round. An index is calibrated once,
 on 128 samples at most, which is measured apart.
+
+`--peers PYTHON` also measures other libraries, in every round; scripts/peers.py says how to make
+the environment of that interpreter and what is timed.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from peer_runs import PeerRuns, peers_table
 
 from forvalue_index import ValuationIndex
 from forvalue_index.demo_data import math_problems, sentence_transformations
@@ -31,7 +35,8 @@ def main() -> None:
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder) / "data.jsonl", options.samples)
-        forward_s, ingest_s, calibrate_s, tokens = measure(Path(folder), data, options)
+        peers = PeerRuns(options.peers, options.model, Path(folder), options.only_peers)
+        forward_s, ingest_s, calibrate_s, sizes = measure(Path(folder), data, options, peers)
     ratios = [ours / bare for ours, bare in zip(ingest_s, forward_s, strict=True)]
     result = {
         "forward_s": round(statistics.median(forward_s), 3),
@@ -39,21 +44,24 @@ def main() -> None:
         "calibrate_s": round(statistics.median(calibrate_s), 3),
         "ratio": round(statistics.median(ratios), 4),
         "ratios": [round(ratio, 4) for ratio in ratios],
-        "tokens_per_s": round(tokens["all"] / statistics.median(ingest_s), 1),
+        "tokens_per_s": round(sizes["tokens"] / statistics.median(ingest_s), 1),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "bytes_per_sample": round(sizes["row_bytes"] / options.samples),
         "samples": options.samples,
-        "tokens": tokens["all"],
-        "label_tokens": tokens["labels"],
+        "tokens": sizes["tokens"],
+        "label_tokens": sizes["label_tokens"],
         "labels": options.labels,
         "dim": options.dim,
         "geometry": options.geometry,
         "threads": torch.get_num_threads(),
     }
+    found = peers.results(forward_s, ingest_s, result["bytes_per_sample"])
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(result | ({"peers": found} if options.peers else {}), indent=2))
     else:
         for name, value in result.items():
-            print(f"{name:>14}  {value}")
+            print(f"{name:>16}  {value}")
+        print(peers_table(found), end="")
 
 
 def parse_options() -> argparse.Namespace:
@@ -65,8 +73,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--geometry", default="raw")
     parser.add_argument("--labels", choices=("response", "all"), default="response")
+    parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has other libraries")
+    parser.add_argument("--only-peers", metavar="NAME,...", help="of them, these alone")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.peers and torch.cuda.is_available():
+        parser.error("peers run on the CPU; hide the GPU with CUDA_VISIBLE_DEVICES=")
+    return options
 
 
 def write_data(path: Path, n_samples: int) -> Path:
@@ -79,12 +92,15 @@ def write_data(path: Path, n_samples: int) -> Path:
 
 
 def measure(
-    folder: Path, data: Path, options: argparse.Namespace
+    folder: Path, data: Path, options: argparse.Namespace, peers: PeerRuns
 ) -> tuple[list[float], list[float], list[float], dict[str, int]]:
-    """Seconds of each round, after one to warm up: the bare forward pass, `add`, calibrating."""
+    """Seconds of each round, after one to warm up: the bare forward pass, `add`, calibrating.
+
+    Peers have a process each, which warms up by itself.
+    """
     forward_s, ingest_s, calibrate_s = [], [], []
     settings = {"dim": options.dim, "labels": options.labels, "geometry": options.geometry}
-    tokens = {"all": 0, "labels": 0}
+    sizes = {}
     for round_ in range(-1, options.rounds):
         with ValuationIndex.create(folder / f"{round_}", options.model, **settings) as index:
             prepared = prepare(index, data)
@@ -94,13 +110,17 @@ def measure(
             order = (0, 1) if round_ % 2 else (1, 0)
             seconds = {i: timed(tasks[i]) for i in order}
         if round_ < 0:
-            tokens["all"] = sum(len(p.encoded) for p in prepared)
-            tokens["labels"] = sum(p.encoded.n_label_tokens for p in prepared)
+            sizes["tokens"] = sum(len(p.encoded) for p in prepared)
+            sizes["label_tokens"] = sum(p.encoded.n_label_tokens for p in prepared)
+            segments = (folder / f"{round_}" / "segments").glob("*.safetensors")
+            sizes["row_bytes"] = sum(segment.stat().st_size for segment in segments)
+            peers.write_samples([p.encoded for p in prepared])
             continue
+        peers.run_round()
         forward_s.append(seconds[0])
         ingest_s.append(seconds[1])
         calibrate_s.append(calibrated_s)
-    return forward_s, ingest_s, calibrate_s, tokens
+    return forward_s, ingest_s, calibrate_s, sizes
 
 
 def prepare(index: ValuationIndex, data: Path) -> list[Prepared]:
