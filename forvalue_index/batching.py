@@ -56,6 +56,13 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
     return _part(batch, 0, middle), _part(batch, middle, len(batch.indices))
 
 
+def shared_tokens(batch: Batch) -> int:
+    """How many tokens all samples of a batch begin with, none of which predicts a label."""
+    differs = (batch.token_ids != batch.token_ids[0]).any(axis=0)
+    equal = int(differs.argmax()) if differs.any() else len(differs)
+    return min(equal, int(batch.label_columns.min()))
+
+
 def _part(batch: Batch, first: int, last: int) -> Batch:
     mine = (batch.label_rows >= first) & (batch.label_rows < last)
     longest = int(batch.attention_mask[first:last].sum(axis=1).max())

@@ -135,7 +135,7 @@ def bare_forward(index: ValuationIndex, prepared: list[Prepared]) -> None:
     reader: LabelReader = index.reader
     chunk = CHUNK_TOKENS[reader.head.weight.device.type]
     for batch in reader.batches(prepared):
-        for hidden in reader.trunk.hidden_states(batch).split(chunk):
+        for hidden in reader.trunk.differentiable_states(batch).split(chunk):
             torch.log_softmax(reader.head.logits(hidden), dim=-1)
 
 

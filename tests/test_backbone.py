@@ -419,3 +419,79 @@ def test_a_model_without_a_head_is_refused():
     model = tiny_model("llama").model
     with pytest.raises(ModelError, match="LlamaModel has no language-model head"):
         Backbone(model, tiny_tokenizer(), name="runs/trunk")
+
+
+# Beginnings that samples share.
+
+
+def beginning_alike(shared, *lengths):
+    """A batch of samples that begin with the same tokens; their labels are the last three."""
+    random = np.random.default_rng(0)
+    start = random.integers(3, VOCAB, shared)
+    samples = []
+    for length in lengths:
+        own = random.integers(3, VOCAB, length)
+        labels = np.arange(shared + length) >= shared + length - 3
+        samples.append(Encoded(np.concatenate([start, own]), labels))
+    return collate(samples, range(len(samples)))
+
+
+def read_tokens(backbone, batch):
+    """Hidden states, and how many tokens the trunk read for them."""
+    counts = []
+    hook = backbone._trunk.register_forward_pre_hook(
+        lambda _module, _args, given: counts.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    states = backbone.hidden_states(batch)
+    hook.remove()
+    return states, sum(counts)
+
+
+# Others keep a window or a state of what they read, or take no positions.
+SHARING = ("llama", "llama-tied", "qwen2", "qwen3", "gpt2", "granite", "cohere", "phi", "opt")
+SHARING += ("mixtral", "qwen3-moe")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [(9, 9), (30, 17, 5, 4)], ids=["equal", "padded"])
+def test_what_samples_begin_with_is_read_once(tmp_path, kind, lengths):
+    backbone = load(save_tiny(tmp_path / kind, kind))
+    batch = beginning_alike(24, *lengths)
+    states, n_read = read_tokens(backbone, batch)
+    with torch.inference_mode():
+        expected = backbone.differentiable_states(batch)
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+    width = 24 + lengths[0] - 1
+    once = 24 + len(lengths) * (width - 24)
+    assert n_read == (once if kind in SHARING else len(lengths) * width)
+
+
+def test_labels_are_never_part_of_what_is_read_once(llama):
+    backbone = load(llama)
+    same = [Encoded(TOKEN_IDS, np.arange(20) >= first) for first in (15, 7, 18)]
+    batch = collate(same, range(3))
+    states, n_read = read_tokens(backbone, batch)
+    assert n_read == 6 + 3 * (19 - 6)  # the token at 6 predicts the first label
+    with torch.inference_mode():
+        torch.testing.assert_close(states, backbone.differentiable_states(batch))
+
+
+@pytest.mark.parametrize("shared", [0, 1, 2])
+def test_a_beginning_of_few_tokens_is_not_worth_a_second_pass(llama, shared):
+    batch = beginning_alike(shared, 60, 60)
+    _, n_read = read_tokens(load(llama), batch)
+    assert n_read == batch.token_ids.size
+
+
+def test_a_sample_alone_is_read_at_once(llama):
+    _, n_read = read_tokens(load(llama), beginning_alike(24, 9))
+    assert n_read == 32
+
+
+def test_a_model_that_reads_on_differently_is_read_as_a_whole(llama):
+    backbone = load(llama)
+    attention = backbone._trunk.layers[0].self_attn
+    whole = attention.forward
+    # Of what was read before, the model forgets what counts.
+    attention.forward = lambda *args, **kwargs: whole(*args, **(kwargs | {"past_key_values": None}))
+    assert backbone._can_share_beginnings() is False

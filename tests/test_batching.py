@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forvalue_index.batching import PAD, batches, collate, halves
+from forvalue_index.batching import PAD, batches, collate, halves, shared_tokens
 from forvalue_index.records import Encoded
 
 
@@ -115,3 +115,19 @@ def test_halves_are_batches_of_their_samples(found):
         assert half.indices == expected.indices
         for name in ("token_ids", "attention_mask", "label_rows", "label_columns", "labels"):
             assert np.array_equal(getattr(half, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "first_label", "expected"),
+    [
+        ([[5, 6, 7, 8], [5, 6, 9, 8]], 3, 2),
+        ([[5, 6, 7, 8], [5, 6, 7, 8]], 3, 2),  # the token at 2 predicts the label
+        ([[5, 6, 7, 8], [4, 6, 7, 8]], 3, 0),
+        ([[5, 6, 7, 8], [5, 6, 7]], 2, 1),
+        ([[5, 6, 7, 8, 9], [5, 6, 0, 8, 9], [5, 1, 7, 8, 9]], 4, 1),
+        ([[5, 6, 7, 8]], 1, 0),
+    ],
+)
+def test_tokens_that_samples_begin_with(token_ids, first_label, expected):
+    samples = [encoded(ids, [*range(first_label, len(ids))]) for ids in token_ids]
+    assert shared_tokens(collate(samples, range(len(samples)))) == expected
