@@ -26,10 +26,10 @@ torch.set_num_threads(1)
 settings = Settings(sys.argv[1], dtype="float32")
 backbone = Backbone.load(settings, device=torch.device("cpu"))
 n_tokens, room = int(sys.argv[2]), int(sys.argv[3])
-token_ids = np.arange(n_tokens + 1) % 50
 labels = np.arange(n_tokens + 1) > n_tokens // 2
-batch = collate([Encoded(token_ids, labels)] * 16, range(16))
-expected = backbone.hidden_states(collate([Encoded(token_ids, labels)], [0])).repeat(16, 1)
+samples = [Encoded((np.arange(n_tokens + 1) + i) % 50, labels) for i in range(16)]
+batch = collate(samples, range(16))
+expected = torch.cat([backbone.hidden_states(collate([s], [0])) for s in samples])
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + room, -1))
 sizes = []
