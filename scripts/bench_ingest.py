@@ -2,10 +2,12 @@
 """Ingestion against the bare forward pass, on the same model, data and batches.
 
 The reference runs the trunk on all tokens of a batch, and the head and log-softmax on its label
-tokens, and keeps nothing. Ours is `add` whole: reading, checking, tokenising, the same forward
-pass, prediction errors, sketch, segment files and SQL. The two are interleaved; `ratio` is the
-median over rounds of ours divided by the reference of the same round. An index is calibrated once,
-on 128 samples at most, which is measured apart.
+tokens, and keeps nothing. Ours is `add` whole: reading, checking, tokenising, the forward pass,
+prediction errors, sketch, segment files and SQL. The two are interleaved; `ratio` is the median
+over rounds of ours divided by the reference of the same round. Ours reads what all samples of a
+batch begin with once, such as the system prompt of a chat template; with `--template plain` these
+samples begin with nothing in common. An index is calibrated once, on 128 samples at most, which is
+measured apart.
 
 `--peers PYTHON` also measures other libraries, in every round; scripts/peers.py says how to make
 the environment of that interpreter and what is timed.
@@ -27,6 +29,7 @@ from peer_runs import PeerRuns, peers_table
 from forvalue_index import ValuationIndex
 from forvalue_index.demo_data import math_problems, sentence_transformations
 from forvalue_index.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
+from forvalue_index.settings import ROW_DTYPES
 from forvalue_index.sources import open_sources
 
 
@@ -53,6 +56,8 @@ def main() -> None:
         "labels": options.labels,
         "dim": options.dim,
         "geometry": options.geometry,
+        "template": options.template,
+        "row_dtype": options.row_dtype,
         "threads": torch.get_num_threads(),
     }
     found = peers.results(forward_s, ingest_s, result["bytes_per_sample"])
@@ -73,6 +78,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--geometry", default="raw")
     parser.add_argument("--labels", choices=("response", "all"), default="response")
+    parser.add_argument("--template", choices=("auto", "plain"), default="auto")
+    parser.add_argument("--row-dtype", choices=tuple(ROW_DTYPES), default="bfloat16")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has other libraries")
     parser.add_argument("--only-peers", metavar="NAME,...", help="of them, these alone")
     parser.add_argument("--json", action="store_true")
@@ -99,7 +106,8 @@ def measure(
     Peers have a process each, which warms up by itself.
     """
     forward_s, ingest_s, calibrate_s = [], [], []
-    settings = {"dim": options.dim, "labels": options.labels, "geometry": options.geometry}
+    chosen = ("dim", "labels", "geometry", "template", "row_dtype")
+    settings = {name: getattr(options, name) for name in chosen}
     sizes = {}
     for round_ in range(-1, options.rounds):
         with ValuationIndex.create(folder / f"{round_}", options.model, **settings) as index:
