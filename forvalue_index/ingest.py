@@ -10,7 +10,7 @@ and the batches of a window, longest samples first, are the same without the fir
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from forvalue_index.repeats import Repeats
 from forvalue_index.results import AddReport
 from forvalue_index.storage import Storage
 from forvalue_index.stored_rows import StoredRows, joined
+from forvalue_index.windows import one_ahead, windows
 
 Reject = Callable[[BadRow], None]
 
@@ -64,11 +65,16 @@ class _Tally:
 
 @dataclass
 class _Window:
-    """The usable rows of a window, sorted by what is to be done about them.
+    """The rows of a window, sorted by what is to be done about them.
 
     `planned` are the new samples with their places in the order of reading.
     """
 
+    n_rows: int
+    known: int = 0
+    returned: int = 0
+    changed: int = 0
+    rejected: list[BadRow] = field(default_factory=list)
     planned: list[tuple[int, Prepared]] = field(default_factory=list)
     restored: dict[int, Sample] = field(default_factory=dict)
     updated: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -145,14 +151,14 @@ class _Ingestion:
         """Read everything once without a change; returns how many samples are new."""
         read = new = 0
         with closing(Repeats()) as repeats:
-            for rows in self._windows(sources):
-                window = self._sort(rows, repeats, place=read, reject=reject)
-                read, new = read + len(rows), new + len(window.planned)
+            for window in self._sorted(sources, repeats):
+                for bad in window.rejected:
+                    reject(bad)
+                read, new = read + window.n_rows, new + len(window.planned)
                 for _, prepared in window.planned:
                     self._choice.offer(prepared)
                 self._on_progress(Progress("checking", read))
         self._on_progress(Progress("checking", read, read))
-        self.tally = _Tally()
         return new
 
     def run(self, sources: Sequence[Source], total: int | None, *, reject: Reject) -> None:
@@ -161,10 +167,10 @@ class _Ingestion:
         run_id = self._storage.catalog.start_run([source.name for source in sources])
         self._stored_at = time.perf_counter()
         try:
-            with closing(Repeats()) as repeats:
-                for rows in self._windows(sources):
-                    window = self._sort(rows, repeats, place=self.tally.read, reject=reject)
-                    self.tally.read += len(rows)
+            with closing(Repeats()) as repeats, closing(self._ahead(sources, repeats)) as found:
+                for window in found:
+                    for bad in window.rejected:
+                        reject(bad)
                     self._revise(window)
                     self._embed(window, reject)
                     if self._is_due(0.0):
@@ -173,71 +179,68 @@ class _Ingestion:
             self._store()
         self._storage.catalog.finish_run(run_id)
 
-    def _windows(self, sources: Sequence[Source]) -> Iterator[list[Sample | BadRow]]:
-        """Rows in windows of bounded size, which depend on the rows alone."""
-        most = max(1, int(WINDOW_ROWS * self._reader.token_budget))
-        window: list[Sample | BadRow] = []
-        characters = 0
-        for row in (row for source in sources for row in source.samples()):
-            window.append(row)
-            if isinstance(row, Sample):
-                characters += sum(len(message.content) for message in row.messages)
-            if len(window) == most or characters >= WINDOW_CHARACTERS:
-                yield window
-                window, characters = [], 0
-        if window:
-            yield window
+    def _ahead(self, sources: Sequence[Source], repeats: Repeats) -> Generator[_Window]:
+        """The windows of all sources, read while others are embedded where sources are files.
 
-    def _sort(
-        self, rows: Iterable[Sample | BadRow], repeats: Repeats, *, place: int, reject: Reject
-    ) -> _Window:
-        rows = list(rows)
+        Whoever gave an iterable may count on it being read by the thread that calls.
+        """
+        found = self._sorted(sources, repeats)
+        return one_ahead(found) if all(source.rereadable for source in sources) else found
+
+    def _sorted(self, sources: Sequence[Source], repeats: Repeats) -> Generator[_Window]:
+        """The windows of all sources. Nothing of this object is changed."""
+        most = max(1, int(WINDOW_ROWS * self._reader.token_budget))
+        rows = (row for source in sources for row in source.samples())
+        place = 0
+        for some in windows(rows, most_rows=most, most_characters=WINDOW_CHARACTERS):
+            yield self._sort(some, repeats, place)
+            place += len(some)
+
+    def _sort(self, rows: Sequence[Sample | BadRow], repeats: Repeats, place: int) -> _Window:
         with self._storage.catalog.snapshot() as snapshot:
             held = snapshot.known(row for row in rows if isinstance(row, Sample))
-        window = _Window()
+        window = _Window(len(rows))
         for offset, row in enumerate(rows):
             if isinstance(row, BadRow):
-                reject(row)
+                window.rejected.append(row)
                 continue
             first, known = repeats.content_of(row.key), held.get(row.key)
             content = first or (known.content_hash if known else row.content_hash)
             if content != row.content_hash:
-                reason = (
-                    f"its id {row.key!r} is taken by a sample of other content; give it another"
-                )
-                reject(bad_row(row, reason))
+                taken = f"its id {row.key!r} is taken by a sample of other content"
+                window.rejected.append(bad_row(row, f"{taken}; give it another"))
             elif first is not None:
-                self.tally.known += 1
+                window.known += 1
             elif known is not None:
                 repeats.note(row)
                 self._sort_known(row, known, window)
-            elif prepared := self._prepare(row, reject):
+            elif reason := unstorable(row):
+                window.rejected.append(bad_row(row, reason))
+            elif isinstance(prepared := self._reader.prepare(row), Prepared):
                 repeats.note(row)
                 window.planned.append((place + offset, prepared))
+            else:
+                window.rejected.append(prepared)
         return window
 
     def _sort_known(self, row: Sample, known: KnownSample, window: _Window) -> None:
         if known.removed:
-            self.tally.restored += 1
+            window.returned += 1
             window.restored[known.id] = row
             return
-        self.tally.known += 1
+        window.known += 1
         metadata = changed_metadata(known.metadata, row.metadata)
-        self.tally.updated += metadata is not None
+        window.changed += metadata is not None
         if known.place not in (None, (row.source, row.position, row.offset)):
             window.restored[known.id] = replace(row, metadata=metadata or known.metadata)
         elif metadata is not None:
             window.updated[known.id] = metadata
 
-    def _prepare(self, sample: Sample, reject: Reject) -> Prepared | None:
-        reason = unstorable(sample)
-        prepared = bad_row(sample, reason) if reason else self._reader.prepare(sample)
-        if isinstance(prepared, Prepared):
-            return prepared
-        reject(prepared)
-        return None
-
     def _revise(self, window: _Window) -> None:
+        self.tally.read += window.n_rows
+        self.tally.known += window.known
+        self.tally.restored += window.returned
+        self.tally.updated += window.changed
         if window.restored:
             self._storage.catalog.restore(window.restored)
         if window.updated:

@@ -17,7 +17,8 @@ class Repeats:
 
     def __init__(self) -> None:
         # Without a name, SQLite keeps it in memory until it outgrows the cache.
-        self._database = sqlite3.connect("", isolation_level=None)
+        # Not bound to this thread, as rows may be read by another one.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._database.execute(
             "CREATE TABLE seen (key BLOB PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID"
         )

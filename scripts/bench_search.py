@@ -27,7 +27,7 @@ from synthetic_index import Rows, synthetic_index
 from forvalue_index.contracts import SearchIndex
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search_indexes import RowKind, search_index
-from forvalue_index.settings import SEARCH_KINDS
+from forvalue_index.settings import ROW_DTYPES, SEARCH_KINDS
 from forvalue_index.storage import Storage
 from forvalue_index.view import View
 
@@ -42,9 +42,8 @@ def main() -> None:
         cold(options)
         return
     if options.index is None:
-        path = options.work / f"rows-{options.rows}-{options.dim}"
         storage = synthetic_index(
-            path, options.rows, options.dim, row_dtype="bfloat16", report=report
+            options.work, options.rows, options.dim, row_dtype=options.row_dtype, report=report
         )
         drawn = Rows(options.dim).draw(QUERIES * ANSWERS, HELD_OUT)
         means = drawn.view(QUERIES, ANSWERS, -1).mean(1)
@@ -62,6 +61,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=4096)
+    parser.add_argument("--row-dtype", choices=tuple(ROW_DTYPES), default="bfloat16")
     parser.add_argument("--work", type=Path, default=Path(".cache/bench"))
     parser.add_argument("--index", type=Path, help="real rows: an index, instead of synthetic ones")
     parser.add_argument("--geometry", default="raw")
@@ -99,7 +99,7 @@ def measure(
             one["disk_bytes_per_row"] = round(size / found["rows"])
             one |= cold_process(storage, kind, options)
             one["memory_share_of_rows"] = round(
-                one["own_mb"] * 2**20 / (2 * found["rows"] * found["dim"]), 3
+                one["own_mb"] * 2**20 / (view.manifest.sample_bytes * found["rows"]), 3
             )
             found["kinds"][kind] = one
     return found

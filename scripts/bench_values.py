@@ -22,6 +22,7 @@ from synthetic_index import synthetic_index
 
 from forvalue_index.results import Scoring
 from forvalue_index.scoring import sketched_values
+from forvalue_index.settings import ROW_DTYPES
 from forvalue_index.storage import Storage
 from forvalue_index.validation import ValidationRows
 
@@ -32,11 +33,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--row-dtype", choices=tuple(ROW_DTYPES), default="bfloat16")
     parser.add_argument("--work", type=Path, default=Path(".cache/bench"))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    path = options.work / f"rows-{options.rows}-{options.dim}"
-    storage = synthetic_index(path, options.rows, options.dim, row_dtype="bfloat16", report=report)
+    storage = synthetic_index(
+        options.work, options.rows, options.dim, row_dtype=options.row_dtype, report=report
+    )
     query = np.random.default_rng(0).standard_normal((1, options.dim)).astype(np.float32)
     embedded = ValidationRows(query, 0.5)
     copies, ours = [], []
@@ -49,10 +52,11 @@ def main() -> None:
         if number:  # the first brings the files into the page cache
             copies.append(copied)
             ours.append(scored)
-    size = 2 * options.rows * options.dim
+    size = storage.manifest.sample_bytes * options.rows
     result = {
         "rows": options.rows,
         "dim": options.dim,
+        "row_dtype": options.row_dtype,
         "copy_s": round(statistics.median(copies), 3),
         "values_s": round(statistics.median(ours), 3),
         "values_gb_per_s": round(size / statistics.median(ours) / 1e9, 2),
@@ -66,7 +70,7 @@ def copy_s(storage: Storage) -> float:
     """Copy the bytes of all rows, a segment at a time, to the same memory."""
     with storage.catalog.snapshot() as snapshot:
         paths = [storage.segments.path(s.file.uid) for s in snapshot.segments()]
-    target = torch.empty(0, dtype=torch.bfloat16)
+    target = torch.empty(0)
     started = time.perf_counter()
     for path in paths:
         with safe_open(path, framework="pt") as file:

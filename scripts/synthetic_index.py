@@ -46,9 +46,10 @@ class Rows:
 
 
 def synthetic_index(
-    path: Path, n_rows: int, dim: int, *, row_dtype: str, report: Callable[[str], None]
+    work: Path, n_rows: int, dim: int, *, row_dtype: str, report: Callable[[str], None]
 ) -> Storage:
-    """The index of so many rows at `path`, made or finished where it is not."""
+    """The index of so many rows within `work`, made or finished where it is not."""
+    path = work / f"rows-{n_rows}-{dim}-{row_dtype}"
     if is_index(path):
         storage = Storage.open(path)
     else:

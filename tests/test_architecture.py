@@ -27,7 +27,7 @@ LAYERS = [
     {"sketch", "label_tokens", "calibration"},
     {"stored_rows", "columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
     | {"sqlite_connections"},
-    {"repeats", "rejects", "interrupts", "catalog_runs", "writer_lock", "formats"},
+    {"repeats", "rejects", "windows", "interrupts", "catalog_runs", "writer_lock", "formats"},
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
     {"search", "search.library", "search.rotation", "snapshot", "references", "plots"},
     {"search.ranking", "search.quantizer"},

@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from forvalue_index.catalog import Catalog
 from forvalue_index.columns import to_sample
 from forvalue_index.exceptions import BadSampleError, ModelError, SourceError
 from forvalue_index.features import Embedder
+from forvalue_index.ingest import _Ingestion
 from forvalue_index.storage import Storage
 from forvalue_index.writer_lock import LOCK
 
@@ -853,3 +855,41 @@ def test_a_refusal_keeps_the_rest_of_its_batch(unsure):
     with pytest.raises(BadSampleError, match="for sample long"):
         unsure.add(data)
     assert keys(unsure) == ["a"]
+
+
+# Reading ahead.
+
+
+def test_files_are_read_by_a_thread_and_iterables_by_the_caller(index, tmp_path, monkeypatch):
+    """Who gave an iterable may have opened what is behind it in this thread."""
+    readers, prepare = [], index.reader.prepare
+
+    def prepared(sample):
+        readers.append(threading.current_thread() is threading.main_thread())
+        return prepare(sample)
+
+    monkeypatch.setattr(index.reader, "prepare", prepared)
+    index.add(row for row in rows(5))
+    assert readers == [True] * 5
+    readers.clear()
+    index.add(write_jsonl(tmp_path / "more.jsonl", rows(5, seed=1, prefix="s")))
+    assert readers == [True] * 5 + [False] * 5  # checked first, then read again
+
+
+def test_a_row_refused_while_others_are_embedded_loses_nothing(index, tmp_path, monkeypatch):
+    """The window before it is stored, whoever read it."""
+    windows_of(monkeypatch, index, 4)
+    path = write_jsonl(tmp_path / "data.jsonl", rows(12))
+    whole = path.read_text().splitlines(keepends=True)
+    check = _Ingestion.check
+
+    def spoiled(self, sources, **options):
+        """The file changes between the check and the run."""
+        found = check(self, sources, **options)
+        path.write_text("".join(whole[:9]) + "no row\n")
+        return found
+
+    monkeypatch.setattr(_Ingestion, "check", spoiled)
+    with pytest.raises(BadSampleError, match=r"data\.jsonl:10"):
+        index.add(path)
+    assert keys(index) == [f"r{i}" for i in range(8)]

@@ -1,0 +1,41 @@
+"""Rows in windows of bounded size; the next one is made while one is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from forvalue_index.records import BadRow, Sample
+
+Item = TypeVar("Item")
+
+
+def windows(
+    rows: Iterable[Sample | BadRow], *, most_rows: int, most_characters: int
+) -> Iterator[list[Sample | BadRow]]:
+    """Rows in lists, which depend on the rows alone: of so many, or of fewer long ones."""
+    window: list[Sample | BadRow] = []
+    characters = 0
+    for row in rows:
+        window.append(row)
+        if isinstance(row, Sample):
+            characters += sum(len(message.content) for message in row.messages)
+        if len(window) == most_rows or characters >= most_characters:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
+
+
+def one_ahead(items: Iterator[Item]) -> Generator[Item]:
+    """The same items; a thread makes the next one while the caller works on one.
+
+    What `items` raises is raised in its turn. Closing it waits for the item in the making.
+    """
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]  # not the end
