@@ -158,7 +158,8 @@ class ValuationIndex(IndexQueries):
                 on_bad=on_bad,
                 on_progress=self._on_progress,
             )
-            self._update_codes()
+            if report.added:
+                self._update_codes()
         return replace(report, seconds=_with_load(load_s, report.seconds))
 
     def _refuse_swapped_calibration(self) -> None:
