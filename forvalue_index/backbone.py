@@ -13,6 +13,7 @@ import inspect
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ LOG = logging.getLogger(__name__)
 # Relative to the largest logit; half precision rounds the two ways of computing it differently.
 HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 5e-2
+# Rotary embeddings that turn a position alike however long the text is; others look at its length.
+STEADY_ROPE = {"default", "linear", "llama3", "yarn"}
 # Tokens that need not be read again, of those of a batch, for which a second pass pays.
 LEAST_SAVED = 0.05
 
@@ -208,8 +211,15 @@ class Backbone:
     @torch.inference_mode()
     def _can_share_beginnings(self) -> bool:
         """Whether the model keeps keys and values of every token, and reads on from them alike."""
-        if not self._takes_positions:
+        rope_types = set(_rope_types(self._model.config.to_dict()))
+        if not self._takes_positions or not rope_types <= STEADY_ROPE:
             return False
+        try:
+            return self._reads_on_alike()
+        except Exception:  # a cache of another kind may raise anything, and is not needed
+            return False
+
+    def _reads_on_alike(self) -> bool:
         token_ids = torch.arange(1, 13).view(2, 6) % self.head.weight.shape[0]
         token_ids[:, :3] = token_ids[0, :3]
         mask = torch.ones_like(token_ids)
@@ -257,6 +267,15 @@ def _find_head(model: Any, name: str) -> Head:
         scale=float(factor or 1.0) / float(divisor or 1.0),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def _rope_types(config: dict[Any, Any]) -> Iterator[str]:
+    """The kinds of rotary embeddings that a configuration names, wherever it does."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _rope_types(value)
+        elif name in ("rope_type", "type"):
+            yield str(value)
 
 
 def _weights_digest(model: Any) -> str:

@@ -3,8 +3,8 @@
 Rows are read in windows, whose samples are sorted by length into batches. What is finished is
 stored after whole batches, before the next one would end later than COMMIT_S after the last time
 or where COMMIT_BYTES are full. Whatever stops an `add`, the same command goes on where it stopped,
-and rows are the same to the bit as if it had never stopped: windows depend on what is read alone,
-and the batches of a window, longest samples first, are the same without the first ones of them.
+and rows are the same to the bit as if it had never stopped (to rounding where memory ran out):
+windows depend on what is read alone, and the batches of one are the same without the first ones.
 """
 
 from __future__ import annotations

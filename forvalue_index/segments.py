@@ -31,10 +31,12 @@ from torch import Tensor
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.hash_tables import RAW
 from forvalue_index.records import SegmentRecord, StoredSegment
-from forvalue_index.stored_rows import StoredRows
+from forvalue_index.stored_rows import INT8, StoredRows
 
 CHECKSUM, SCALE = "checksum", "scale"
 OFFSET = "offset"
+# What safetensors calls them.
+ROW_DTYPES = {"BF16": "bfloat16", "F32": "float32", "I8": INT8}
 UID_FIELD, CALIBRATION_FIELD = "uid", "calibration"
 # About what stays in the cache of a core while it is checked, converted and scored.
 BLOCK_ROWS = 384
@@ -169,16 +171,25 @@ class SegmentFile:
                 {name: file.get_tensor(of(name)) for name in shapes if of(name) in names}
                 for of in (checksum_of, scale_of)
             )
-            unscaled = {n for n in shapes if file.get_slice(n).get_dtype() == "I8"} - {
-                *self._scales
-            }
+            dtypes = {name: file.get_slice(name).get_dtype() for name in shapes}
+            self.row_dtypes = {name: ROW_DTYPES.get(said, said) for name, said in dtypes.items()}
             plain = torch.arange(self._n_rows)
             self._offsets = file.get_tensor(OFFSET) if OFFSET in names else plain
-        if unscaled:
-            raise self._broken(f"its rows of {min(unscaled)} have no scales")
+        self._refuse_strange_scales()
         if found != {self._n_rows} or len(self._offsets) != self._n_rows:
             counts = " and ".join(f"{n_rows:,}" for n_rows in sorted(found)) or "no"
             raise self._broken(f"it has {counts} rows, the catalog says {self._n_rows:,}")
+
+    def _refuse_strange_scales(self) -> None:
+        for name, row_dtype in self.row_dtypes.items():
+            scales = self._scales.get(name)
+            if row_dtype == INT8 and scales is None:
+                raise self._broken(f"its rows of {name} have no scales")
+            if scales is not None and (scales.dtype, scales.shape) != (
+                torch.float32,
+                (self._n_rows,),
+            ):
+                raise self._broken(f"the scales of its rows of {name} are not one float32 a row")
 
     @property
     def uid(self) -> str:

@@ -260,12 +260,14 @@ class Storage:
 
     def refuse_other_widths(self, files: Iterable[SegmentFile]) -> None:
         """Raise BrokenIndexError for a segment whose rows are not of this index's kind."""
-        expected = dict.fromkeys(self.manifest.settings.geometries, self.manifest.row_width)
+        settings = self.manifest.settings
+        expected = dict.fromkeys(settings.geometries, self.manifest.row_width)
         for file in files:
-            if file.dims != expected:
+            if file.dims != expected or set(file.row_dtypes.values()) != {settings.row_dtype}:
+                found = f"{_shown(file.dims)} in {' and '.join(set(file.row_dtypes.values()))}"
                 raise BrokenIndexError(
-                    f"{file.path} is damaged: its rows have {_shown(file.dims)}, and those of the "
-                    f"index {_shown(expected)}; {CURE}"
+                    f"{file.path} is damaged: its rows have {found}, and those of the index "
+                    f"{_shown(expected)} in {settings.row_dtype}; {CURE}"
                 )
 
     def refuse_other_calibration(self, files: Iterable[SegmentFile]) -> None:

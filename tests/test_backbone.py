@@ -495,3 +495,29 @@ def test_a_model_that_reads_on_differently_is_read_as_a_whole(llama):
     # Of what was read before, the model forgets what counts.
     attention.forward = lambda *args, **kwargs: whole(*args, **(kwargs | {"past_key_values": None}))
     assert backbone._can_share_beginnings() is False
+
+
+@pytest.mark.parametrize(
+    ("rope", "shares"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, False),
+        ({"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, True),
+        ({"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}, True),
+    ],
+)
+def test_positions_that_depend_on_the_length_of_a_text_share_no_beginning(tmp_path, rope, shares):
+    """Past the original context, keys of a short beginning are turned otherwise than in a text."""
+    options = {"rope_parameters": rope, "max_position_embeddings": 32}
+    backbone = load(save_tiny(tmp_path / "model", "llama", **options))
+    batch = beginning_alike(24, 40, 30)
+    states, n_read = read_tokens(backbone, batch)
+    assert (n_read < batch.token_ids.size) is shares
+    with torch.inference_mode():
+        expected = backbone.differentiable_states(batch)
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_whose_cache_fails_is_read_as_a_whole(llama, monkeypatch):
+    backbone = load(llama)
+    monkeypatch.setattr(backbone, "_states_after", lambda *_: [][1])
+    assert backbone._can_share_beginnings() is False

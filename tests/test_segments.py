@@ -195,6 +195,27 @@ def test_rows_of_int8_without_their_scales_are_damage(store, tmp_path):
         store.open(StoredSegment(0, record))
 
 
+@pytest.mark.parametrize(
+    "scales",
+    [
+        lambda s: s.view(torch.int32),
+        lambda s: s.view(torch.float16),
+        lambda s: s.double(),
+        lambda s: s[:-1].contiguous(),
+        lambda s: s[:, None].contiguous(),
+    ],
+    ids=["whole numbers", "halves", "double", "short", "2d"],
+)
+def test_scales_that_are_not_one_float_a_row_are_damage(store, tmp_path, scales):
+    """Some have the bits that the checksums were taken over."""
+    record = store.write({"raw": packed(ROWS, "int8")})
+    tensors = load_file(path_of(tmp_path, record))
+    tensors["scale.raw"] = scales(tensors["scale.raw"])
+    save_file(tensors, path_of(tmp_path, record), {"uid": record.uid})
+    with pytest.raises(BrokenIndexError, match="scales of its rows of raw are not one float32 a"):
+        store.open(StoredSegment(0, record))
+
+
 def test_deleting_what_is_not_there_is_no_error(store):
     store.delete("0" * 32)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
+from safetensors.torch import load_file, save_file
 
 from forvalue_index.calibration import Calibration
 from forvalue_index.database import CatalogError
@@ -244,8 +245,25 @@ def test_a_catalog_that_knows_other_samples_than_the_segments_hold_is_refused(st
 
 def test_rows_of_another_width_are_refused(storage):
     storage.append(storage.packed({"raw": torch.zeros(2, DIM - 1)}), samples(2), statistics(2))
-    with pytest.raises(BrokenIndexError, match="have 15 floats of raw, and those of the index 16 "):
+    with pytest.raises(BrokenIndexError, match="have 15 floats of raw in float32, and those of"):
         blocks_of(storage)
+
+
+@pytest.mark.parametrize(
+    ("row_dtype", "taken_for"),
+    [("int8", torch.uint8), ("bfloat16", torch.float16), ("float32", torch.int32)],
+)
+def test_rows_of_another_kind_with_the_same_bits_are_damage(tmp_path, row_dtype, taken_for):
+    """A checksum is over bits; what they are taken for is for the index to know."""
+    storage = create(tmp_path / "ix", row_dtype=row_dtype)
+    fill(storage)
+    (path,) = (tmp_path / "ix" / "segments").iterdir()
+    tensors = load_file(path)
+    tensors["raw"] = tensors["raw"].view(taken_for)
+    save_file(tensors, path, {"uid": path.stem})
+    with pytest.raises(BrokenIndexError, match=f"of the index 16 floats of raw in {row_dtype}"):
+        blocks_of(storage)
+    storage.close()
 
 
 def test_a_moved_index_opens(storage, tmp_path):
