@@ -171,7 +171,7 @@ class Backbone:
         return states[rows.to(self.device), columns.to(self.device) - shared]
 
     def differentiable_states(self, batch: Batch) -> Float[Tensor, "label hidden"]:
-        """The same, with a graph back to those weights that are trainable."""
+        """The same of every sample read whole, with a graph back to weights that are trainable."""
         states = self._states(
             torch.from_numpy(batch.token_ids).to(self.device),
             torch.from_numpy(batch.attention_mask).to(self.device),

@@ -264,7 +264,9 @@ class Storage:
         expected = dict.fromkeys(settings.geometries, self.manifest.row_width)
         for file in files:
             if file.dims != expected or set(file.row_dtypes.values()) != {settings.row_dtype}:
-                found = f"{_shown(file.dims)} in {' and '.join(set(file.row_dtypes.values()))}"
+                found = (
+                    f"{_shown(file.dims)} in {' and '.join(sorted({*file.row_dtypes.values()}))}"
+                )
                 raise BrokenIndexError(
                     f"{file.path} is damaged: its rows have {found}, and those of the index "
                     f"{_shown(expected)} in {settings.row_dtype}; {CURE}"
