@@ -263,13 +263,12 @@ class Storage:
         settings = self.manifest.settings
         expected = dict.fromkeys(settings.geometries, self.manifest.row_width)
         for file in files:
-            if file.dims != expected or set(file.row_dtypes.values()) != {settings.row_dtype}:
-                found = (
-                    f"{_shown(file.dims)} in {' and '.join(sorted({*file.row_dtypes.values()}))}"
-                )
+            kinds = sorted({*file.row_dtypes.values()})
+            if file.dims != expected or kinds != [settings.row_dtype]:
                 raise BrokenIndexError(
-                    f"{file.path} is damaged: its rows have {found}, and those of the index "
-                    f"{_shown(expected)} in {settings.row_dtype}; {CURE}"
+                    f"{file.path} is damaged: its rows have {_shown(file.dims)} in "
+                    f"{' and '.join(kinds)}, and those of the index {_shown(expected)} in "
+                    f"{settings.row_dtype}; {CURE}"
                 )
 
     def refuse_other_calibration(self, files: Iterable[SegmentFile]) -> None:
