@@ -55,11 +55,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def default_device() -> torch.device:
-    """The first NVIDIA GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class Backbone:
     """A causal language model, ready to give hidden states."""
 

@@ -53,7 +53,15 @@ class Texts(Protocol):
 
 @runtime_checkable
 class SearchIndex(Protocol):
-    """Rows of float32 under int64 ids. Scores are signed inner products: larger helps more."""
+    """Rows of float32 under int64 ids. Scores are signed inner products: larger helps more.
+
+    `kind` says what finds them, as `--search` does.
+    """
+
+    @property
+    def kind(self) -> str:
+        """One of SEARCH_KINDS."""
+        ...
 
     def search(
         self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None = None

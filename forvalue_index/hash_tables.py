@@ -10,7 +10,8 @@ share a bucket. All geometries of an index share the order; each has hashes of i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -201,20 +202,30 @@ class SketchError(NamedTuple):
         A part of D floats has |q| |row| / sqrt(D) of its own norms (Pham and Pagh), and the parts
         are independent, so squares add up. Exact rows, which have no parts, have 0.
         """
-        if not self.widths:
-            return np.zeros(len(rows), dtype=np.float32)
-        variances = np.zeros(len(rows))
-        start = 0
-        for width in self.widths:
-            part = slice(start, start + width)
-            squares = np.vecdot(rows[:, part], rows[:, part])
-            variances += squares * float(query[part] @ query[part]) / width
-            start += width
-        noise, relative = self.scale
-        if relative and scores is None:
-            scores = np.vecdot(rows, query)
-        dropped = 0.0 if scores is None else relative * scores
-        return np.hypot(noise * np.sqrt(variances), dropped).astype(np.float32)
+        squares = [np.vecdot(rows[:, part], rows[:, part]) for part in self.parts()]
+        known: NDArray[np.floating] = np.zeros(len(rows)) if scores is None else scores
+        if scores is None and self.scale.relative:
+            known = np.vecdot(rows, query)
+        return self.of_squares(query, squares, known)
+
+    def of_squares(
+        self,
+        query: NDArray[np.float32],
+        squares: Sequence[NDArray[np.floating]],
+        scores: NDArray[np.floating],
+    ) -> NDArray[np.float32]:
+        """The same from the squared norms [row] of each of `parts` of the rows."""
+        variances = np.zeros(len(scores))
+        for part, square in zip(self.parts(), squares, strict=True):
+            variances += square * float(query[part] @ query[part]) / (part.stop - part.start)
+        noise, relative = self.scale if self.widths else ErrorScale(0.0, 0.0)
+        found: NDArray[np.float64] = np.hypot(noise * np.sqrt(variances), relative * scores)
+        return found.astype(np.float32)
+
+    def parts(self) -> list[slice]:
+        """Where each part lies in a row."""
+        ends = np.cumsum([0, *self.widths]).tolist()
+        return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def _hashes(

@@ -13,6 +13,7 @@ from typing import Any
 from forvalue_index import explaining, scoring, valuation
 from forvalue_index.backbone import Backbone
 from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.devices import gpus
 from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
 from forvalue_index.features import Embedder, geometry_of
@@ -201,6 +202,12 @@ class IndexQueries(IndexSamples):
         errors = SketchError(())
         if embedded is not None:
             errors = self._storage.sketch_error(chosen.geometry)
+            if gpus():
+                with self._current_valuer(chosen) as (valuer, snapshot):
+                    found = scoring.values_on_gpus(valuer, embedded, snapshot, where)
+                    if found is not None:
+                        _write(path, snapshot, found, where)
+                        return found
         with self._storage.view() as view:
             scored = scoring.sketched_values(
                 view,
@@ -247,24 +254,9 @@ class IndexQueries(IndexSamples):
         )
 
     def _scoring(self, how: Mapping[str, Any], *, exact: bool, rows: bool) -> Scoring:
-        """What is asked for, by default in the first geometry of the index."""
+        """What is asked for. Raises as `scoring.wanted_scoring`."""
         held = self.manifest.settings.geometries
-        chosen = Scoring(**{"geometry": how.get("geometry") or held[0], **_given(how)})
-        if chosen.geometry not in GEOMETRIES:
-            raise UsageError(
-                f"--geometry cannot be {chosen.geometry!r}; use one of {', '.join(GEOMETRIES)}"
-            )
-        if rows and chosen.geometry not in held:
-            raise UsageError(
-                f"--geometry {chosen.geometry}: {self.path} has rows of {', '.join(held)}; use one "
-                "of these, exact scores, or build an index with it"
-            )
-        if chosen.whiten and exact:
-            raise UsageError(
-                "--whiten changes a query in the space of rows, which exact scores do not have; "
-                "leave one of them out"
-            )
-        return chosen
+        return scoring.wanted_scoring(self.path, held, how, exact=exact, rows=rows)
 
     def _validation(
         self, data: Data, columns: Mapping[str, str] | None, on_bad: str
@@ -297,9 +289,11 @@ class IndexQueries(IndexSamples):
             if known is not None and known.version == snapshot.version():
                 yield known, snapshot
                 return
+        # One at a time, as each holds rows or codes in memory, and none while the next is made.
+        del known
+        self._valuers = {}
         with self._storage.view() as view:
             valuer = valuation.Valuer(self._storage, view, chosen, self._on_progress)
-            # One at a time: each holds rows or codes in memory.
             self._valuers = {chosen: valuer}
             yield valuer, view.catalog
 
@@ -308,11 +302,6 @@ def refuse_on_bad(on_bad: str) -> None:
     """Raise UsageError unless this says what to do about bad rows."""
     if on_bad not in ON_BAD:
         raise UsageError(f"--on-bad cannot be {on_bad!r}; use one of {', '.join(ON_BAD)}")
-
-
-def _given(how: Mapping[str, Any]) -> dict[str, Any]:
-    """The options but for a geometry that is left to the index."""
-    return {name: value for name, value in how.items() if name != "geometry"}
 
 
 def _write(path: Path | None, catalog: Snapshot, scored: Values, where: str | None) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from forvalue_index.backbone import Backbone, default_device, resolve_dtype
+from forvalue_index.backbone import Backbone, resolve_dtype
 from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress
+from forvalue_index.devices import default_device
 from forvalue_index.exceptions import SettingsMismatchError, UsageError
 from forvalue_index.hash_tables import VOCAB_ORDER, HashTables
 from forvalue_index.label_tokens import LabelReader

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, starmap
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exact_matrices import exact_matrix
-from forvalue_index.exceptions import BadSampleError
+from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.geometry import Geometry
 from forvalue_index.hash_tables import SketchError
 from forvalue_index.label_tokens import LabelReader, Prepared
@@ -21,11 +25,14 @@ from forvalue_index.rescoring import (
     validation_gradient,
 )
 from forvalue_index.results import Scoring, Values
+from forvalue_index.search.gpu import GpuIndex
+from forvalue_index.settings import GEOMETRIES
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.validation import ValidationRows, ValidationSet
 from forvalue_index.valuation import (
     Exact,
     Rescore,
+    Valuer,
     refuse_filled,
     refuse_other_ids,
     whitening_of,
@@ -35,6 +42,32 @@ from forvalue_index.view import Block, View
 EXPORTED_ROWS = 10_000
 # Texts that are held at once.
 EXACT_SAMPLES = 1024
+
+
+def wanted_scoring(
+    path: Path, held: Sequence[str], how: Mapping[str, Any], *, exact: bool, rows: bool
+) -> Scoring:
+    """What is asked of the index at `path`, by default in the first of the geometries it holds.
+
+    Raises UsageError where there is no such geometry, or no `rows` of it, or a whitened `exact`
+    score is asked for.
+    """
+    chosen = Scoring(**{**how, "geometry": how.get("geometry") or held[0]})
+    if chosen.geometry not in GEOMETRIES:
+        raise UsageError(
+            f"--geometry cannot be {chosen.geometry!r}; use one of {', '.join(GEOMETRIES)}"
+        )
+    if rows and chosen.geometry not in held:
+        raise UsageError(
+            f"--geometry {chosen.geometry}: {path} has rows of {', '.join(held)}; use one of "
+            "these, exact scores, or build an index with it"
+        )
+    if chosen.whiten and exact:
+        raise UsageError(
+            "--whiten changes a query in the space of rows, which exact scores do not have; leave "
+            "one of them out"
+        )
+    return chosen
 
 
 def sketched_values(  # noqa: PLR0913 - what scores depend on
@@ -66,15 +99,39 @@ def sketched_values(  # noqa: PLR0913 - what scores depend on
         stderrs = errors.standard_errors(query, block.rows.numpy(), scores)
         return Values(block.ids, scores, stderrs)
 
-    none = Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
     found = view.scan(
         scoring.geometry, scored_block, normalize=scoring.normalize, on_progress=on_progress
     )
+    return _wanted_values(found, view.catalog, where)
+
+
+def values_on_gpus(
+    valuer: Valuer, embedded: ValidationRows, catalog: Snapshot, where: str | None = None
+) -> Values | None:
+    """As `sketched_values`, of rows that lie in the memory of GPUs; None where they do not."""
+    if not isinstance(valuer.search, GpuIndex):
+        return None
+    query, errors = valuer.queries(embedded, 1)[0], valuer.errors
+    asked = torch.from_numpy(query)
+
+    def scored_block(ids: NDArray[np.int64], rows: Tensor) -> Values:
+        scores = torch.mv(rows, asked.to(rows.device)).cpu().numpy()
+        if errors is None:
+            return Values(ids, scores, np.full(len(scores), np.nan, np.float32))
+        squares = [rows[:, part].square().sum(dim=1).cpu().numpy() for part in errors.parts()]
+        return Values(ids, scores, errors.of_squares(query, squares, scores))
+
+    return _wanted_values(starmap(scored_block, valuer.search.blocks()), catalog, where)
+
+
+def _wanted_values(found: Iterable[Values], catalog: Snapshot, where: str | None) -> Values:
+    """Values of blocks after each other, of samples that meet `where`."""
+    none = Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
     columns = zip(*((v.ids, v.scores, v.stderrs) for v in (none, *found)), strict=True)
     scored = Values(*(np.concatenate(column) for column in columns))
     if where is None:
         return scored
-    wanted = np.isin(scored.ids, view.catalog.live_ids(where), assume_unique=True)
+    wanted = np.isin(scored.ids, catalog.live_ids(where), assume_unique=True)
     return Values(scored.ids[wanted], scored.scores[wanted], scored.stderrs[wanted])
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from forvalue_index.code_files import CodeFiles
 from forvalue_index.contracts import OnProgress, SearchIndex, ignore_progress
 from forvalue_index.exceptions import UsageError
+from forvalue_index.gpu_rows import rows_on_gpus
 from forvalue_index.records import Progress
 from forvalue_index.search.coded import CodedIndex
 from forvalue_index.search.flat import FlatIndex
@@ -50,11 +51,17 @@ def search_index(
     kind: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> SearchIndex:
-    """A search index over all live rows of one state of an index.
+    """A search index over all live rows of one state of an index, on GPUs where they have the room.
 
     Raises UsageError as `coded_index` does.
     """
     total = view.catalog.count()
+    if kind in (None, FLAT) and total:
+        on_gpus = rows_on_gpus(
+            view, rows.geometry, normalize=rows.normalize, on_progress=on_progress
+        )
+        if on_gpus is not None:
+            return on_gpus
     kind = search_kind(total, kind)
     if kind == FLAT or not total:
         return _flat(view, rows, total, on_progress)

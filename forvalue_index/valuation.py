@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from forvalue_index.contracts import OnProgress, SearchIndex, ignore_progress
 from forvalue_index.exceptions import BrokenIndexError, BusyIndexError, UsageError
+from forvalue_index.hash_tables import SketchError
 from forvalue_index.records import StoredSample
 from forvalue_index.reports import saturation_warnings
 from forvalue_index.results import (
@@ -26,7 +27,6 @@ from forvalue_index.results import (
 )
 from forvalue_index.search_indexes import RowKind, search_index
 from forvalue_index.segments import CURE
-from forvalue_index.settings import search_kind
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.storage import Storage
 from forvalue_index.validation import ValidationRows, ValidationSet
@@ -90,13 +90,12 @@ class Valuer:
         geometry, normalize, whiten = scoring.geometry, scoring.normalize, scoring.whiten
         self._storage = storage
         self._scoring = scoring
-        self._kind = search_kind(view.catalog.count(), scoring.search)
-        self._search: SearchIndex = search_index(
-            view, RowKind(geometry, normalize), kind=self._kind, on_progress=on_progress
+        self.search: SearchIndex = search_index(
+            view, RowKind(geometry, normalize), kind=scoring.search, on_progress=on_progress
         )
         self._errors = storage.sketch_error(geometry)
         self._whitening: Whitening | None = None
-        if whiten and len(self._search):
+        if whiten and len(self.search):
             damping = storage.manifest.settings.damping
             self._whitening = whitening_of(view, scoring, damping)
         self.version = view.version
@@ -121,12 +120,12 @@ class Valuer:
             refuse_filled(catalog)
         started = time.perf_counter()
         n_queries = 1 + len(validation.prepared) * counts.per_sample
-        queries = self._queries(embedded, n_queries)
+        queries = self.queries(embedded, n_queries)
         wanted = [counts.rerank or count for count in (counts.top, counts.bottom)]
         allowed = None if where is None else catalog.live_ids(where)
-        searched = len(self._search) if allowed is None else len(allowed)
-        helpful = self._search.search(queries, wanted[0], allowed)
-        harmful = [(i, -scores) for i, scores in self._search.search(-queries, wanted[1], allowed)]
+        searched = len(self.search) if allowed is None else len(allowed)
+        helpful = self.search.search(queries, wanted[0], allowed)
+        harmful = [(i, -scores) for i, scores in self.search.search(-queries, wanted[1], allowed)]
         stored = self._stored(catalog, [ids for ids, _ in [*helpful, *harmful]])
         seconds = {"search": time.perf_counter() - started}
         exact = NOTHING
@@ -155,7 +154,7 @@ class Valuer:
             validation_samples=len(validation.prepared),
             validation_label_tokens=validation.label_tokens,
             searched=searched,
-            search=self._kind,
+            search=self.search.kind,
             where=where,
             reranked=len(exact.ids),
             helpful=answers[0][0],
@@ -167,7 +166,12 @@ class Valuer:
             warnings=remarks,
         )
 
-    def _queries(self, embedded: ValidationRows | None, count: int) -> Rows:
+    @property
+    def errors(self) -> SketchError | None:
+        """How far sketched scores are off; None where they are whitened."""
+        return self._errors if self._whitening is None else None
+
+    def queries(self, embedded: ValidationRows | None, count: int) -> Rows:
         """The mean of a validation set and then its samples, the first `count` of them."""
         if embedded is None:
             return np.zeros((count, self._storage.manifest.row_width), np.float32)
@@ -215,7 +219,7 @@ class Valuer:
     def _standard_errors(self, query: Rows, ranking: _Ranking) -> list[float | None]:
         if self._whitening is not None:
             return [None] * len(ranking.ids)
-        sketched = self._errors.standard_errors(query, self._search.rows(ranking.ids))
+        sketched = self._errors.standard_errors(query, self.search.rows(ranking.ids))
         return [0.0 if e else float(s) for s, e in zip(sketched, ranking.exact, strict=True)]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.records import Progress
-from forvalue_index.segments import BLOCK_ROWS, SegmentFile
+from forvalue_index.segments import BLOCK_ROWS, SegmentFile, StoredBlock
 from forvalue_index.settings import Manifest
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.stored_rows import StoredRows
@@ -71,40 +71,53 @@ class View:
     ) -> Iterator[Result]:
         """What `work` makes of each of `blocks`, on all cores, in order of id.
 
+        The rows of a block are gone when `work` returns: they lie where those of the next one will,
+        as fresh memory for each would take longer than the work.
+        """
+        spaces: SimpleQueue[Tensor] = SimpleQueue()
+        for _ in range(torch.get_num_threads()):
+            spaces.put(torch.empty(BLOCK_ROWS, self.manifest.row_width))
+
+        def worked(block: StoredBlock) -> Result:
+            space = spaces.get()
+            try:
+                rows = block.rows.floats(space)
+                return work(Block(block.ids, unit_rows(rows) if normalize else rows))
+            finally:
+                spaces.put(space)
+
+        return self.stored_scan(geometry, worked, "scoring", on_progress)
+
+    def stored_scan(
+        self,
+        geometry: str,
+        work: Callable[[StoredBlock], Result],
+        stage: str,
+        on_progress: OnProgress = ignore_progress,
+    ) -> Iterator[Result]:
+        """What `work` makes of all live rows as they are stored, on all cores, in order of id.
+
         Operations on blocks this small gain nothing from several threads each, so each core works
-        on blocks of its own. The rows of a block are gone when `work` returns: they lie where those
-        of the next one will, as fresh memory for each would take longer than the work.
+        on blocks of its own.
         """
         removed = self.catalog.removed_ids()
         total = sum(len(file.ids) for file in self.files)
-        spaces: SimpleQueue[Tensor] = SimpleQueue()
 
         def worked(part: tuple[SegmentFile, int]) -> list[Result]:
             file, start = part
-            space, results = spaces.get(), []
-            try:
-                for stored in file.blocks(geometry, start, start + PART_ROWS):
-                    block = stored.without(removed)
-                    if len(block.ids):
-                        rows = block.rows.floats(space)
-                        rows = unit_rows(rows) if normalize else rows
-                        results.append(work(Block(block.ids, rows)))
-            finally:
-                spaces.put(space)
-            return results
+            blocks = file.blocks(geometry, start, start + PART_ROWS)
+            live = (block.without(removed) for block in blocks)
+            return [work(block) for block in live if len(block.ids)]
 
         parts = [
             (file, start) for file in self.files for start in range(0, len(file.ids), PART_ROWS)
         ]
-        n_threads = torch.get_num_threads()
-        for _ in range(n_threads):
-            spaces.put(torch.empty(BLOCK_ROWS, self.manifest.row_width))
-        done = 0
+        n_threads, done = torch.get_num_threads(), 0
         with one_thread_each(), ThreadPoolExecutor(n_threads) as pool:
             for part, results in zip(parts, pool.map(worked, parts), strict=True):
                 yield from results
                 done += min(PART_ROWS, len(part[0].ids) - part[1])
-                on_progress(Progress("scoring", done, total))
+                on_progress(Progress(stage, done, total))
 
     def rows(
         self, geometry: str, ids: NDArray[np.int64], *, normalize: bool = False

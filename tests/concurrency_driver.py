@@ -28,7 +28,8 @@ import torch
 from rows import WORDS, rows, write_jsonl
 
 from forvalue_index import ValuationIndex, ingest, scoring
-from forvalue_index.backbone import Backbone, default_device
+from forvalue_index.backbone import Backbone
+from forvalue_index.devices import default_device
 from forvalue_index.exceptions import BadSampleError, BusyIndexError
 from forvalue_index.loading import wanted_settings
 from forvalue_index.results import Scoring

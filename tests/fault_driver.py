@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 
 from forvalue_index import ValuationIndex, cli, ingest, label_tokens
-from forvalue_index.backbone import Backbone, default_device
+from forvalue_index.backbone import Backbone
+from forvalue_index.devices import default_device
 from forvalue_index.features import Embedder
 from forvalue_index.loading import wanted_settings
 

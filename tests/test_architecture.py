@@ -20,6 +20,7 @@ LAYERS = [
         "whitening",
         "exact",
         "memory",
+        "devices",
         "batching",
         "prompts",
     }
@@ -31,9 +32,17 @@ LAYERS = [
     {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
     {"search", "search.library", "search.rotation", "snapshot", "references", "plots"},
     {"search.ranking", "search.quantizer"},
-    {"search.flat", "search.coded", "catalog", "removal", "features", "model_profile"},  # joins
+    {
+        "search.flat",
+        "search.coded",
+        "search.gpu",
+        "catalog",
+        "removal",
+        "features",
+        "model_profile",
+    },  # joins
     {"manifest", "baselines", "view", "rescoring", "calibrating", "training"},
-    {"code_files"},
+    {"code_files", "gpu_rows"},
     {"search_indexes", "storage", "index_samples", "validation", "exact_matrices"},
     {"ingest", "valuation", "tuning", "compaction", "checkup", "loading"},  # use-cases
     {"scoring"},

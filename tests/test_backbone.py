@@ -19,9 +19,10 @@ from models import (
     tiny_tokenizer,
 )
 
-from forvalue_index.backbone import Backbone, default_device, resolve_dtype
+from forvalue_index.backbone import Backbone, resolve_dtype
 from forvalue_index.batching import collate
 from forvalue_index.contracts import Tokenizer, Trunk
+from forvalue_index.devices import default_device
 from forvalue_index.exceptions import ForValueError, MissingDependencyError, ModelError
 from forvalue_index.records import Encoded
 from forvalue_index.settings import Settings

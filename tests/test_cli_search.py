@@ -144,4 +144,4 @@ def test_an_open_index_searches_as_it_was_tuned(place, monkeypatch):
         report = index.tune(search="rabitq", recall=0.9)
         assert index.query(rows(2, seed=2), search="rabitq", top=5).helpful == before.helpful
         (valuer,) = index._valuers.values()
-        assert valuer._search.refine == report.chosen.refine == 10
+        assert valuer.search.refine == report.chosen.refine == 10

@@ -16,7 +16,7 @@ LIMITED = """
 import json, logging, resource, sys
 import numpy as np
 import torch
-from forvalue_index.backbone import Backbone, default_device
+from forvalue_index.backbone import Backbone
 from forvalue_index.batching import collate
 from forvalue_index.exceptions import ModelError
 from forvalue_index.records import Encoded

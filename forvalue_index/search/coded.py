@@ -54,6 +54,11 @@ class CodedIndex:
         return len(self._ids)
 
     @property
+    def kind(self) -> str:
+        """`rabitq` or `ivf-rabitq`."""
+        return self._quantizer.kind
+
+    @property
     def n_lists(self) -> int:
         """How many lists codes are in; one where there are none."""
         return len(self._quantizer.centres)

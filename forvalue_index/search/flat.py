@@ -19,6 +19,7 @@ from forvalue_index.search.ranking import (
     nothing,
     selector_of,
 )
+from forvalue_index.settings import FLAT
 
 # What the rounding of a float32 score can reach, relative to the product of the two norms.
 ROUNDING = 1e-6
@@ -30,6 +31,8 @@ class FlatIndex:
     FAISS keeps bfloat16 as a scalar quantizer whose codes are the upper halves of the floats, so
     rows that come from bfloat16 segments lose nothing.
     """
+
+    kind = FLAT
 
     def __init__(self, dim: int, *, row_dtype: str = "float32") -> None:
         faiss = faiss_library()

@@ -1,0 +1,46 @@
+"""Where a model and rows can lie: the NVIDIA GPUs of this machine, and the room they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+# Of each GPU, what scores, chunks of rows and other programs may want.
+RESERVED_BYTES = 2**31
+
+
+def default_device() -> torch.device:
+    """The first NVIDIA GPU where there is one, else the CPU."""
+    return next(iter(gpus()), torch.device("cpu"))
+
+
+def gpus() -> list[torch.device]:
+    """The NVIDIA GPUs that this process may use."""
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+
+def gpu_room() -> dict[torch.device, int]:
+    """The bytes that each GPU has free for rows."""
+    return {gpu: max(0, _free_bytes(gpu) - RESERVED_BYTES) for gpu in gpus()}
+
+
+def shared_out(
+    n_rows: int, row_bytes: int, room: Mapping[torch.device, int]
+) -> dict[torch.device, int] | None:
+    """How many rows each device takes, in proportion to its room; None where they do not fit."""
+    fitting = {device: free // row_bytes for device, free in room.items() if free >= row_bytes}
+    total = sum(fitting.values())
+    if n_rows > total:
+        return None
+    shares, left = {}, n_rows
+    for device, count in fitting.items():
+        shares[device] = min(left, -(-n_rows * count // total))
+        left -= shares[device]
+    return {device: count for device, count in shares.items() if count}
+
+
+def _free_bytes(gpu: torch.device) -> int:
+    """What the driver has, and what torch holds of it without a use."""
+    unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    return int(torch.cuda.mem_get_info(gpu)[0]) + unused

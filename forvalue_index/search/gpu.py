@@ -1,0 +1,175 @@
+"""`flat` on GPUs: a matrix product scores all rows, which stay in the memory of the GPUs.
+
+It is torch's product and top-k. FAISS's indexes for GPUs take no selectors, which `--where` needs,
+no bfloat16, at most 2,048 answers, and nothing but a GPU to test them on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from forvalue_index.exceptions import UsageError
+from forvalue_index.search import ranking
+from forvalue_index.search.ranking import Ids, Ranked, Scores, best, checked, nothing
+from forvalue_index.settings import FLAT
+from forvalue_index.stored_rows import StoredRows
+
+# What the rounding of a score can reach, relative to the product of the two norms: of the query to
+# 16 bits, and of float32 sums.
+ROUNDING = 1e-5
+# Scores on a device at once.
+SCORES = 2**27
+BLOCK_ROWS = 2**15
+
+
+class _Shard(NamedTuple):
+    """Rows on one device: `values` [row, dim], what they are multiplied by, their norms [row]."""
+
+    values: Tensor
+    scales: Tensor
+    norms: Tensor
+
+    def scores(self, queries: Tensor, mask: Tensor | None) -> Float[Tensor, "query row"]:
+        """Inner products, of the rows of `mask` alone."""
+        found = _products(queries.to(self.values.device), self.values).mul_(self.scales)
+        return found if mask is None else found.masked_fill_(~mask.to(found.device), -torch.inf)
+
+    def rows(self, which: slice | Tensor) -> Float[Tensor, "row dim"]:
+        return self.values[which].float().mul_(self.scales[which, None])
+
+
+class GpuIndex:
+    """Rows of known `ids`, which go up, in the memory of devices: so many of each one's share.
+
+    With `exact`, rows are kept in float32, else in bfloat16, which holds those of bfloat16 and the
+    values of int8. All of them have to be `put` before the first search.
+    """
+
+    kind = FLAT
+
+    def __init__(
+        self, ids: Ids, dim: int, shares: Mapping[torch.device, int], *, exact: bool
+    ) -> None:
+        if sum(shares.values()) != len(ids):
+            raise UsageError(f"{len(ids)} ids for shares of {sum(shares.values())} rows")
+        dtype = torch.float32 if exact else torch.bfloat16
+        self._ids, self._dim = ids, dim
+        self._shards = [
+            _Shard(
+                torch.empty(count, dim, dtype=dtype, device=device),
+                torch.empty(count, device=device),
+                torch.empty(count, device=device),
+            )
+            for device, count in shares.items()
+        ]
+        self._starts = np.cumsum([0, *shares.values()])
+
+    @staticmethod
+    def row_bytes(dim: int, *, exact: bool) -> int:
+        """Bytes of a row on a device."""
+        return dim * (4 if exact else 2) + 8
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def put(self, ids: Ids, rows: StoredRows, *, normalize: bool = False) -> None:
+        """Store the rows of some ids, in order; several threads may. Raises UsageError for NaN."""
+        places = np.searchsorted(self._ids, ids)
+        for number, shard in enumerate(self._shards):
+            start, end = self._starts[number], self._starts[number + 1]
+            mine = torch.from_numpy((places >= start) & (places < end))
+            if mine.any():
+                here = torch.from_numpy(places)[mine] - int(start)
+                _put(shard, here.to(shard.values.device), rows[mine], normalize=normalize)
+
+    def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
+        """Ids and scores of the k best rows for each query: best first, ties by id."""
+        queries = checked(queries, self._dim, k)
+        among = self._ids if allowed is None else np.intersect1d(self._ids, allowed)
+        if not len(among):
+            return [nothing() for _ in queries]
+        if allowed is not None and len(among) <= ranking.SCANNED:
+            return best(queries, among, self.rows, k)
+        mask = None
+        if allowed is not None:
+            mask = torch.from_numpy(np.isin(self._ids, among, assume_unique=True))
+        together = max(1, SCORES // int(np.diff(self._starts).max()))
+        found: list[Ranked] = []
+        for start in range(0, len(queries), together):
+            found += self._searched(queries[start : start + together], min(k, len(among)), mask)
+        return found
+
+    def rows(self, ids: Ids) -> Scores:
+        """The rows of known ids, in their order."""
+        found = np.empty((len(ids), self._dim), dtype=np.float32)
+        places = np.searchsorted(self._ids, ids)
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        for number in np.unique(owners):
+            shard, mine = self._shards[number], owners == number
+            here = torch.from_numpy(places[mine] - self._starts[number])
+            found[mine] = shard.rows(here.to(shard.values.device)).cpu().numpy()
+        return found
+
+    def blocks(self) -> Iterator[tuple[Ids, Float[Tensor, "row dim"]]]:
+        """All rows in float32, on their devices, with their ids: a bounded number at a time."""
+        for first, shard in zip(self._starts, self._shards, strict=False):
+            for start in range(0, len(shard.values), BLOCK_ROWS):
+                rows = shard.rows(slice(start, start + BLOCK_ROWS))
+                yield self._ids[first + start : first + start + len(rows)], rows
+
+    def _searched(self, queries: Scores, k: int, mask: Tensor | None) -> list[Ranked]:
+        """All rows that may be among the k best, but for rounding, are scored again.
+
+        Their scores then depend on the row alone, and rows that tie for place k are all there.
+        """
+        asked = torch.from_numpy(queries)
+        ends = zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)
+        masks = [None if mask is None else mask[start:end] for start, end in ends]
+        scores = [s.scores(asked, m) for s, m in zip(self._shards, masks, strict=True)]
+        tops = [mine.topk(min(k, mine.shape[1])).values for mine in scores]
+        last = torch.cat([top.cpu() for top in tops], dim=1).topk(k).values[:, -1]
+        longest = max(float(shard.norms.max()) for shard in self._shards)
+        least = last - 2 * ROUNDING * longest * torch.linalg.vector_norm(asked, dim=1)
+        found = []
+        for i, query in enumerate(queries):
+            near = [(mine[i] >= least[i].to(mine.device)).nonzero()[:, 0].cpu() for mine in scores]
+            places = [here.numpy() + start for here, start in zip(near, self._starts, strict=False)]
+            ids = self._ids[np.concatenate(places)]
+            found.append(best(query[None], ids, self.rows, k)[0])
+        return found
+
+
+def _put(shard: _Shard, places: Tensor, rows: StoredRows, *, normalize: bool) -> None:
+    device = places.device
+    values = rows.values.to(device).to(shard.values.dtype)
+    scales = torch.ones(len(places)) if rows.scales is None else rows.scales
+    scales = scales.to(device)
+    norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
+    if not torch.isfinite(norms * scales).all():
+        raise UsageError("a row holds NaN or infinity; find the sample and leave it out")
+    if normalize:
+        scales = 1 / norms.masked_fill(norms == 0, 1)
+    shard.values[places], shard.scales[places], shard.norms[places] = values, scales, norms * scales
+
+
+def _products(queries: Tensor, values: Tensor) -> Float[Tensor, "query row"]:
+    """Inner products [query, row] in float32.
+
+    For rows of bfloat16 a query is the sum of two of bfloat16, so tensor cores take them, and rows
+    are read once, as they are.
+    """
+    if values.dtype == torch.float32:
+        return queries @ values.T
+    high = queries.bfloat16()
+    parts = torch.cat([high, (queries - high.float()).bfloat16()])
+    if values.is_cuda:
+        products = torch.mm(parts, values.T, out_dtype=torch.float32)
+    else:  # which has no such product
+        products = parts.float() @ values.float().T
+    return products[: len(queries)] + products[len(queries) :]
