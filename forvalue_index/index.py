@@ -155,6 +155,7 @@ class ValuationIndex(IndexQueries):
                 self._storage,
                 reader,
                 sources=sources,
+                others=self._readers_on_other_gpus,
                 on_bad=on_bad,
                 on_progress=self._on_progress,
             )

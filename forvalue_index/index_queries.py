@@ -21,7 +21,12 @@ from forvalue_index.geometry import Geometry
 from forvalue_index.hash_tables import SketchError
 from forvalue_index.index_samples import IndexSamples
 from forvalue_index.label_tokens import LabelReader
-from forvalue_index.loading import ModelAccess, load_backbone, make_reader
+from forvalue_index.loading import (
+    ModelAccess,
+    load_backbone,
+    load_on_other_gpus,
+    make_reader,
+)
 from forvalue_index.rescoring import validation_gradient
 from forvalue_index.results import Explanation, QueryResult, Scoring, Values
 from forvalue_index.settings import GEOMETRIES, ON_BAD
@@ -86,6 +91,12 @@ class IndexQueries(IndexSamples):
             settings, tables = self.manifest.settings, self._storage.tables()
             self._reader = make_reader(self.backbone, settings, tables)
         return self._reader
+
+    def _readers_on_other_gpus(self) -> list[LabelReader]:
+        """What reads samples on all GPUs but the first."""
+        settings, tables = self.manifest.settings, self._storage.tables()
+        backbones = load_on_other_gpus(self._storage, self._access)
+        return [make_reader(backbone, settings, tables) for backbone in backbones]
 
     @property
     def embedder(self) -> Embedder:

@@ -12,20 +12,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from forvalue_index.calibrating import Choice, calibrate
-from forvalue_index.catalog_rows import changed_metadata, unstorable
 from forvalue_index.contracts import OnProgress, Source, ignore_progress
 from forvalue_index.exceptions import BadSampleError, SourceError
 from forvalue_index.features import Embedder, undefined_numbers
 from forvalue_index.interrupts import interrupts_held
 from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.manifest import REJECTED
+from forvalue_index.parallel import embedded_batches
 from forvalue_index.records import (
     BadRow,
-    KnownSample,
     Progress,
     Sample,
     SampleStatistics,
@@ -36,15 +35,13 @@ from forvalue_index.repeats import Repeats
 from forvalue_index.results import AddReport
 from forvalue_index.storage import Storage
 from forvalue_index.stored_rows import StoredRows, joined
-from forvalue_index.windows import one_ahead, windows
+from forvalue_index.window_plans import Planner, WindowPlan
+from forvalue_index.windows import one_ahead
 
 Reject = Callable[[BadRow], None]
 
 COMMIT_S = 30.0
 COMMIT_BYTES = 2**26
-# A window holds this many rows for each token of a batch's budget, or fewer long ones.
-WINDOW_ROWS = 0.25
-WINDOW_CHARACTERS = 2**22
 
 
 @dataclass
@@ -63,23 +60,6 @@ class _Tally:
     forward_s: float = 0.0
 
 
-@dataclass
-class _Window:
-    """The rows of a window, sorted by what is to be done about them.
-
-    `planned` are the new samples with their places in the order of reading.
-    """
-
-    n_rows: int
-    known: int = 0
-    returned: int = 0
-    changed: int = 0
-    rejected: list[BadRow] = field(default_factory=list)
-    planned: list[tuple[int, Prepared]] = field(default_factory=list)
-    restored: dict[int, Sample] = field(default_factory=dict)
-    updated: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-
 class _Finished(NamedTuple):
     place: int
     sample: Sample
@@ -92,6 +72,7 @@ def add(
     reader: LabelReader,
     *,
     sources: Sequence[Source],
+    others: Callable[[], Sequence[LabelReader]] = tuple,
     on_bad: str = "fail",
     on_progress: OnProgress = ignore_progress,
 ) -> AddReport:
@@ -103,7 +84,8 @@ def add(
     is embedded; with "skip", bad rows go to a file in the index.
 
     The first samples of an index calibrate it: a random choice of them, or of the first window
-    where sources cannot be read twice.
+    where sources cannot be read twice. Where there is more than a batch to embed, `others` read
+    batches, too: readers alike, on other devices.
 
     Raises:
         BadSampleError: a row is not usable and `on_bad` is "fail".
@@ -112,7 +94,7 @@ def add(
     started = time.perf_counter()
     names = [source.name for source in sources]
     storage.catalog.refer_to(sources)
-    ingestion = _Ingestion(storage, reader, on_progress=on_progress)
+    ingestion = _Ingestion(storage, reader, others, on_progress=on_progress)
     with closing(Rejects(storage.path / REJECTED)) as rejects:
         total = None
         if all(source.rereadable for source in sources):
@@ -136,10 +118,18 @@ def add(
 class _Ingestion:
     """One run of `add`."""
 
-    def __init__(self, storage: Storage, reader: LabelReader, *, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        reader: LabelReader,
+        others: Callable[[], Sequence[LabelReader]],
+        *,
+        on_progress: OnProgress,
+    ) -> None:
         self._storage = storage
-        self._reader = reader
-        self._embedder: Embedder | None = None
+        self._reader, self._others = reader, others
+        self._planner = Planner(storage.catalog, reader)
+        self._embedders: list[Embedder] = []
         self._choice = Choice(storage.manifest.settings.seed)
         self._on_progress = on_progress
         self._total: int | None = None
@@ -151,7 +141,7 @@ class _Ingestion:
         """Read everything once without a change; returns how many samples are new."""
         read = new = 0
         with closing(Repeats()) as repeats:
-            for window in self._sorted(sources, repeats):
+            for window in self._planner.plans(sources, repeats):
                 for bad in window.rejected:
                     reject(bad)
                 read, new = read + window.n_rows, new + len(window.planned)
@@ -179,64 +169,15 @@ class _Ingestion:
             self._store()
         self._storage.catalog.finish_run(run_id)
 
-    def _ahead(self, sources: Sequence[Source], repeats: Repeats) -> Generator[_Window]:
+    def _ahead(self, sources: Sequence[Source], repeats: Repeats) -> Generator[WindowPlan]:
         """The windows of all sources, read while others are embedded where sources are files.
 
         Whoever gave an iterable may count on it being read by the thread that calls.
         """
-        found = self._sorted(sources, repeats)
+        found = self._planner.plans(sources, repeats)
         return one_ahead(found) if all(source.rereadable for source in sources) else found
 
-    def _sorted(self, sources: Sequence[Source], repeats: Repeats) -> Generator[_Window]:
-        """The windows of all sources. Nothing of this object is changed."""
-        most = max(1, int(WINDOW_ROWS * self._reader.token_budget))
-        rows = (row for source in sources for row in source.samples())
-        place = 0
-        for some in windows(rows, most_rows=most, most_characters=WINDOW_CHARACTERS):
-            yield self._sort(some, repeats, place)
-            place += len(some)
-
-    def _sort(self, rows: Sequence[Sample | BadRow], repeats: Repeats, place: int) -> _Window:
-        with self._storage.catalog.snapshot() as snapshot:
-            held = snapshot.known(row for row in rows if isinstance(row, Sample))
-        window = _Window(len(rows))
-        for offset, row in enumerate(rows):
-            if isinstance(row, BadRow):
-                window.rejected.append(row)
-                continue
-            first, known = repeats.content_of(row.key), held.get(row.key)
-            content = first or (known.content_hash if known else row.content_hash)
-            if content != row.content_hash:
-                taken = f"its id {row.key!r} is taken by a sample of other content"
-                window.rejected.append(bad_row(row, f"{taken}; give it another"))
-            elif first is not None:
-                window.known += 1
-            elif known is not None:
-                repeats.note(row)
-                self._sort_known(row, known, window)
-            elif reason := unstorable(row):
-                window.rejected.append(bad_row(row, reason))
-            elif isinstance(prepared := self._reader.prepare(row), Prepared):
-                repeats.note(row)
-                window.planned.append((place + offset, prepared))
-            else:
-                window.rejected.append(prepared)
-        return window
-
-    def _sort_known(self, row: Sample, known: KnownSample, window: _Window) -> None:
-        if known.removed:
-            window.returned += 1
-            window.restored[known.id] = row
-            return
-        window.known += 1
-        metadata = changed_metadata(known.metadata, row.metadata)
-        window.changed += metadata is not None
-        if known.place not in (None, (row.source, row.position, row.offset)):
-            window.restored[known.id] = replace(row, metadata=metadata or known.metadata)
-        elif metadata is not None:
-            window.updated[known.id] = metadata
-
-    def _revise(self, window: _Window) -> None:
+    def _revise(self, window: WindowPlan) -> None:
         self.tally.read += window.n_rows
         self.tally.known += window.known
         self.tally.restored += window.returned
@@ -246,9 +187,9 @@ class _Ingestion:
         if window.updated:
             self._storage.catalog.update_metadata(window.updated)
 
-    def _calibrated(self, members: Sequence[Prepared]) -> Embedder:
-        """What embeds samples; calibrates an index that holds none yet."""
-        if self._embedder is None:
+    def _calibrated(self, members: Sequence[Prepared]) -> Sequence[Embedder]:
+        """What embeds samples, one a device; calibrates an index that holds none yet."""
+        if not self._embedders:
             storage, reader = self._storage, self._reader
             if storage.uncalibrated:
                 for member in members:
@@ -258,18 +199,16 @@ class _Ingestion:
                 found = calibrate(reader, tables, settings, chosen, on_progress=self._on_progress)
                 storage.freeze(found)
                 self._stored_at = time.perf_counter()
-            self._embedder = storage.embedder(reader)
-        return self._embedder
+            several = sum(len(m.encoded) for m in members) > reader.token_budget
+            readers = [reader, *(self._others() if several else ())]
+            self._embedders = [storage.embedder(one) for one in readers]
+        return self._embedders
 
-    def _embed(self, window: _Window, reject: Reject) -> None:
+    def _embed(self, window: WindowPlan, reject: Reject) -> None:
         members = [prepared for _, prepared in window.planned]
         if not members:
             return
-        embedder = self._calibrated(members)
-        for batch in embedder.batches(members):
-            started = time.perf_counter()
-            embedded = embedder.embed_batch(batch, members)
-            elapsed_s = time.perf_counter() - started
+        for batch, embedded, elapsed_s in embedded_batches(self._calibrated(members), members):
             self.tally.forward_s += elapsed_s
             self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
             rows = self._storage.packed(embedded.rows)

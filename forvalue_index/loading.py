@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from forvalue_index.backbone import Backbone, resolve_dtype
 from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress
-from forvalue_index.devices import default_device
+from forvalue_index.devices import default_device, gpus
 from forvalue_index.exceptions import SettingsMismatchError, UsageError
 from forvalue_index.hash_tables import VOCAB_ORDER, HashTables
 from forvalue_index.label_tokens import LabelReader
@@ -24,11 +26,14 @@ from forvalue_index.manifest import (
     refuse_other_model,
     refuse_trust,
 )
+from forvalue_index.memory import unless_memory_runs_out
 from forvalue_index.model_profile import profile_model
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import Progress
 from forvalue_index.settings import DEFAULT_CONTEXT, Manifest, Settings
 from forvalue_index.storage import Storage
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class ModelAccess:
     model: str | None = None
     trust_remote_code: bool = False
 
-    def load(self, path: Path, manifest: Manifest) -> Backbone:
-        """The model of the index at `path`.
+    def load(self, path: Path, manifest: Manifest, *, device: torch.device) -> Backbone:
+        """The model of the index at `path`, on a device.
 
         Raises:
             UsageError: the model runs code of its own, and is not trusted to.
@@ -50,7 +55,7 @@ class ModelAccess:
         refuse_trust(path, settings, trust_remote_code=self.trust_remote_code)
         if self.model is not None:
             settings = replace(settings, model=self.model, revision=None)
-        backbone = Backbone.load(settings, device=default_device())
+        backbone = Backbone.load(settings, device=device)
         refuse_other_model(path, manifest.model, backbone.identity())
         return backbone
 
@@ -90,9 +95,22 @@ def create_storage(
 def load_backbone(storage: Storage, access: ModelAccess, on_progress: OnProgress) -> Backbone:
     """The model of an index. Raises as `ModelAccess.load` does."""
     on_progress(Progress("loading", 0, 1))
-    backbone = access.load(storage.path, storage.manifest)
+    backbone = access.load(storage.path, storage.manifest, device=default_device())
     on_progress(Progress("loading", 1, 1))
     return backbone
+
+
+def load_on_other_gpus(storage: Storage, access: ModelAccess) -> list[Backbone]:
+    """The model of an index on all GPUs but the first, where they have the memory for it."""
+    found = []
+    for gpu in gpus()[1:]:
+        load = partial(access.load, storage.path, storage.manifest, device=gpu)
+        backbone = unless_memory_runs_out(load)
+        if backbone is None:
+            LOG.warning("No memory for the model on %s; going on without it", gpu)
+        else:
+            found.append(backbone)
+    return found
 
 
 def calibration_from(storage: Storage, other: Path) -> Calibration:

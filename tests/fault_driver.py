@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from forvalue_index import ValuationIndex, cli, ingest, label_tokens
+from forvalue_index import ValuationIndex, cli, ingest, label_tokens, window_plans
 from forvalue_index.backbone import Backbone
 from forvalue_index.devices import default_device
 from forvalue_index.features import Embedder
@@ -37,7 +37,7 @@ SHIM.fault_op.restype = SHIM.fault_path.restype = ctypes.c_char_p
 
 # Windows of 16 samples, batches of two or three, and a commit after each batch.
 TOKEN_BUDGET = 128
-INGEST = {"WINDOW_ROWS": 0.125, "COMMIT_BYTES": 1}
+INGEST = ((window_plans, "WINDOW_ROWS", 0.125), (ingest, "COMMIT_BYTES", 1))
 # Rows of the first geometry depend on the calibration, with which an `add` begins.
 SETTINGS = {"dim": 128, "row_dtype": "float32", "geometry": "fisher,raw"}
 # Seconds after which a child that neither ends nor is killed hangs.
@@ -48,9 +48,9 @@ EMBEDDED = []
 
 def configure(model):
     """The one place where the product is changed."""
-    for name, value in INGEST.items():
-        assert hasattr(ingest, name), name
-        setattr(ingest, name, value)
+    for module, name, value in INGEST:
+        assert hasattr(module, name), name
+        setattr(module, name, value)
     label_tokens.TOKEN_BUDGET = dict.fromkeys(label_tokens.TOKEN_BUDGET, TOKEN_BUDGET)
     backbone = Backbone.load(wanted_settings(model, {}), device=default_device())
     Backbone.load = staticmethod(lambda *_, **__: backbone)

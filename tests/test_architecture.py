@@ -44,6 +44,7 @@ LAYERS = [
     {"manifest", "baselines", "view", "rescoring", "calibrating", "training"},
     {"code_files", "gpu_rows"},
     {"search_indexes", "storage", "index_samples", "validation", "exact_matrices"},
+    {"window_plans", "parallel"},
     {"ingest", "valuation", "tuning", "compaction", "checkup", "loading"},  # use-cases
     {"scoring"},
     {"explaining"},

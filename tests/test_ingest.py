@@ -70,7 +70,7 @@ def small_batches(index, token_budget=128):
 def windows_of(monkeypatch, index, rows_each):
     """Read this many rows at a time."""
     share = (rows_each + 0.5) / index.reader.token_budget
-    monkeypatch.setattr("forvalue_index.ingest.WINDOW_ROWS", share)
+    monkeypatch.setattr("forvalue_index.window_plans.WINDOW_ROWS", share)
 
 
 def segments_of(index):
@@ -386,7 +386,7 @@ def test_a_window_is_bounded_in_rows(index, monkeypatch):
 
 
 def test_a_window_is_bounded_in_characters_too(index, monkeypatch):
-    monkeypatch.setattr("forvalue_index.ingest.WINDOW_CHARACTERS", 10)
+    monkeypatch.setattr("forvalue_index.window_plans.WINDOW_CHARACTERS", 10)
     texts = ["a" * 4, "b" * 4, "c" * 4, "d" * 25, "e" * 10, "f" * 2]
     assert window_sizes(index, [{"text": text} for text in texts]) == [3, 1, 1, 1]
 

@@ -1,0 +1,40 @@
+"""Batches embedded by several devices at once, one each, in the order of batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+from forvalue_index.features import Embedded, Embedder
+from forvalue_index.label_tokens import Prepared
+from forvalue_index.records import Batch
+
+
+class Finished(NamedTuple):
+    """A batch, what it was embedded to, and its share of the seconds that this took."""
+
+    batch: Batch
+    embedded: Embedded
+    seconds: float
+
+
+def embedded_batches(
+    embedders: Sequence[Embedder], members: Sequence[Prepared]
+) -> Iterator[Finished]:
+    """All batches of some samples; embedders are alike but for their device.
+
+    Neighbours in the order of length take about as long as each other, so no device waits long.
+    """
+    batches = iter(embedders[0].batches(members))
+    with ThreadPoolExecutor(len(embedders)) as threads:
+        run = map if len(embedders) == 1 else threads.map
+        while group := list(islice(batches, len(embedders))):
+            started = time.perf_counter()
+            # The shorter of the two ends it.
+            found = list(run(lambda e, b: e.embed_batch(b, members), embedders, group))
+            seconds = (time.perf_counter() - started) / len(group)
+            for batch, embedded in zip(group, found, strict=True):
+                yield Finished(batch, embedded, seconds)

@@ -1,0 +1,94 @@
+"""What is to be done about the rows of a data set: embed, restore, update, pass over or reject."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from forvalue_index.catalog import Catalog
+from forvalue_index.catalog_rows import changed_metadata, unstorable
+from forvalue_index.contracts import Source
+from forvalue_index.label_tokens import LabelReader, Prepared
+from forvalue_index.records import BadRow, KnownSample, Sample, bad_row
+from forvalue_index.repeats import Repeats
+from forvalue_index.windows import windows
+
+# A window holds this many rows for each token of a batch's budget, or fewer long ones.
+WINDOW_ROWS = 0.25
+WINDOW_CHARACTERS = 2**22
+
+
+@dataclass
+class WindowPlan:
+    """The rows of a window, sorted by what is to be done about them.
+
+    `planned` are the new samples with their places in the order of reading.
+    """
+
+    n_rows: int
+    known: int = 0
+    returned: int = 0
+    changed: int = 0
+    rejected: list[BadRow] = field(default_factory=list)
+    planned: list[tuple[int, Prepared]] = field(default_factory=list)
+    restored: dict[int, Sample] = field(default_factory=dict)
+    updated: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+class Planner:
+    """Plans windows by what the catalog holds; changes nothing."""
+
+    def __init__(self, catalog: Catalog, reader: LabelReader) -> None:
+        self._catalog = catalog
+        self._reader = reader
+
+    def plans(self, sources: Sequence[Source], repeats: Repeats) -> Generator[WindowPlan]:
+        """A plan for each window of all sources; the content of keys is noted in `repeats`."""
+        most = max(1, int(WINDOW_ROWS * self._reader.token_budget))
+        rows = (row for source in sources for row in source.samples())
+        place = 0
+        for some in windows(rows, most_rows=most, most_characters=WINDOW_CHARACTERS):
+            yield self._plan(some, repeats, place)
+            place += len(some)
+
+    def _plan(self, rows: Sequence[Sample | BadRow], repeats: Repeats, place: int) -> WindowPlan:
+        with self._catalog.snapshot() as snapshot:
+            held = snapshot.known(row for row in rows if isinstance(row, Sample))
+        window = WindowPlan(len(rows))
+        for offset, row in enumerate(rows):
+            if isinstance(row, BadRow):
+                window.rejected.append(row)
+                continue
+            first, known = repeats.content_of(row.key), held.get(row.key)
+            content = first or (known.content_hash if known else row.content_hash)
+            if content != row.content_hash:
+                taken = f"its id {row.key!r} is taken by a sample of other content"
+                window.rejected.append(bad_row(row, f"{taken}; give it another"))
+            elif first is not None:
+                window.known += 1
+            elif known is not None:
+                repeats.note(row)
+                _plan_known(row, known, window)
+            elif reason := unstorable(row):
+                window.rejected.append(bad_row(row, reason))
+            elif isinstance(prepared := self._reader.prepare(row), Prepared):
+                repeats.note(row)
+                window.planned.append((place + offset, prepared))
+            else:
+                window.rejected.append(prepared)
+        return window
+
+
+def _plan_known(row: Sample, known: KnownSample, window: WindowPlan) -> None:
+    if known.removed:
+        window.returned += 1
+        window.restored[known.id] = row
+        return
+    window.known += 1
+    metadata = changed_metadata(known.metadata, row.metadata)
+    window.changed += metadata is not None
+    if known.place not in (None, (row.source, row.position, row.offset)):
+        window.restored[known.id] = replace(row, metadata=metadata or known.metadata)
+    elif metadata is not None:
+        window.updated[known.id] = metadata
