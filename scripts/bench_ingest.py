@@ -28,6 +28,7 @@ from peer_runs import PeerRuns, peers_table
 
 from forvalue_index import ValuationIndex
 from forvalue_index.demo_data import math_problems, sentence_transformations
+from forvalue_index.devices import default_device
 from forvalue_index.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
 from forvalue_index.settings import ROW_DTYPES
 from forvalue_index.sources import open_sources
@@ -58,6 +59,8 @@ def main() -> None:
         "geometry": options.geometry,
         "template": options.template,
         "row_dtype": options.row_dtype,
+        "chunk_tokens": CHUNK_TOKENS[default_device().type],
+        "device": default_device().type,
         "threads": torch.get_num_threads(),
     }
     found = peers.results(forward_s, ingest_s, result["bytes_per_sample"])
@@ -80,12 +83,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--labels", choices=("response", "all"), default="response")
     parser.add_argument("--template", choices=("auto", "plain"), default="auto")
     parser.add_argument("--row-dtype", choices=tuple(ROW_DTYPES), default="bfloat16")
+    parser.add_argument("--chunk-tokens", type=int, help="label tokens that the head takes at once")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has other libraries")
     parser.add_argument("--only-peers", metavar="NAME,...", help="of them, these alone")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.peers and torch.cuda.is_available():
         parser.error("peers run on the CPU; hide the GPU with CUDA_VISIBLE_DEVICES=")
+    if options.chunk_tokens:
+        CHUNK_TOKENS.update(dict.fromkeys(CHUNK_TOKENS, options.chunk_tokens))
     return options
 
 

@@ -4,7 +4,8 @@
 One query, the 100 best. Warm: the index is open, medians over queries. Cold: a new process opens
 the index and answers once, with rows and codes in the page cache or not, as the machine has them;
 its own memory is what is not mapped from files. Queries are rows that the index does not hold, and
-means of 100 of these; or, with `--index`, rows of that index.
+means of 100 of these; or, with `--index`, rows of that index. Where there are NVIDIA GPUs, `flat`
+lies in their memory; `reads` is its warm time by that of reading all rows there once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from synthetic_index import Rows, synthetic_index
 
 from forvalue_index.contracts import SearchIndex
 from forvalue_index.search.flat import FlatIndex
+from forvalue_index.search.gpu import GpuIndex
 from forvalue_index.search_indexes import RowKind, search_index
 from forvalue_index.settings import ROW_DTYPES, SEARCH_KINDS
 from forvalue_index.storage import Storage
@@ -93,6 +95,9 @@ def measure(
             opened = time.perf_counter() - started
             report(f"{kind}: warm")
             one = {"opened_s": round(opened, 2), **warm(index, queries, right)}
+            if isinstance(index, GpuIndex):
+                read_s = reading_s(index)
+                one |= {"read_s": round(read_s, 5), "reads": round(one["warm_s"] / read_s, 2)}
             del index
             folder = view.search_path / rows.name / kind
             size = sum(path.stat().st_size for path in folder.glob("*"))
@@ -145,7 +150,19 @@ def warm(index: SearchIndex, queries: NDArray[np.float32], right: Ends) -> dict[
             group = name if number < len(queries) // 2 else f"mean_{name}"
             recalls[group].append(float(np.isin(wanted, ids).mean()))
     shares = {f"recall_{name}": round(statistics.mean(v), 5) for name, v in recalls.items()}
-    return {"warm_s": round(statistics.median(times), 4), **shares}
+    return {"warm_s": round(statistics.median(times), 5), **shares}
+
+
+def reading_s(index: GpuIndex) -> float:
+    """Seconds in which GPUs read all rows once: what a sum over their bits takes."""
+    times = []
+    for _ in range(QUERIES):
+        started = time.perf_counter()
+        sums = [values.view(torch.int32).sum() for values in index.stored_values()]
+        for found in sums:
+            found.item()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def cold_process(storage: Storage, kind: str, options: argparse.Namespace) -> dict[str, float]:

@@ -3,7 +3,8 @@
 
 The reference copies the row tensors of all segments, from the mapped files to memory; ours is what
 `values` does once a query is embedded: every row checked, scored, and given its standard error.
-Interleaved; `share` is the copy's time by ours, the part of its bandwidth that is reached.
+Interleaved; `share` is the copy's time by ours, the part of its bandwidth that is reached. Where
+there are NVIDIA GPUs with the room, `gpu_values_s` is the time once rows lie in their memory.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import torch
 from safetensors import safe_open
 from synthetic_index import synthetic_index
 
+from forvalue_index.devices import gpus
 from forvalue_index.results import Scoring
-from forvalue_index.scoring import sketched_values
-from forvalue_index.settings import ROW_DTYPES
+from forvalue_index.scoring import sketched_values, values_on_gpus
+from forvalue_index.settings import FLAT, ROW_DTYPES
 from forvalue_index.storage import Storage
 from forvalue_index.validation import ValidationRows
+from forvalue_index.valuation import Valuer
 
 
 def main() -> None:
@@ -63,7 +66,24 @@ def main() -> None:
         "share": round(statistics.median(c / o for c, o in zip(copies, ours, strict=True)), 3),
         "threads": torch.get_num_threads(),
     }
+    if gpus():
+        report("rows to the GPUs")
+        result |= on_gpus(storage, embedded, options.rounds)
     print(json.dumps(result, indent=2) if options.json else result)
+
+
+def on_gpus(storage: Storage, embedded: ValidationRows, rounds: int) -> dict[str, float]:
+    """Seconds to copy the rows to the GPUs, and to score them all there."""
+    with storage.view() as view:
+        started = time.perf_counter()
+        valuer = Valuer(storage, view, Scoring(search=FLAT))
+        opened, times = time.perf_counter() - started, []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            if values_on_gpus(valuer, embedded, view.catalog) is None:
+                return {}
+            times.append(time.perf_counter() - started)
+    return {"gpu_open_s": round(opened, 2), "gpu_values_s": round(statistics.median(times), 4)}
 
 
 def copy_s(storage: Storage) -> float:

@@ -116,6 +116,10 @@ class GpuIndex:
             found[mine] = shard.rows(here.to(shard.values.device)).cpu().numpy()
         return found
 
+    def stored_values(self) -> list[Tensor]:
+        """The values [row, dim] of each device, before they are scaled."""
+        return [shard.values for shard in self._shards]
+
     def blocks(self) -> Iterator[tuple[Ids, Float[Tensor, "row dim"]]]:
         """All rows in float32, on their devices, with their ids: a bounded number at a time."""
         for first, shard in zip(self._starts, self._shards, strict=False):
