@@ -84,7 +84,9 @@ def coded_index(
         return view.rows(rows.geometry, ids, normalize=rows.normalize)
 
     width = view.manifest.row_width
-    index = CodedIndex(quantizer, width, fetch, refine=chosen.refine, probes=chosen.probes)
+    index = CodedIndex(
+        quantizer, width, fetch, refine=chosen.refine, probes=chosen.probes, expected=total
+    )
     for ids, codes in _codes(view, rows, files, quantizer, on_progress):
         index.add(ids, codes)
     return index

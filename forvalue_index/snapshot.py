@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -249,8 +250,10 @@ class Snapshot:
         return int(found)
 
     def _ids(self, query: sa.Select[Any]) -> NDArray[np.int64]:
-        # Sorted here, so that the database may go through the smallest index.
-        return np.sort(np.fromiter(self._connection.scalars(query), dtype=np.int64))
+        # Sorted here, so that the database may go through the smallest index; of the driver's own
+        # rows, as those of SQLAlchemy take twice as long.
+        rows: Any = self._connection.execute(query).cursor
+        return np.sort(np.fromiter(chain.from_iterable(rows), dtype=np.int64))
 
     def _filtered(self, column: Any, where: str | None) -> sa.Select[Any]:
         query = sa.select(column).select_from(samples).where(self._own(samples), LIVE)

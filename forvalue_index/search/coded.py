@@ -33,7 +33,8 @@ LEAST_CANDIDATES = 1000
 class CodedIndex:
     """Codes of rows in memory, in order of id; `fetch` reads the rows of ids, in their order.
 
-    `refine` candidates for each answer are scored with their rows, of `probes` lists.
+    `refine` candidates for each answer are scored with their rows, of `probes` lists. There is room
+    for `expected` codes from the start.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class CodedIndex:
         *,
         refine: int = REFINE,
         probes: int | None = None,
+        expected: int = 0,
     ) -> None:
         self._quantizer, self._dim, self._fetch = quantizer, dim, fetch
         self.refine, self.probes = refine, probes
-        self._index: Any = quantizer.empty()
+        self._index: Any = quantizer.empty(expected)
         self._ids: Ids = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:

@@ -83,13 +83,15 @@ class Quantizer:
         codes: Codes = self._encoder.sa_encode(self.rotation(rows))
         return codes
 
-    def empty(self) -> Any:
-        """A FAISS index over codes, without any."""
+    def empty(self, expected: int = 0) -> Any:
+        """A FAISS index over codes, without any; it grows to `expected` ones without a copy."""
         faiss = faiss_library()
         width, metric = self.rotation.width, faiss.METRIC_INNER_PRODUCT
         if self.kind == RABITQ:
             index = faiss.IndexRaBitQ(width, metric)
             faiss.copy_array_to_vector(self.centres[0], index.center)
+            index.codes.resize(expected * index.code_size)
+            index.codes.resize(0)
         else:
             lists = faiss.IndexFlatIP(width)
             lists.add(self.centres)
