@@ -8,7 +8,6 @@ anew from the segment.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import uuid
@@ -76,7 +75,7 @@ class CodeFiles:
 
     def codes(self, uid: str, n_rows: int, quantizer: Quantizer) -> Codes | None:
         """The codes of a segment, if they are there, sound and of this quantizer."""
-        named = self._read(uid, **{QUANTIZER: digest(quantizer)})
+        named = self._read(uid, quantizer=quantizer.digest)
         if named is None or named.keys() != {CODES, CHECKSUMS}:
             return None
         codes, checksums = named[CODES], named[CHECKSUMS]
@@ -84,10 +83,14 @@ class CodeFiles:
             return None
         return codes if np.array_equal(checksums, _checksums(codes)) else None
 
+    def has_codes(self, uid: str, quantizer: Quantizer) -> bool:
+        """Whether there are codes of a segment that name this quantizer; whoever reads, checks."""
+        return self._read(uid, quantizer=quantizer.digest, whole=False) is not None
+
     def keep_codes(self, uid: str, codes: Codes, quantizer: Quantizer) -> None:
         """Keep the codes of a segment, if the disk allows it."""
         named: dict[str, NDArray[Any]] = {CODES: codes, CHECKSUMS: _checksums(codes)}
-        self._write(uid, named, **{QUANTIZER: digest(quantizer)})
+        self._write(uid, named, **{QUANTIZER: quantizer.digest})
 
     def tuned(self, n_rows: int) -> Tuned:
         """What `tune` found, or the defaults; these, too, where an index has outgrown it."""
@@ -112,16 +115,19 @@ class CodeFiles:
                 with suppress(OSError):
                     path.unlink()
 
-    def _read(self, name: str, **said: str) -> dict[str, NDArray[Any]] | None:
+    def _read(
+        self, name: str, *, quantizer: str | None = None, whole: bool = True
+    ) -> dict[str, NDArray[Any]] | None:
         path = self._directory / f"{name}{SUFFIX}"
         if not self._is_own:
             return None
         try:
             with safe_open(path, framework="numpy") as file:
                 fields = file.metadata() or {}
-                if any(fields.get(key) != value for key, value in {**_versions(), **said}.items()):
+                said = _versions() | ({} if quantizer is None else {QUANTIZER: quantizer})
+                if any(fields.get(key) != value for key, value in said.items()):
                     return None
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return {key: file.get_tensor(key) for key in file.keys() if whole}  # noqa: SIM118
         except (OSError, SafetensorError, RuntimeError, ValueError):
             return None
 
@@ -137,14 +143,6 @@ class CodeFiles:
         except OSError:  # a disk that is full, or not ours: nothing is lost but time
             with suppress(OSError):
                 partial.unlink()
-
-
-def digest(quantizer: Quantizer) -> str:
-    """Names a quantizer by what it was trained to."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(quantizer.tensors().items()):
-        found.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
-    return found.hexdigest()
 
 
 def _checksums(codes: Codes) -> NDArray[np.int32]:

@@ -110,8 +110,10 @@ def update_codes(view: View, on_progress: OnProgress = ignore_progress) -> None:
             rows = RowKind(geometry, bool(cosine))
             files = CodeFiles(view.search_path, rows.name, kind)
             quantizer = _quantizer(view, rows, kind, files, total)
-            for _ in _codes(view, rows, files, quantizer, on_progress):
-                pass
+            for done, file in enumerate(view.files, 1):
+                if not files.has_codes(file.uid, quantizer):
+                    files.keep_codes(file.uid, _encoded(file, rows, quantizer), quantizer)
+                on_progress(Progress("coding", done, len(view.files)))
             files.sweep(file.uid for file in view.files)
 
 

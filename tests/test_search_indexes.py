@@ -184,6 +184,35 @@ def test_updating_encodes_what_is_new_and_forgets_what_is_gone(storage):
     assert not (storage.path / "search/raw").exists()
 
 
+def test_updating_reads_no_codes_that_are_there(storage, kind, monkeypatch):
+    """They are checked when they are searched: damage then costs the time to encode a segment."""
+    answers(storage, kind=kind)
+    _, expected = answers(storage, kind=kind)
+    flip(code_files(storage, kind)[0])
+    before = [path.stat().st_mtime_ns for path in code_files(storage, kind)]
+    with storage.view() as view, monkeypatch.context() as patched:
+        patched.setattr(search_indexes, "_encoded", lambda *_: pytest.fail("encoded again"))
+        update_codes(view)
+    assert [path.stat().st_mtime_ns for path in code_files(storage, kind)] == before
+    _, found = answers(storage, kind=kind)
+    assert_same(found, expected)
+
+
+def test_updating_replaces_codes_of_another_quantizer(storage, kind):
+    answers(storage, kind=kind)
+    code_files(storage, kind)[-1].unlink()
+    fill(storage, 10, prefix="n", seed=4)
+    with storage.view() as view:
+        update_codes(view)
+        assert not view.search_path.joinpath("raw", kind, "quantizer.safetensors").exists()
+        (view.search_path / "raw" / kind / "quantizer.safetensors").write_bytes(b"damaged")
+        update_codes(view)
+        files = CodeFiles(view.search_path, "raw", kind)
+        quantizer = files.quantizer()
+        sizes = {file.uid: len(file.ids) for file in view.files}
+        assert all(files.codes(uid, n, quantizer) is not None for uid, n in sizes.items())
+
+
 def test_an_index_that_has_grown_large_gets_codes(storage, monkeypatch):
     monkeypatch.setattr("forvalue_index.settings.RABITQ_FROM", 200)
     with storage.view() as view:

@@ -29,6 +29,7 @@ LABELS = {
     "loading": "Loading the model",
     "embedding": "Embedding",
     "opening": "Opening the search index",
+    "coding": "Encoding rows for search",
     "calibrating": "Calibrating",
     "scoring": "Scoring",
     "re-scoring": "Scoring exactly",

@@ -7,7 +7,9 @@ once: a rotation and centres. It is kept as plain arrays, never as a file of FAI
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,14 @@ class Quantizer:
         """As named arrays, for a file."""
         kind = np.frombuffer(self.kind.encode(), dtype=np.uint8)
         return {"kind": kind, "signs": self.rotation.signs, "centres": self.centres}
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the quantizer by what it was trained to."""
+        found = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.tensors().items()):
+            found.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
+        return found.hexdigest()
 
     @property
     def code_size(self) -> int:
