@@ -216,12 +216,11 @@ def fresh_library():
 
 
 @pytest.mark.usefixtures("fresh_library")
-def test_a_missing_faiss_is_said_with_both_ways_to_install_it(monkeypatch):
+def test_a_missing_faiss_is_said_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingDependencyError) as error:
         FlatIndex(DIM)
     assert "pip install 'forvalue-index[cpu]'" in str(error.value)
-    assert "pip install 'forvalue-index[gpu]'" in str(error.value)
 
 
 @pytest.mark.usefixtures("fresh_library")

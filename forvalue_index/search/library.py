@@ -1,4 +1,4 @@
-"""The FAISS that is installed: exactly one, for the CPU or for NVIDIA GPUs."""
+"""The FAISS that is installed: exactly one of the packages that install it, whichever it is."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def faiss_library() -> Any:
         import faiss
     except ImportError as error:
         raise MissingDependencyError(
-            f"FAISS is missing ({error}); pip install 'forvalue-index[cpu]', or with an NVIDIA GPU "
-            "pip install 'forvalue-index[gpu]'"
+            f"FAISS is missing ({error}); pip install 'forvalue-index[cpu]'"
         ) from error
     return faiss
 
