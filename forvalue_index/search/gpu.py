@@ -172,8 +172,10 @@ def _products(queries: Tensor, values: Tensor) -> Float[Tensor, "query row"]:
         return queries @ values.T
     high = queries.bfloat16()
     parts = torch.cat([high, (queries - high.float()).bfloat16()])
-    if values.is_cuda:
+    if values.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
         products = torch.mm(parts, values.T, out_dtype=torch.float32)
-    else:  # which has no such product
-        products = parts.float() @ values.float().T
+    else:  # no such product on CPUs and old GPUs
+        starts = range(0, len(values), BLOCK_ROWS)
+        blocks = (values[start : start + BLOCK_ROWS].float() for start in starts)
+        products = torch.cat([parts.float() @ block.T for block in blocks], dim=1)
     return products[: len(queries)] + products[len(queries) :]
