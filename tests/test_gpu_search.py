@@ -132,6 +132,7 @@ def test_allowed_rows_alone_are_found_at_both_ends(device, row_dtype):
 def test_shares_of_several_devices_answer_as_one(row_dtype, monkeypatch):
     """Two shares on one device are what two devices have."""
     monkeypatch.setattr(gpu_search, "SCORES", 400)  # 2 queries at once
+    monkeypatch.setattr(gpu_search, "BLOCK_ROWS", 100)
     rows, queries = random_rows(300), random_rows(5, seed=1)
     ids = np.arange(0, 600, 2)
     shares = {CPU: 190, torch.device("cpu", 0): 110}
@@ -143,7 +144,7 @@ def test_shares_of_several_devices_answer_as_one(row_dtype, monkeypatch):
     check(index, ids, true, queries, 150)
     np.testing.assert_array_equal(index.rows(ids[::-7]), true[::-7])
     blocks = list(index.blocks())
-    assert [len(mine) for mine, _ in blocks] == [190, 110]
+    assert [len(mine) for mine, _ in blocks] == [100, 90, 100, 10]
     np.testing.assert_array_equal(np.concatenate([mine for mine, _ in blocks]), ids)
     np.testing.assert_array_equal(torch.cat([r for _, r in blocks]).numpy(), true)
 
