@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from forvalue_index.adapters import merge_adapter
 from forvalue_index.batching import halves, shared_tokens
+from forvalue_index.devices import computes_in_bfloat16
 from forvalue_index.exceptions import ModelError
 from forvalue_index.memory import unless_memory_runs_out
 from forvalue_index.model_files import (
@@ -51,8 +52,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
     """`auto` is bfloat16 on a GPU that computes in it, else float32."""
     if dtype != "auto":
         return dtype
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if computes_in_bfloat16(device) else "float32"
 
 
 class Backbone:

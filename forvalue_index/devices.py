@@ -17,6 +17,8 @@ def default_device() -> torch.device:
 
 def gpus() -> list[torch.device]:
     """The NVIDIA GPUs that this process may use."""
+    if not torch.cuda.is_available():  # they are counted where the driver is too old, too
+        return []
     return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
 
 
@@ -25,14 +27,25 @@ def gpu_room() -> dict[torch.device, int]:
     return {gpu: max(0, _free_bytes(gpu) - RESERVED_BYTES) for gpu in gpus()}
 
 
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU multiplies bfloat16 itself: those from Ampere on do."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def shared_out(
     n_rows: int, row_bytes: int, room: Mapping[torch.device, int]
 ) -> dict[torch.device, int] | None:
-    """How many rows each device takes, in proportion to its room; None where they do not fit."""
+    """How many rows each device takes; None where they do not fit.
+
+    All go to the device with the most room if they fit there, else each takes its part.
+    """
     fitting = {device: free // row_bytes for device, free in room.items() if free >= row_bytes}
     total = sum(fitting.values())
     if n_rows > total:
         return None
+    roomiest = max(fitting, key=lambda device: fitting[device])
+    if n_rows <= fitting[roomiest]:
+        return {roomiest: n_rows}
     shares, left = {}, n_rows
     for device, count in fitting.items():
         shares[device] = min(left, -(-n_rows * count // total))
@@ -42,5 +55,8 @@ def shared_out(
 
 def _free_bytes(gpu: torch.device) -> int:
     """What the driver has, and what torch holds of it without a use."""
-    unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
-    return int(torch.cuda.mem_get_info(gpu)[0]) + unused
+    try:
+        free, _ = torch.cuda.mem_get_info(gpu)
+    except RuntimeError:  # another program has all of it, or wants the GPU for itself
+        return 0
+    return int(free) + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)

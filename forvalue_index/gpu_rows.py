@@ -36,13 +36,13 @@ def rows_on_gpus(
             pass
         return index
 
-    index = None if shares is None else unless_memory_runs_out(filled)
+    size = f"{len(ids):,} rows of {len(ids) * row_bytes / 1e9:.1f} GB"
+    names = ", ".join(map(str, room))
+    if shares is None:
+        free = sum(room.values()) / 1e9
+        LOG.warning("%s, and room for %.1f GB on %s; searching on the CPU", size, free, names)
+        return None
+    index = unless_memory_runs_out(filled)
     if index is None:
-        LOG.warning(
-            "%s rows take %.1f GB, and the GPUs (%s) have %.1f GB of room; searching on the CPU",
-            f"{len(ids):,}",
-            len(ids) * row_bytes / 1e9,
-            ", ".join(map(str, room)),
-            sum(room.values()) / 1e9,
-        )
+        LOG.warning("%s, and the memory of %s ran out; searching on the CPU", size, names)
     return index

@@ -15,7 +15,7 @@ from forvalue_index.calibrating import Choice, calibrate
 from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError, SourceError, UsageError
-from forvalue_index.index_queries import Data, IndexQueries, refuse_on_bad
+from forvalue_index.index_queries import Data, IndexQueries
 from forvalue_index.loading import (
     ModelAccess,
     calibration_from,
@@ -38,7 +38,7 @@ from forvalue_index.results import (
     TuneReport,
 )
 from forvalue_index.search_indexes import RowKind, update_codes
-from forvalue_index.settings import DEFAULT_CATALOG, FLAT, search_kind
+from forvalue_index.settings import DEFAULT_CATALOG, FLAT, refuse_on_bad, search_kind
 from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
 from forvalue_index.tuning import tune
@@ -148,6 +148,7 @@ class ValuationIndex(IndexQueries):
         sources = open_sources(data, columns)
         with self._writing(wait):
             started = time.perf_counter()
+            self._valuers.clear()  # which may hold the memory that the model needs
             self._refuse_swapped_calibration()
             reader = self.reader
             load_s = time.perf_counter() - started
@@ -261,7 +262,7 @@ class ValuationIndex(IndexQueries):
         with self._storage.view() as view:
             rows = RowKind(chosen.geometry, normalize)
             report = tune(view, rows, kind, recall=recall, on_progress=self._on_progress)
-        self._valuers = {}  # they search as they did before
+        self._valuers.clear()  # it searches as it did before
         return report
 
     def check(self, *, repair: bool = False, wait: bool = False) -> CheckReport:
@@ -276,6 +277,7 @@ class ValuationIndex(IndexQueries):
         if not repair:
             return checkup.check(self._storage, on_progress=self._on_progress)
         with self._writing(wait):
+            self._valuers.clear()
             return checkup.repair(
                 self._storage, lambda: self.embedder, on_progress=self._on_progress
             )

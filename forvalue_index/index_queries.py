@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -29,7 +28,8 @@ from forvalue_index.loading import (
 )
 from forvalue_index.rescoring import validation_gradient
 from forvalue_index.results import Explanation, QueryResult, Scoring, Values
-from forvalue_index.settings import GEOMETRIES, ON_BAD
+from forvalue_index.search.gpu import GpuIndex
+from forvalue_index.settings import GEOMETRIES, refuse_on_bad
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
@@ -39,6 +39,7 @@ from forvalue_index.validation import (
     embed_validation,
     read_validation,
 )
+from forvalue_index.valuers import Valuers
 
 Data = Any
 """A path, a glob, `-` for standard input, a list of paths, a `datasets.Dataset`, or dicts."""
@@ -59,12 +60,14 @@ class IndexQueries(IndexSamples):
         self._access = access
         self._backbone: Backbone | None = None
         self._reader: LabelReader | None = None
-        self._valuers: dict[Scoring, valuation.Valuer] = {}
+        self._other_readers: list[LabelReader] | None = None
+        self._valuers = Valuers(storage, on_progress)
 
     def close(self) -> None:
         """Let go of the model and of the catalog."""
         self._backbone = self._reader = None
-        self._valuers = {}
+        self._other_readers = None
+        self._valuers.clear()
         super().close()
 
     @property
@@ -93,10 +96,12 @@ class IndexQueries(IndexSamples):
         return self._reader
 
     def _readers_on_other_gpus(self) -> list[LabelReader]:
-        """What reads samples on all GPUs but the first."""
-        settings, tables = self.manifest.settings, self._storage.tables()
-        backbones = load_on_other_gpus(self._storage, self._access)
-        return [make_reader(backbone, settings, tables) for backbone in backbones]
+        """What reads samples on all GPUs but the first. Loads the model when it is first asked."""
+        if self._other_readers is None:
+            settings, tables = self.manifest.settings, self._storage.tables()
+            backbones = load_on_other_gpus(self._storage, self._access)
+            self._other_readers = [make_reader(one, settings, tables) for one in backbones]
+        return self._other_readers
 
     @property
     def embedder(self) -> Embedder:
@@ -164,9 +169,12 @@ class IndexQueries(IndexSamples):
                 on_progress=self._on_progress,
             )
         started = time.perf_counter()
-        with self._current_valuer(chosen) as (valuer, snapshot):
+
+        def asked(valuer: valuation.Valuer, snapshot: Snapshot) -> QueryResult:
             seconds["open"] = time.perf_counter() - started
-            result = valuer.query(validation, embedded, snapshot, counts, rescore, where=where)
+            return valuer.query(validation, embedded, snapshot, counts, rescore, where=where)
+
+        result = self._valuers.ask(chosen, asked)
         return replace(result, seconds={**seconds, **result.seconds})
 
     def values(
@@ -210,15 +218,12 @@ class IndexQueries(IndexSamples):
                 _write(path, snapshot, scored, where)
             return scored
         embedded = self._embedded(validation, chosen)
-        errors = SketchError(())
-        if embedded is not None:
-            errors = self._storage.sketch_error(chosen.geometry)
-            if gpus():
-                with self._current_valuer(chosen) as (valuer, snapshot):
-                    found = scoring.values_on_gpus(valuer, embedded, snapshot, where)
-                    if found is not None:
-                        _write(path, snapshot, found, where)
-                        return found
+        if embedded is not None and gpus():
+            on_gpus = self._values_on_gpus(chosen, embedded, path, where)
+            if on_gpus is not None:
+                return on_gpus
+        sketched = embedded is not None
+        errors = self._storage.sketch_error(chosen.geometry) if sketched else SketchError(())
         with self._storage.view() as view:
             scored = scoring.sketched_values(
                 view,
@@ -292,27 +297,17 @@ class IndexQueries(IndexSamples):
             on_progress=self._on_progress,
         )
 
-    @contextmanager
-    def _current_valuer(self, chosen: Scoring) -> Iterator[tuple[valuation.Valuer, Snapshot]]:
-        """A valuer over the index as it is now, kept until the index changes, and a snapshot."""
-        with self._catalog.snapshot() as snapshot:
-            known = self._valuers.get(chosen)
-            if known is not None and known.version == snapshot.version():
-                yield known, snapshot
-                return
-        # One at a time, as each holds rows or codes in memory, and none while the next is made.
-        del known
-        self._valuers = {}
-        with self._storage.view() as view:
-            valuer = valuation.Valuer(self._storage, view, chosen, self._on_progress)
-            self._valuers = {chosen: valuer}
-            yield valuer, view.catalog
+    def _values_on_gpus(
+        self, chosen: Scoring, embedded: ValidationRows, path: Path | None, where: str | None
+    ) -> Values | None:
+        """The values of rows that lie in the memory of GPUs; None where they do not."""
 
+        def asked(valuer: valuation.Valuer, search: GpuIndex, snapshot: Snapshot) -> Values:
+            scored = scoring.resident_values(valuer, search, embedded, snapshot, where)
+            _write(path, snapshot, scored, where)
+            return scored
 
-def refuse_on_bad(on_bad: str) -> None:
-    """Raise UsageError unless this says what to do about bad rows."""
-    if on_bad not in ON_BAD:
-        raise UsageError(f"--on-bad cannot be {on_bad!r}; use one of {', '.join(ON_BAD)}")
+        return self._valuers.ask_gpus(chosen, asked)
 
 
 def _write(path: Path | None, catalog: Snapshot, scored: Values, where: str | None) -> None:

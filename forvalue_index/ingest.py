@@ -199,10 +199,13 @@ class _Ingestion:
                 found = calibrate(reader, tables, settings, chosen, on_progress=self._on_progress)
                 storage.freeze(found)
                 self._stored_at = time.perf_counter()
-            several = sum(len(m.encoded) for m in members) > reader.token_budget
-            readers = [reader, *(self._others() if several else ())]
-            self._embedders = [storage.embedder(one) for one in readers]
+            self._embedders = [storage.embedder(reader)]
+        if len(self._embedders) == 1 and self._more_than_a_batch(members):
+            self._embedders += [self._storage.embedder(other) for other in self._others()]
         return self._embedders
+
+    def _more_than_a_batch(self, members: Sequence[Prepared]) -> bool:
+        return sum(len(member.encoded) for member in members) > self._reader.token_budget
 
     def _embed(self, window: WindowPlan, reject: Reject) -> None:
         members = [prepared for _, prepared in window.planned]

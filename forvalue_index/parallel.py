@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from typing import NamedTuple
+
+import torch
 
 from forvalue_index.features import Embedded, Embedder
 from forvalue_index.label_tokens import Prepared
@@ -34,7 +37,14 @@ def embedded_batches(
         while group := list(islice(batches, len(embedders))):
             started = time.perf_counter()
             # The shorter of the two ends it.
-            found = list(run(lambda e, b: e.embed_batch(b, members), embedders, group))
+            found = list(run(lambda e, b: _embedded(e, b, members), embedders, group))
             seconds = (time.perf_counter() - started) / len(group)
             for batch, embedded in zip(group, found, strict=True):
                 yield Finished(batch, embedded, seconds)
+
+
+def _embedded(embedder: Embedder, batch: Batch, members: Sequence[Prepared]) -> Embedded:
+    """On the embedder's GPU also what asks for the current one, as some models' kernels do."""
+    device = embedder.reader.head.weight.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return embedder.embed_batch(batch, members)

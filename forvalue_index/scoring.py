@@ -105,12 +105,14 @@ def sketched_values(  # noqa: PLR0913 - what scores depend on
     return _wanted_values(found, view.catalog, where)
 
 
-def values_on_gpus(
-    valuer: Valuer, embedded: ValidationRows, catalog: Snapshot, where: str | None = None
-) -> Values | None:
-    """As `sketched_values`, of rows that lie in the memory of GPUs; None where they do not."""
-    if not isinstance(valuer.search, GpuIndex):
-        return None
+def resident_values(
+    valuer: Valuer,
+    search: GpuIndex,
+    embedded: ValidationRows,
+    catalog: Snapshot,
+    where: str | None = None,
+) -> Values:
+    """As `sketched_values`, of rows that a valuer searches in the memory of GPUs."""
     query, errors = valuer.queries(embedded, 1)[0], valuer.errors
     asked = torch.from_numpy(query)
 
@@ -121,7 +123,7 @@ def values_on_gpus(
         squares = [rows[:, part].square().sum(dim=1).cpu().numpy() for part in errors.parts()]
         return Values(ids, scores, errors.of_squares(query, squares, scores))
 
-    return _wanted_values(starmap(scored_block, valuer.search.blocks()), catalog, where)
+    return _wanted_values(starmap(scored_block, search.blocks()), catalog, where)
 
 
 def _wanted_values(found: Iterable[Values], catalog: Snapshot, where: str | None) -> Values:

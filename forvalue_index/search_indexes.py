@@ -49,6 +49,7 @@ def search_index(
     rows: RowKind,
     *,
     kind: str | None = None,
+    on_gpus: bool = True,
     on_progress: OnProgress = ignore_progress,
 ) -> SearchIndex:
     """A search index over all live rows of one state of an index, on GPUs where they have the room.
@@ -56,12 +57,10 @@ def search_index(
     Raises UsageError as `coded_index` does.
     """
     total = view.catalog.count()
-    if kind in (None, FLAT) and total:
-        on_gpus = rows_on_gpus(
-            view, rows.geometry, normalize=rows.normalize, on_progress=on_progress
-        )
-        if on_gpus is not None:
-            return on_gpus
+    if on_gpus and kind in (None, FLAT) and total:
+        found = rows_on_gpus(view, rows.geometry, normalize=rows.normalize, on_progress=on_progress)
+        if found is not None:
+            return found
     kind = search_kind(total, kind)
     if kind == FLAT or not total:
         return _flat(view, rows, total, on_progress)

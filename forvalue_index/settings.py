@@ -188,6 +188,11 @@ class Manifest:
         return manifest
 
 
+def refuse_on_bad(on_bad: str) -> None:
+    """Raise UsageError unless this says what to do about bad rows."""
+    _one_of("on_bad", on_bad, ON_BAD)
+
+
 def search_kind(n_rows: int, wanted: str | None = None) -> str:
     """The kind of search index for so many rows, unless one is asked for."""
     if wanted is not None:

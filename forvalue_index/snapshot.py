@@ -253,7 +253,11 @@ class Snapshot:
         # Sorted here, so that the database may go through the smallest index; of the driver's own
         # rows, as those of SQLAlchemy take twice as long.
         rows: Any = self._connection.execute(query).cursor
-        return np.sort(np.fromiter(chain.from_iterable(rows), dtype=np.int64))
+        driver: Any = self._connection.dialect.dbapi
+        try:
+            return np.sort(np.fromiter(chain.from_iterable(rows), dtype=np.int64))
+        except driver.Error as error:
+            raise sa.exc.DBAPIError.instance(str(query), None, error, driver.Error) from error
 
     def _filtered(self, column: Any, where: str | None) -> sa.Select[Any]:
         query = sa.select(column).select_from(samples).where(self._own(samples), LIVE)

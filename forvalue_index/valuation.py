@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.contracts import OnProgress, SearchIndex, ignore_progress
+from forvalue_index.contracts import SearchIndex
 from forvalue_index.exceptions import BrokenIndexError, BusyIndexError, UsageError
 from forvalue_index.hash_tables import SketchError
 from forvalue_index.records import StoredSample
@@ -25,7 +25,6 @@ from forvalue_index.results import (
     Scoring,
     ValidationResult,
 )
-from forvalue_index.search_indexes import RowKind, search_index
 from forvalue_index.segments import CURE
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.storage import Storage
@@ -78,24 +77,21 @@ class _Ranking(NamedTuple):
 
 
 class Valuer:
-    """Scores one state of an index in one way."""
+    """Scores one state of an index in one way, with a search index over its rows."""
 
     def __init__(
         self,
         storage: Storage,
         view: View,
         scoring: Scoring,
-        on_progress: OnProgress = ignore_progress,
+        search: SearchIndex,
     ) -> None:
-        geometry, normalize, whiten = scoring.geometry, scoring.normalize, scoring.whiten
         self._storage = storage
         self._scoring = scoring
-        self.search: SearchIndex = search_index(
-            view, RowKind(geometry, normalize), kind=scoring.search, on_progress=on_progress
-        )
-        self._errors = storage.sketch_error(geometry)
+        self.search = search
+        self._errors = storage.sketch_error(scoring.geometry)
         self._whitening: Whitening | None = None
-        if whiten and len(self.search):
+        if scoring.whiten and len(search):
             damping = storage.manifest.settings.damping
             self._whitening = whitening_of(view, scoring, damping)
         self.version = view.version

@@ -23,7 +23,9 @@ from synthetic_index import synthetic_index
 
 from forvalue_index.devices import gpus
 from forvalue_index.results import Scoring
-from forvalue_index.scoring import sketched_values, values_on_gpus
+from forvalue_index.scoring import resident_values, sketched_values
+from forvalue_index.search.gpu import GpuIndex
+from forvalue_index.search_indexes import RowKind, search_index
 from forvalue_index.settings import FLAT, ROW_DTYPES
 from forvalue_index.storage import Storage
 from forvalue_index.validation import ValidationRows
@@ -76,12 +78,14 @@ def on_gpus(storage: Storage, embedded: ValidationRows, rounds: int) -> dict[str
     """Seconds to copy the rows to the GPUs, and to score them all there."""
     with storage.view() as view:
         started = time.perf_counter()
-        valuer = Valuer(storage, view, Scoring(search=FLAT))
+        search = search_index(view, RowKind("raw"), kind=FLAT)
+        if not isinstance(search, GpuIndex):
+            return {}
+        valuer = Valuer(storage, view, Scoring(), search)
         opened, times = time.perf_counter() - started, []
         for _ in range(rounds):
             started = time.perf_counter()
-            if values_on_gpus(valuer, embedded, view.catalog) is None:
-                return {}
+            resident_values(valuer, search, embedded, view.catalog)
             times.append(time.perf_counter() - started)
     return {"gpu_open_s": round(opened, 2), "gpu_values_s": round(statistics.median(times), 4)}
 

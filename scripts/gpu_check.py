@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ TESTS = ("test_gpu_search", "test_gpu_rows", "test_devices", "test_parallel", "t
 # Label tokens that the head takes at once: from what stays in a GPU's cache to a whole batch's.
 CHUNKS = (128, 512, 2048, 8192)
 DEFAULT_CHUNK = 2048
-MOST_INGEST, MOST_READS = 1.10, 2.0
+MOST_INGEST, MOST_READS, MOST_COLD_S = 1.10, 2.0, 3.0
 
 
 class Row(NamedTuple):
@@ -86,7 +87,10 @@ def tests(options: argparse.Namespace) -> list[Row]:
 def ingestion(options: argparse.Namespace, chunk: int) -> list[Row]:
     """`add` against the bare forward pass."""
     given = ["--model", options.model, "--samples", str(options.samples), "--rounds", "3"]
-    found = benchmark("bench_ingest", [*given, "--chunk-tokens", str(chunk)], options.limit_s)
+    # On one GPU, as the bare forward pass is.
+    one = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+    chosen = [*given, "--chunk-tokens", str(chunk)]
+    found = benchmark("bench_ingest", chosen, options.limit_s, one)
     what = f"ingestion by the bare forward pass, head on {chunk:,} tokens at once"
     if isinstance(found, str):
         return [Row(what, found, reached=False)]
@@ -114,7 +118,12 @@ def search(options: argparse.Namespace) -> list[Row]:
             flat["reads"] <= MOST_READS,
         ),
         Row(f"{what}, recall at both ends", "1" if not missed else str(missed), "1", not missed),
-        Row(f"{what}, opened and asked by a new process", f"{flat['cold_s']:.2f} s"),
+        Row(
+            f"{what}, opened and asked by a new process",
+            f"{flat['cold_s']:.2f} s",
+            f"<= {MOST_COLD_S:.0f} s",
+            flat["cold_s"] <= MOST_COLD_S,
+        ),
     ]
 
 
@@ -137,9 +146,11 @@ def sizes(options: argparse.Namespace) -> list[str]:
     return ["--rows", rows, "--dim", dim, "--work", str(options.work)]
 
 
-def benchmark(name: str, given: list[str], limit_s: float) -> dict[str, Any] | str:
-    """What a benchmark measured, or why it did not."""
-    done = run([str(HERE / f"{name}.py"), *given, "--json"], limit_s)
+def benchmark(
+    name: str, given: list[str], limit_s: float, more: Mapping[str, str] | None = None
+) -> dict[str, Any] | str:
+    """What a benchmark measured, with `more` in its environment, or why it did not."""
+    done = run([str(HERE / f"{name}.py"), *given, "--json"], limit_s, more)
     if done.returncode:
         said = done.stderr.strip().splitlines()
         return said[-1] if said else f"exit status {done.returncode}"
@@ -147,20 +158,26 @@ def benchmark(name: str, given: list[str], limit_s: float) -> dict[str, Any] | s
     return found
 
 
-def run(command: list[str], limit_s: float) -> subprocess.CompletedProcess[str]:
-    """Run Python with a limit; a run that takes longer fails."""
-    started = time.perf_counter()
+def run(
+    command: list[str], limit_s: float, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with a limit; what takes longer is stopped, with all that it started."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=os.environ | dict(more or {}),
+        start_new_session=True,
+    )
     try:
-        return subprocess.run(
-            [sys.executable, *command],
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
-        )
+        out, said = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        seconds = time.perf_counter() - started
-        return subprocess.CompletedProcess(command, 124, "", f"stopped after {seconds:.0f} s")
+        os.killpg(process.pid, signal.SIGKILL)
+        out, said = process.communicate()
+        said += f"\nstopped after {limit_s:.0f} s"
+    return subprocess.CompletedProcess(command, process.returncode, out, said)
 
 
 def shown(rows: list[Row]) -> list[Row]:

@@ -265,7 +265,7 @@ class Reader:
         """The best and the worst of what is live in the very state that is asked."""
         top, bottom = self.chosen.randint(1, 12), self.chosen.randint(1, 12)
         validation, embedded = validation_set(self.index)
-        with self.index._current_valuer(Scoring(GEOMETRY)) as (valuer, snapshot):
+        with self.index._valuers.current(Scoring(GEOMETRY)) as (valuer, snapshot):
             assert valuer.version == snapshot.version()
             result = valuer.query(validation, embedded, snapshot, Counts(top, bottom))
             live = [one.sample for one in snapshot.samples(snapshot.live_ids()).values()]

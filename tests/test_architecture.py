@@ -46,7 +46,7 @@ LAYERS = [
     {"search_indexes", "storage", "index_samples", "validation", "exact_matrices"},
     {"window_plans", "parallel"},
     {"ingest", "valuation", "tuning", "compaction", "checkup", "loading"},  # use-cases
-    {"scoring"},
+    {"scoring", "valuers"},
     {"explaining"},
     {"index_queries"},
     {"index"},

@@ -133,6 +133,7 @@ def test_a_recall_that_no_choice_reaches(place, monkeypatch):
 def test_info_says_what_an_index_of_its_size_is_searched_with(place, monkeypatch):
     assert document("info", place / "index")["search"] == "flat"
     monkeypatch.setattr("forvalue_index.settings.RABITQ_FROM", 50)
+    monkeypatch.setattr("forvalue_index.gpu_rows.gpu_room", dict)
     assert document("info", place / "index")["search"] == "rabitq"
     assert asked(place)["search"] == "rabitq"
 
@@ -143,5 +144,5 @@ def test_an_open_index_searches_as_it_was_tuned(place, monkeypatch):
         before = index.query(rows(2, seed=2), search="rabitq", top=5)
         report = index.tune(search="rabitq", recall=0.9)
         assert index.query(rows(2, seed=2), search="rabitq", top=5).helpful == before.helpful
-        (valuer,) = index._valuers.values()
+        (valuer,) = index._valuers._held.values()
         assert valuer.search.refine == report.chosen.refine == 10

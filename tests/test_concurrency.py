@@ -155,7 +155,7 @@ def test_a_snapshot_finds_the_text_of_hits_that_were_removed_and_forgotten_since
     reader, writer = pair
     validation = read_validation(reader.reader, sources=open_sources(VALIDATION))
     embedded = embed_validation(reader.embedder, "raw", validation)
-    with reader._current_valuer(Scoring()) as (valuer, snapshot):
+    with reader._valuers.current(Scoring()) as (valuer, snapshot):
         writer.remove(where="id >= 0")
         writer.compact()
         assert (len(writer), files(writer)) == (0, [])
@@ -196,12 +196,12 @@ def test_a_query_sees_what_others_have_changed_since_the_last_one(pair):
 def test_a_query_is_answered_from_memory_where_nothing_has_changed(pair):
     reader, writer = pair
     reader.query(VALIDATION)
-    (valuer,) = reader._valuers.values()
+    (valuer,) = reader._valuers._held.values()
     reader.query(VALIDATION)
-    assert [*reader._valuers.values()] == [valuer]
+    assert [*reader._valuers._held.values()] == [valuer]
     writer.remove(["r1"])
     reader.query(VALIDATION)
-    assert valuer not in reader._valuers.values()
+    assert valuer not in reader._valuers._held.values()
 
 
 def test_a_view_reads_on_while_its_index_is_compacted_again_and_again(pair):

@@ -30,6 +30,25 @@ def test_a_missing_catalog_is_not_created_by_opening(tmp_path):
     assert not path.exists()
 
 
+def test_damage_that_shows_only_while_ids_are_read_is_said(tmp_path):
+    """A page of an index that comes after the first: its error is the driver's own."""
+    path = tmp_path / "catalog.sqlite"
+    with Catalog.create(f"sqlite:///{path}", UID, "print") as catalog:
+        commit(catalog, [sample(number) for number in range(1500)])
+    whole, seen = path.read_bytes(), []
+    for start in range(4096, len(whole), 4096):
+        path.write_bytes(whole[:start] + b"\xff" * 4096 + whole[start + 4096 :])
+        try:
+            with Catalog.open(f"sqlite:///{path}", UID) as opened:
+                ids = Now(opened).live_ids()
+        except BrokenIndexError as error:
+            seen.append(str(error))
+        else:
+            assert ids.tolist() == list(range(1500))
+    assert len(seen) > 5
+    assert all("is damaged" in said for said in seen)
+
+
 @pytest.mark.parametrize("act", [Catalog.open, lambda url, uid: Catalog.create(url, uid, "print")])
 def test_a_file_that_is_no_database_is_refused(tmp_path, act):
     path = tmp_path / "catalog.sqlite"

@@ -32,9 +32,14 @@ def test_one_device_takes_all_rows():
 
 
 def test_rows_are_shared_out_by_room():
-    assert shared_out(10, 1, {A: 60, B: 40}) == {A: 6, B: 4}
-    assert shared_out(10, 1, {A: 60, B: 0, C: 40}) == {A: 6, C: 4}
-    assert shared_out(3, 1, {A: 1000, B: 1, C: 1}) == {A: 3}
+    assert shared_out(80, 1, {A: 60, B: 40}) == {A: 48, B: 32}
+    assert shared_out(80, 1, {A: 60, B: 0, C: 40}) == {A: 48, C: 32}
+    assert shared_out(100, 1, {A: 60, B: 40}) == {A: 60, B: 40}
+
+
+def test_rows_that_fit_on_one_device_are_not_shared_out():
+    assert shared_out(10, 1, {A: 60, B: 40}) == {A: 10}
+    assert shared_out(50, 1, {A: 40, B: 60}) == {B: 50}
 
 
 def test_room_that_is_less_than_a_row_is_no_room():

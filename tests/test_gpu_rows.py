@@ -1,5 +1,7 @@
 """An index whose rows lie on GPUs answers as one whose rows do not."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from test_storage import DIM, create, fill
 
 from forvalue_index import ValuationIndex, gpu_rows, index_queries
 from forvalue_index.devices import gpu_room, gpus
+from forvalue_index.features import Embedder
 from forvalue_index.search import ranking
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.gpu import GpuIndex
@@ -86,7 +89,7 @@ def test_rows_that_do_not_fit_are_searched_on_the_cpu_and_that_is_said(storage, 
     index, found = answers(storage)
     assert isinstance(index, FlatIndex)
     assert_same(found, expected)
-    assert "296 rows take 0.0 GB, and the GPUs (c" in caplog.text
+    assert "296 rows of 0.0 GB, and room for 0.0 GB on c" in caplog.text
     assert "searching on the CPU" in caplog.text
 
 
@@ -103,7 +106,7 @@ def test_memory_that_runs_out_while_rows_are_copied_is_said(
     index, found = answers(storage)
     assert isinstance(index, FlatIndex)
     assert_same(found, expected)
-    assert "searching on the CPU" in caplog.text
+    assert "ran out; searching on the CPU" in caplog.text
 
 
 @pytest.mark.gpu
@@ -143,10 +146,10 @@ def test_queries_and_values_are_the_same(place, with_gpus, tmp_path, how):
     with_gpus()
     with ValuationIndex.open(place) as index:
         found = index.values(VALIDATION, output=tmp_path / "v.csv", **how)
-        (valuer,) = index._valuers.values()
+        (valuer,) = index._valuers._held.values()
         assert isinstance(valuer.search, GpuIndex)
         asked = index.query(VALIDATION, **how)
-        assert [*index._valuers.values()] == [valuer], "rows are loaded once"
+        assert [*index._valuers._held.values()] == [valuer], "rows are loaded once"
     assert found.ids.tolist() == values.ids.tolist()
     assert len(found.ids) == (1 if "where" in how else 13)
     np.testing.assert_allclose(found.scores, values.scores, rtol=1e-4, atol=1e-7)
@@ -164,5 +167,62 @@ def test_values_of_rows_that_do_not_fit_are_scanned(place, with_gpus, caplog):
     with_gpus(100)
     with ValuationIndex.open(place) as index:
         found = index.values(VALIDATION)
-    np.testing.assert_array_equal(found.scores, values.scores)
+        assert not index._valuers._held, "nothing is loaded that is not used"
+    np.testing.assert_allclose(found.scores, values.scores, rtol=1e-5)
     assert "searching on the CPU" in caplog.text
+
+
+def test_memory_that_runs_out_in_a_search_is_said_and_the_cpu_searches_from_then_on(
+    place, with_gpus, monkeypatch, caplog
+):
+    with ValuationIndex.open(place) as index:
+        expected, values = index.query(VALIDATION), index.values(VALIDATION)
+    tried = []
+
+    def refuse(self, *_):
+        tried.append(self)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+    with_gpus()
+    monkeypatch.setattr(GpuIndex, "search", refuse)
+    monkeypatch.setattr(GpuIndex, "blocks", refuse)
+    for ask in ("query", "values", "query"):
+        caplog.clear()
+        with ValuationIndex.open(place) as index:
+            for _ in range(2):
+                found = getattr(index, ask)(VALIDATION)
+                if ask == "query":
+                    assert [hit.id for hit in found.harmful] == [h.id for h in expected.harmful]
+                else:
+                    np.testing.assert_allclose(found.scores, values.scores, rtol=1e-5)
+            index.query(VALIDATION)
+        assert len(tried) == 1
+        assert caplog.text.count("No memory on the GPUs to score rows; going on with the CPU") == 1
+        tried.clear()
+
+
+def test_values_with_another_search_are_scanned(place, with_gpus):
+    with_gpus()
+    with ValuationIndex.open(place) as index:
+        index.values(VALIDATION, search="rabitq")
+        assert not index._valuers._held
+        assert index.query(VALIDATION, search="rabitq").search == "rabitq"
+
+
+def test_rows_leave_the_gpus_before_the_model_reads(place, with_gpus, tmp_path, monkeypatch):
+    """They may fill all memory but a reserve, and are of no use once there are new ones."""
+    held = []
+    original = Embedder.embed_batch
+
+    def noted(self, batch, prepared):
+        held.append(dict(index._valuers._held))
+        return original(self, batch, prepared)
+
+    with_gpus()
+    copy = shutil.copytree(place, tmp_path / "index")
+    with ValuationIndex.open(copy) as index:
+        index.query(VALIDATION)
+        assert index._valuers._held
+        monkeypatch.setattr(Embedder, "embed_batch", noted)
+        index.add(rows(3, seed=5, prefix="new"))
+    assert held == [{}]

@@ -132,7 +132,7 @@ def test_allowed_rows_alone_are_found_at_both_ends(device, row_dtype):
 def test_shares_of_several_devices_answer_as_one(row_dtype, monkeypatch):
     """Two shares on one device are what two devices have."""
     monkeypatch.setattr(gpu_search, "SCORES", 400)  # 2 queries at once
-    monkeypatch.setattr(gpu_search, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(gpu_search, "BLOCK_FLOATS", 100 * DIM)
     rows, queries = random_rows(300), random_rows(5, seed=1)
     ids = np.arange(0, 600, 2)
     shares = {CPU: 190, torch.device("cpu", 0): 110}
@@ -147,6 +147,32 @@ def test_shares_of_several_devices_answer_as_one(row_dtype, monkeypatch):
     assert [len(mine) for mine, _ in blocks] == [100, 90, 100, 10]
     np.testing.assert_array_equal(np.concatenate([mine for mine, _ in blocks]), ids)
     np.testing.assert_array_equal(torch.cat([r for _, r in blocks]).numpy(), true)
+
+
+def test_reading_blocks_changes_nothing(device, row_dtype):
+    index, ids, _ = make(np.arange(30), random_rows(30), device, row_dtype, normalize=True)
+    queries = random_rows(2, seed=1)
+    before = index.search(queries, 5)
+    for _ in range(2):
+        rows = torch.cat([rows for _, rows in index.blocks()]).cpu()
+        torch.testing.assert_close(torch.linalg.vector_norm(rows, dim=1), torch.ones(30))
+    for (mine, scores), (theirs, others) in zip(index.search(queries, 5), before, strict=True):
+        assert mine.tolist() == theirs.tolist()
+        assert scores.tolist() == others.tolist()
+    assert len(ids) == 30
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_that_a_program_allows_to_be_coarse_are_not(device, precision):
+    """Such as TF32, in which candidates would be missed."""
+    index, ids, rows = make(np.arange(2000), random_rows(2000, 256), device, "float32")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        check(index, ids, rows, random_rows(4, 256, seed=1), 50, tolerance=1e-3)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_normalised_rows_have_norm_1_but_for_those_of_zeros(device, row_dtype):

@@ -205,9 +205,9 @@ def test_columns_are_mapped(index):
 def test_the_search_index_is_kept_until_the_index_changes(index):
     index.add(rows(4))
     index.query(rows(1))
-    first = index._valuers
+    first = index._valuers._held
     index.query(rows(2))
-    assert index._valuers is first
+    assert index._valuers._held is first
     with ValuationIndex.open(index._storage.path) as other:
         other.add(rows(5))
     assert index.query(rows(1)).searched == 5

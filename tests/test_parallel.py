@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from rows import rows
-from test_ingest import assert_identical_rows, keys, small_batches, stored_rows
+from test_ingest import assert_identical_rows, keys, small_batches, stored_rows, windows_of
 
-from forvalue_index import ValuationIndex, loading
+from forvalue_index import ValuationIndex, index_queries, loading
 from forvalue_index.backbone import Backbone
 from forvalue_index.devices import gpus
 from forvalue_index.exceptions import BadSampleError
@@ -18,6 +18,11 @@ pytest_plugins = ("tiny",)
 
 CPU = torch.device("cpu")
 DATA = rows(60)
+
+
+def give_devices(monkeypatch, count):
+    monkeypatch.setattr(loading, "gpus", lambda: [CPU] * count)
+    monkeypatch.setattr(loading, "default_device", lambda: CPU)
 
 
 def build(path, model_dir, data=DATA, **settings):
@@ -46,10 +51,11 @@ def used(monkeypatch):
 def test_rows_are_the_same_whatever_number_of_devices_makes_them(
     tmp_path, model_dir, monkeypatch, used, count
 ):
+    give_devices(monkeypatch, 1)
     alone = build(tmp_path / "one", model_dir, geometry="fisher,raw")
     assert {thread for thread, _ in used} == {threading.main_thread()}
     used.clear()
-    monkeypatch.setattr(loading, "gpus", lambda: [CPU] * count)
+    give_devices(monkeypatch, count)
     together = build(tmp_path / "several", model_dir, geometry="fisher,raw")
     assert (alone.added, alone.tokens) == (together.added, together.tokens)
     n_batches = len(used)
@@ -59,10 +65,41 @@ def test_rows_are_the_same_whatever_number_of_devices_makes_them(
 
 
 def test_one_batch_needs_one_model(tmp_path, model_dir, monkeypatch, used):
-    monkeypatch.setattr(loading, "gpus", lambda: [CPU, CPU])
-    monkeypatch.setattr(loading, "load_on_other_gpus", lambda *_: pytest.fail("loaded again"))
+    give_devices(monkeypatch, 2)
+    monkeypatch.setattr(index_queries, "load_on_other_gpus", lambda *_: pytest.fail("loaded again"))
     build(tmp_path / "index", model_dir, data=DATA[:1])
     assert len({embedder for _, embedder in used}) == 1
+
+
+def test_devices_join_at_the_first_window_that_has_work_for_them(
+    tmp_path, model_dir, monkeypatch, used
+):
+    """As where an `add` goes on that was stopped: what comes first is known."""
+    give_devices(monkeypatch, 3)
+    with ValuationIndex.create(tmp_path / "index", str(model_dir), dim=256) as index:
+        small_batches(index)
+        index.add(DATA[:19])
+        used.clear()
+        windows_of(monkeypatch, index, 20)
+        assert index.add(DATA).added == 41
+    assert [embedder for _, embedder in used].count(used[0][1]) < len(used)
+    assert len({embedder for _, embedder in used}) == 3
+
+
+def test_models_on_other_devices_are_kept(tmp_path, model_dir, monkeypatch):
+    load, loaded = Backbone.load, []
+
+    def noted(*given, **how):
+        loaded.append(how)
+        return load(*given, **how)
+
+    monkeypatch.setattr(Backbone, "load", noted)
+    give_devices(monkeypatch, 3)
+    with ValuationIndex.create(tmp_path / "index", str(model_dir), dim=256) as index:
+        small_batches(index)
+        for start in (0, 20, 40):
+            index.add(DATA[start : start + 20])
+        assert len(loaded) == 3
 
 
 def test_a_device_without_the_memory_for_the_model_is_left_out(
@@ -78,7 +115,7 @@ def test_a_device_without_the_memory_for_the_model_is_left_out(
         return load(settings, device=device)
 
     monkeypatch.setattr(Backbone, "load", refuse_second)
-    monkeypatch.setattr(loading, "gpus", lambda: [CPU] * 3)
+    give_devices(monkeypatch, 3)
     build(tmp_path / "index", model_dir)
     assert len(loaded) == 3
     assert len({embedder for _, embedder in used}) == 2
@@ -89,7 +126,7 @@ def test_a_sample_that_one_of_them_refuses_ends_the_add_and_keeps_the_rest(
     tmp_path, model_dir, monkeypatch
 ):
     """As with one device: what is whole before it stays."""
-    monkeypatch.setattr(loading, "gpus", lambda: [CPU, CPU])
+    give_devices(monkeypatch, 2)
     original, refused = Embedder.embed_batch, []
 
     def undefined(self, batch, prepared):

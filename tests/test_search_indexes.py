@@ -215,6 +215,7 @@ def test_updating_replaces_codes_of_another_quantizer(storage, kind):
 
 def test_an_index_that_has_grown_large_gets_codes(storage, monkeypatch):
     monkeypatch.setattr("forvalue_index.settings.RABITQ_FROM", 200)
+    monkeypatch.setattr("forvalue_index.gpu_rows.gpu_room", dict)
     with storage.view() as view:
         update_codes(view)
         assert isinstance(search_index(view, RAW), CodedIndex)

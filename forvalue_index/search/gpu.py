@@ -7,6 +7,7 @@ no bfloat16, at most 2,048 answers, and nothing but a GPU to test them on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -14,18 +15,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from forvalue_index.devices import computes_in_bfloat16
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search import ranking
 from forvalue_index.search.ranking import Ids, Ranked, Scores, best, checked, nothing
 from forvalue_index.settings import FLAT
 from forvalue_index.stored_rows import StoredRows
 
-# What the rounding of a score can reach, relative to the product of the two norms: of the query to
-# 16 bits, and of float32 sums.
-ROUNDING = 1e-5
+# What the rounding of a score can reach, relative to the product of the two norms: that of a query
+# to 16 bits, and of sums in float32, which tensor cores cut off, for each number that is added.
+QUERY_ROUNDING = 4e-6
+SUM_ROUNDING = 1.5e-9
 # Scores on a device at once.
 SCORES = 2**27
-BLOCK_ROWS = 2**15
+# Numbers in float32 at once.
+BLOCK_FLOATS = 2**27
 
 
 class _Shard(NamedTuple):
@@ -37,11 +41,12 @@ class _Shard(NamedTuple):
 
     def scores(self, queries: Tensor, mask: Tensor | None) -> Float[Tensor, "query row"]:
         """Inner products, of the rows of `mask` alone."""
+        hidden = None if mask is None else ~mask.to(self.values.device)
         found = _products(queries.to(self.values.device), self.values).mul_(self.scales)
-        return found if mask is None else found.masked_fill_(~mask.to(found.device), -torch.inf)
+        return found if hidden is None else found.masked_fill_(hidden, -torch.inf)
 
     def rows(self, which: slice | Tensor) -> Float[Tensor, "row dim"]:
-        return self.values[which].float().mul_(self.scales[which, None])
+        return self.values[which].float() * self.scales[which, None]
 
 
 class GpuIndex:
@@ -123,9 +128,9 @@ class GpuIndex:
     def blocks(self) -> Iterator[tuple[Ids, Float[Tensor, "row dim"]]]:
         """All rows in float32, on their devices, with their ids: a bounded number at a time."""
         for first, shard in zip(self._starts, self._shards, strict=False):
-            for start in range(0, len(shard.values), BLOCK_ROWS):
-                rows = shard.rows(slice(start, start + BLOCK_ROWS))
-                yield self._ids[first + start : first + start + len(rows)], rows
+            for block in _blocks(shard.values):
+                rows = shard.rows(block)
+                yield self._ids[first + block.start : first + block.start + len(rows)], rows
 
     def _searched(self, queries: Scores, k: int, mask: Tensor | None) -> list[Ranked]:
         """All rows that may be among the k best, but for rounding, are scored again.
@@ -139,7 +144,8 @@ class GpuIndex:
         tops = [mine.topk(min(k, mine.shape[1])).values for mine in scores]
         last = torch.cat([top.cpu() for top in tops], dim=1).topk(k).values[:, -1]
         longest = max(float(shard.norms.max()) for shard in self._shards)
-        least = last - 2 * ROUNDING * longest * torch.linalg.vector_norm(asked, dim=1)
+        rounding = (QUERY_ROUNDING + SUM_ROUNDING * self._dim) * longest
+        least = last - 2 * rounding * torch.linalg.vector_norm(asked, dim=1)
         found = []
         for i, query in enumerate(queries):
             near = [(mine[i] >= least[i].to(mine.device)).nonzero()[:, 0].cpu() for mine in scores]
@@ -168,14 +174,30 @@ def _products(queries: Tensor, values: Tensor) -> Float[Tensor, "query row"]:
     For rows of bfloat16 a query is the sum of two of bfloat16, so tensor cores take them, and rows
     are read once, as they are.
     """
-    if values.dtype == torch.float32:
-        return queries @ values.T
-    high = queries.bfloat16()
-    parts = torch.cat([high, (queries - high.float()).bfloat16()])
-    if values.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+    if values.dtype == torch.bfloat16 and values.is_cuda and computes_in_bfloat16(values.device):
+        high = queries.bfloat16()
+        parts = torch.cat([high, (queries - high.float()).bfloat16()])
         products = torch.mm(parts, values.T, out_dtype=torch.float32)
-    else:  # no such product on CPUs and old GPUs
-        starts = range(0, len(values), BLOCK_ROWS)
-        blocks = (values[start : start + BLOCK_ROWS].float() for start in starts)
-        products = torch.cat([parts.float() @ block.T for block in blocks], dim=1)
-    return products[: len(queries)] + products[len(queries) :]
+        return products[: len(queries)] + products[len(queries) :]
+    found = torch.empty(len(queries), len(values), device=values.device)
+    with _whole_products():
+        for block in _blocks(values):
+            found[:, block] = queries @ values[block].float().T
+    return found
+
+
+def _blocks(values: Tensor) -> Iterator[slice]:
+    size = max(1, BLOCK_FLOATS // values.shape[1])
+    for start in range(0, len(values), size):
+        yield slice(start, start + size)
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    """Within it, float32 is multiplied as float32, whatever a program has allowed torch."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
