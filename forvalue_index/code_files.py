@@ -146,10 +146,7 @@ class CodeFiles:
 
 
 def _checksums(codes: Codes) -> NDArray[np.int32]:
-    found: NDArray[np.int32] = row_checksums(
-        torch.from_numpy(codes), torch.arange(len(codes))
-    ).numpy()
-    return found
+    return row_checksums(torch.from_numpy(codes), np.arange(len(codes)))
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from functools import cache
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,11 +203,15 @@ class SketchError(NamedTuple):
         A part of D floats has |q| |row| / sqrt(D) of its own norms (Pham and Pagh), and the parts
         are independent, so squares add up. Exact rows, which have no parts, have 0.
         """
-        squares = [np.vecdot(rows[:, part], rows[:, part]) for part in self.parts()]
+        squares = self.squares(rows)
         known: NDArray[np.floating] = np.zeros(len(rows)) if scores is None else scores
         if scores is None and self.scale.relative:
             known = np.vecdot(rows, query)
         return self.of_squares(query, squares, known)
+
+    def squares(self, rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """The squared norms [row] of each of `parts` of rows [row, dim]."""
+        return [np.vecdot(rows[:, part], rows[:, part]) for part in self.parts()]
 
     def of_squares(
         self,
@@ -214,7 +219,7 @@ class SketchError(NamedTuple):
         squares: Sequence[NDArray[np.floating]],
         scores: NDArray[np.floating],
     ) -> NDArray[np.float32]:
-        """The same from the squared norms [row] of each of `parts` of the rows."""
+        """Standard errors from `squares` and scores."""
         variances = np.zeros(len(scores))
         for part, square in zip(self.parts(), squares, strict=True):
             variances += square * float(query[part] @ query[part]) / (part.stop - part.start)
@@ -222,10 +227,14 @@ class SketchError(NamedTuple):
         found: NDArray[np.float64] = np.hypot(noise * np.sqrt(variances), relative * scores)
         return found.astype(np.float32)
 
-    def parts(self) -> list[slice]:
+    def parts(self) -> tuple[slice, ...]:
         """Where each part lies in a row."""
-        ends = np.cumsum([0, *self.widths]).tolist()
-        return [slice(start, end) for start, end in pairwise(ends)]
+        return _slices(self.widths)
+
+
+@cache
+def _slices(widths: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(start, end) for start, end in pairwise(accumulate(widths, initial=0)))
 
 
 def _hashes(

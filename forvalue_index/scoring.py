@@ -39,6 +39,9 @@ from forvalue_index.valuation import (
 )
 from forvalue_index.view import Block, View
 
+NO_VALUES = Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
+# Of a block: ids, scores, and squared norms of each part of its rows where they are asked for.
+_Scored = tuple[NDArray[Any], ...]
 EXPORTED_ROWS = 10_000
 # Texts that are held at once.
 EXACT_SAMPLES = 1024
@@ -86,23 +89,20 @@ def sketched_values(  # noqa: PLR0913 - what scores depend on
     """
     if embedded is None:
         refuse_filled(view.catalog)
-        return Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
+        return NO_VALUES
     query = embedded.mean
     if scoring.whiten and view.catalog.count():
         query = whitening_of(view, scoring, damping)(query[None])[0]
-    asked = torch.from_numpy(query)
+    asked, known = torch.from_numpy(query), None if scoring.whiten else errors
 
-    def scored_block(block: Block) -> Values:
+    def scored_block(block: Block) -> _Scored:
         scores = torch.mv(block.rows, asked).numpy()
-        if scoring.whiten:
-            return Values(block.ids, scores, np.full(len(scores), np.nan, np.float32))
-        stderrs = errors.standard_errors(query, block.rows.numpy(), scores)
-        return Values(block.ids, scores, stderrs)
+        return block.ids, scores, *(() if known is None else known.squares(block.rows.numpy()))
 
     found = view.scan(
         scoring.geometry, scored_block, normalize=scoring.normalize, on_progress=on_progress
     )
-    return _wanted_values(found, view.catalog, where)
+    return _values(found, query, known, view.catalog, where)
 
 
 def resident_values(
@@ -116,25 +116,34 @@ def resident_values(
     query, errors = valuer.queries(embedded, 1)[0], valuer.errors
     asked = torch.from_numpy(query)
 
-    def scored_block(ids: NDArray[np.int64], rows: Tensor) -> Values:
+    def scored_block(ids: NDArray[np.int64], rows: Tensor) -> _Scored:
         scores = torch.mv(rows, asked.to(rows.device)).cpu().numpy()
-        if errors is None:
-            return Values(ids, scores, np.full(len(scores), np.nan, np.float32))
-        squares = [rows[:, part].square().sum(dim=1).cpu().numpy() for part in errors.parts()]
-        return Values(ids, scores, errors.of_squares(query, squares, scores))
+        parts = () if errors is None else errors.parts()
+        return ids, scores, *(rows[:, part].square().sum(dim=1).cpu().numpy() for part in parts)
 
-    return _wanted_values(starmap(scored_block, search.blocks()), catalog, where)
+    found = starmap(scored_block, search.blocks())
+    return _values(found, query, errors, catalog, where)
 
 
-def _wanted_values(found: Iterable[Values], catalog: Snapshot, where: str | None) -> Values:
-    """Values of blocks after each other, of samples that meet `where`."""
-    none = Values(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
-    columns = zip(*((v.ids, v.scores, v.stderrs) for v in (none, *found)), strict=True)
-    scored = Values(*(np.concatenate(column) for column in columns))
+def _values(
+    found: Iterable[_Scored],
+    query: NDArray[np.float32],
+    errors: SketchError | None,
+    catalog: Snapshot,
+    where: str | None,
+) -> Values:
+    """Scored blocks after each other, of samples that meet `where`, with standard errors."""
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    if not columns:
+        return NO_VALUES
+    ids, scores, *squares = columns
+    stderrs = np.full(len(ids), np.nan, np.float32)
+    if errors is not None:
+        stderrs = errors.of_squares(query, squares, scores)
     if where is None:
-        return scored
-    wanted = np.isin(scored.ids, catalog.live_ids(where), assume_unique=True)
-    return Values(scored.ids[wanted], scored.scores[wanted], scored.stderrs[wanted])
+        return Values(ids, scores, stderrs)
+    wanted = np.isin(ids, catalog.live_ids(where), assume_unique=True)
+    return Values(ids[wanted], scores[wanted], stderrs[wanted])
 
 
 def streamed_values(

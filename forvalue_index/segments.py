@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.hash_tables import RAW
@@ -90,10 +89,11 @@ class SegmentStore:
         """
         uid = uuid.uuid4().hex
         n_rows = len(next(iter(rows.values())))
-        places = torch.arange(n_rows) if offsets is None else torch.from_numpy(offsets)
-        tensors = {} if offsets is None else {OFFSET: places}
+        places = np.arange(n_rows) if offsets is None else offsets
+        tensors = {} if offsets is None else {OFFSET: torch.from_numpy(offsets)}
         for geometry, mine in rows.items():
-            tensors |= {geometry: mine.values, checksum_of(geometry): mine.checksums(places)}
+            checksums = torch.from_numpy(mine.checksums(places))
+            tensors |= {geometry: mine.values, checksum_of(geometry): checksums}
             if mine.scales is not None:
                 tensors[scale_of(geometry)] = mine.scales
         fields = {UID_FIELD: uid} | (
@@ -167,14 +167,15 @@ class SegmentFile:
             whole = written_as is not None and all(checksum_of(name) in names for name in shapes)
             if not whole and file_digest(path) != segment.file.sha256:
                 raise self._broken("its checksum is not that in the catalog")
-            self._checksums, self._scales = (
+            checksums, self._scales = (
                 {name: file.get_tensor(of(name)) for name in shapes if of(name) in names}
                 for of in (checksum_of, scale_of)
             )
+            self._checksums = {name: found.numpy() for name, found in checksums.items()}
             dtypes = {name: file.get_slice(name).get_dtype() for name in shapes}
             self.row_dtypes = {name: ROW_DTYPES.get(said, said) for name, said in dtypes.items()}
-            plain = torch.arange(self._n_rows)
-            self._offsets = file.get_tensor(OFFSET) if OFFSET in names else plain
+            plain = np.arange(self._n_rows)
+            self._offsets = file.get_tensor(OFFSET).numpy() if OFFSET in names else plain
         self._refuse_strange_scales()
         if found != {self._n_rows} or len(self._offsets) != self._n_rows:
             counts = " and ".join(f"{n_rows:,}" for n_rows in sorted(found)) or "no"
@@ -199,7 +200,7 @@ class SegmentFile:
     @cached_property
     def ids(self) -> NDArray[np.int64]:
         """Ids of the rows, [row], in order."""
-        ids: NDArray[np.int64] = self._offsets.numpy() + np.int64(self._first_id)
+        ids: NDArray[np.int64] = self._offsets + np.int64(self._first_id)
         return ids
 
     def rows(self, geometry: str, ids: NDArray[np.int64]) -> StoredRows:
@@ -207,9 +208,9 @@ class SegmentFile:
 
         Raises BrokenIndexError where a row is not what was written.
         """
-        places = torch.from_numpy(np.searchsorted(self.ids, ids))
+        places = np.searchsorted(self.ids, ids)
         with self._errors():
-            rows = self._stored(geometry)[places]
+            rows = self._stored(geometry)[torch.from_numpy(places)]
             self._check(geometry, rows, places)
         return rows
 
@@ -235,13 +236,13 @@ class SegmentFile:
         """All rows, mapped."""
         return StoredRows(self._file.get_tensor(geometry), self._scales.get(geometry))
 
-    def _check(self, geometry: str, rows: StoredRows, places: Tensor | slice) -> None:
+    def _check(self, geometry: str, rows: StoredRows, places: NDArray[np.int64] | slice) -> None:
         checksums = self._checksums.get(geometry)
         if checksums is None:
             return
         wrong = rows.checksums(self._offsets[places]) != checksums[places]
         if wrong.any():
-            id_ = self.ids[places][int(wrong.nonzero()[0])]
+            id_ = self.ids[places][np.flatnonzero(wrong)[0]]
             raise self._broken(f"the row of sample {id_} is not what was stored")
 
     def _broken(self, reason: str) -> BrokenIndexError:

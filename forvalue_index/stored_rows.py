@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 INT8 = "int8"
@@ -34,10 +35,11 @@ class StoredRows:
         rows.copy_(self.values)
         return rows if self.scales is None else rows.mul_(self.scales[:, None])
 
-    def checksums(self, offsets: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    def checksums(self, offsets: NDArray[np.int64]) -> NDArray[np.int32]:
         """As `row_checksums`, over the bits of values and scales."""
-        scales = 0 if self.scales is None else self.scales.view(torch.int32)
-        return row_checksums(self.values, offsets + scales)
+        if self.scales is not None:
+            offsets = offsets + self.scales.view(torch.int32).numpy()
+        return row_checksums(self.values, offsets)
 
 
 def packed(rows: Float[Tensor, "row dim"], row_dtype: str) -> StoredRows:
@@ -63,18 +65,20 @@ def joined(parts: Sequence[StoredRows]) -> StoredRows:
 
 
 def row_checksums(
-    rows: Shaped[Tensor, "row width"], offsets: Int[Tensor, " row"]
-) -> Int[Tensor, " row"]:
+    rows: Shaped[Tensor, "row width"], offsets: NDArray[np.int64]
+) -> NDArray[np.int32]:
     """32 bits a row, over its bits as they are stored and its place: sums modulo 2^32 - 1.
 
     They run at the speed of memory. Damage at random goes unseen once in 2^32; two halves of 8
     bytes that change places, or 32 zero bits that become ones, always do. The digest of the
     whole file, which `check` compares, sees these.
     """
-    words = _as_words(rows).sum(dim=1) + offsets
-    # NumPy has unsigned numbers, and its operations on few of them start sooner.
-    folded = words.numpy().view(np.uint64) % MODULUS
-    return torch.from_numpy(folded.astype(np.uint32).view(np.int32))
+    # Sums by torch; NumPy has unsigned numbers, and its operations on few of them start sooner.
+    words = _as_words(rows).sum(dim=1).numpy() + offsets
+    checksums: NDArray[np.int32] = (
+        (words.view(np.uint64) % MODULUS).astype(np.uint32).view(np.int32)
+    )
+    return checksums
 
 
 def _as_words(rows: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class View:
         def worked(part: tuple[SegmentFile, int]) -> list[Result]:
             file, start = part
             blocks = file.blocks(geometry, start, start + PART_ROWS)
-            live = (block.without(removed) for block in blocks)
+            live = (block.without(removed) for block in blocks) if len(removed) else blocks
             return [work(block) for block in live if len(block.ids)]
 
         parts = [

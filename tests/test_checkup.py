@@ -114,16 +114,20 @@ def rows_swapped(paths):
     edit(paths[0], raw=content)
 
 
+def checksums(content):
+    return torch.from_numpy(row_checksums(content, np.arange(len(content))))
+
+
 def rows_and_checksums_swapped_between_samples(paths):
     """What only the norms in the catalog tell, and the file's own checksum."""
     content = load_file(paths[0])["raw"]
     content[[1, 2]] = content[[2, 1]]
-    edit(paths[0], raw=content, checksum=row_checksums(content, torch.arange(len(content))))
+    edit(paths[0], raw=content, checksum=checksums(content))
 
 
 def another_width(paths):
     content = load_file(paths[0])["raw"][:, :-8].contiguous()
-    edit(paths[0], raw=content, checksum=row_checksums(content, torch.arange(len(content))))
+    edit(paths[0], raw=content, checksum=checksums(content))
 
 
 def without_checksums(paths):

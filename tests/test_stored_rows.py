@@ -50,8 +50,8 @@ def test_a_row_does_not_depend_on_those_beside_it(dtype):
     stored = packed(ROWS, dtype)
     parts = [packed(ROWS[i : i + 1], dtype) for i in range(len(ROWS))]
     assert joined(parts).floats().equal(stored.floats())
-    places = torch.arange(len(ROWS))
-    assert joined(parts).checksums(places).equal(stored.checksums(places))
+    places = np.arange(len(ROWS))
+    np.testing.assert_array_equal(joined(parts).checksums(places), stored.checksums(places))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,7 +79,7 @@ def test_floats_are_never_the_stored_rows_themselves():
 
 
 def test_another_scale_has_another_checksum():
-    stored, places = packed(ROWS, "int8"), torch.arange(len(ROWS))
+    stored, places = packed(ROWS, "int8"), np.arange(len(ROWS))
     other = StoredRows(stored.values, stored.scales * 2)
     assert (other.checksums(places) != stored.checksums(places)).all()
 
@@ -97,8 +97,8 @@ def slow_checksum(row, place):
 @pytest.mark.parametrize("width", [1, 3, 16, 17])
 def test_checksums_are_what_they_are_defined_to_be(dtype, width):
     rows = torch.randn(50, width, generator=torch.Generator().manual_seed(width)).to(dtype)
-    places = torch.arange(50) * 10**9
+    places = np.arange(50) * 10**9
     found = row_checksums(rows, places)
-    assert found.dtype == torch.int32
+    assert found.dtype == np.int32
     expected = [slow_checksum(row, place) for row, place in zip(rows, places, strict=True)]
     assert [value % 2**32 for value in found.tolist()] == expected
