@@ -6,17 +6,20 @@ A row is a function of the sample alone, to rounding: never of its batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from forvalue_index.batching import halves
 from forvalue_index.calibration import Calibration
 from forvalue_index.exceptions import ModelError, UsageError
 from forvalue_index.geometry import Geometry, Moments
 from forvalue_index.hash_tables import RAW, HashTables, geometry_tables
 from forvalue_index.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.memory import unless_memory_runs_out
 from forvalue_index.records import BadRow, Batch, Sample, SampleStatistics
 from forvalue_index.settings import Settings
 from forvalue_index.sketch import Sketch, make_sketch
@@ -86,9 +89,25 @@ class Embedder:
         ordered = tuple(statistics[i] for i in range(len(prepared)))
         return Embedded(rows, ordered, torch.ones(len(prepared), dtype=torch.bool))
 
-    @torch.inference_mode()
     def embed_batch(self, batch: Batch, prepared: Sequence[Prepared]) -> Embedded:
-        """Rows and statistics of one batch of `prepared`, in the batch's order."""
+        """Rows and statistics of one batch of `prepared`, in the batch's order.
+
+        One that memory does not suffice for is embedded in halves. Raises ModelError where it does
+        not suffice for a single sample.
+        """
+        found = unless_memory_runs_out(partial(self._embed, batch, prepared))
+        if found is not None:
+            return found
+        if len(batch.indices) == 1:
+            sample, device = prepared[batch.indices[0]].sample, self.reader.vocab_order.device
+            raise ModelError(
+                f"{sample.source}:{sample.position}: there is not the memory on {device} for the "
+                "rows of this sample; close other programs, or make the index with a smaller --dim"
+            )
+        return _joined([self.embed_batch(half, prepared) for half in halves(batch)])
+
+    @torch.inference_mode()
+    def _embed(self, batch: Batch, prepared: Sequence[Prepared]) -> Embedded:
         sums = self._sum_over_tokens(self.reader.label_tokens(batch), len(batch.indices))
         rows = {
             name: feature.sketch.rows(sums.sketches[name]).float().cpu()
@@ -166,6 +185,12 @@ def undefined_numbers(sample: Sample) -> str:
         f"the model gives infinite or undefined numbers for sample {sample.key}; use "
         "--dtype float32, or leave the sample out"
     )
+
+
+def _joined(parts: Sequence[Embedded]) -> Embedded:
+    rows = {name: torch.cat([part.rows[name] for part in parts]) for name in parts[0].rows}
+    statistics = tuple(one for part in parts for one in part.statistics)
+    return Embedded(rows, statistics, torch.cat([part.finite for part in parts]))
 
 
 def _statistics(

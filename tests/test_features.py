@@ -319,3 +319,47 @@ def test_statistics_are_those_of_the_tokens_that_count():
         assert statistics.loss == pytest.approx(float(-hardest.mean()), rel=1e-5)
         mass = float(1 - hardest.exp().mean())
         assert statistics.label_error_mass == pytest.approx(mass, rel=1e-5)
+
+
+class SmallMemory:
+    """A sketch that has the memory for so many samples at once."""
+
+    def __init__(self, sketch, most):
+        self._sketch, self._most = sketch, most
+
+    def __getattr__(self, name):
+        return getattr(self._sketch, name)
+
+    def empty(self, n_samples, like):
+        if n_samples > self._most:
+            torch.empty(2**48)
+        return self._sketch.empty(n_samples, like)
+
+
+def with_memory_for(embedder, most):
+    for name, feature in embedder._features.items():
+        embedder._features[name] = feature._replace(sketch=SmallMemory(feature.sketch, most))
+    return embedder
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_a_batch_that_memory_is_too_small_for_is_embedded_in_halves(most):
+    model = tiny_model("llama")
+    ample = embedder(model, geometries=("raw", "fisher"))
+    items = prepared(ample)
+    batch = collate([item.encoded for item in items], [3, 0, 4, 1, 2])
+    expected = ample.embed_batch(batch, items)
+    found = with_memory_for(embedder(model, geometries=("raw", "fisher")), most).embed_batch(
+        batch, items
+    )
+    for name in ("raw", "fisher"):
+        torch.testing.assert_close(found.rows[name], expected.rows[name], rtol=1e-4, atol=1e-5)
+    assert found.finite.tolist() == [True] * 5
+    for mine, theirs in zip(found.statistics, expected.statistics, strict=True):
+        assert dataclasses.astuple(mine) == pytest.approx(dataclasses.astuple(theirs), rel=1e-4)
+
+
+def test_a_sample_that_memory_is_too_small_for_is_named():
+    poor = with_memory_for(embedder(tiny_model("llama")), 0)
+    with pytest.raises(ModelError, match=r"s:0: there is not the memory on cpu.*smaller --dim"):
+        poor.embed(prepared(poor))
