@@ -27,9 +27,9 @@ from forvalue_index.stored_rows import StoredRows
 QUERY_ROUNDING = 4e-6
 SUM_ROUNDING = 1.5e-9
 # Scores on a device at once.
-SCORES = 2**27
+SCORES = 2**26
 # Numbers in float32 at once.
-BLOCK_FLOATS = 2**27
+BLOCK_FLOATS = 2**26
 
 
 class _Shard(NamedTuple):
