@@ -194,20 +194,13 @@ class SketchError(NamedTuple):
         self,
         query: NDArray[np.float32],
         rows: NDArray[np.float32],
-        scores: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Standard errors of the inner products of query [dim] with rows [row, dim].
-
-        `scores` [row] are these products, where they are known.
 
         A part of D floats has |q| |row| / sqrt(D) of its own norms (Pham and Pagh), and the parts
         are independent, so squares add up. Exact rows, which have no parts, have 0.
         """
-        squares = self.squares(rows)
-        known: NDArray[np.floating] = np.zeros(len(rows)) if scores is None else scores
-        if scores is None and self.scale.relative:
-            known = np.vecdot(rows, query)
-        return self.of_squares(query, squares, known)
+        return self.of_squares(query, self.squares(rows), np.vecdot(rows, query))
 
     def squares(self, rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """The squared norms [row] of each of `parts` of rows [row, dim]."""
@@ -219,7 +212,7 @@ class SketchError(NamedTuple):
         squares: Sequence[NDArray[np.floating]],
         scores: NDArray[np.floating],
     ) -> NDArray[np.float32]:
-        """Standard errors from `squares` and scores."""
+        """Standard errors from `squares` and the inner products [row]."""
         variances = np.zeros(len(scores))
         for part, square in zip(self.parts(), squares, strict=True):
             variances += square * float(query[part] @ query[part]) / (part.stop - part.start)

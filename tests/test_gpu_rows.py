@@ -7,8 +7,8 @@ import pytest
 import torch
 from rows import rows
 from test_gpu_search import DEVICES
-from test_search_indexes import COSINE, RAW, answers, assert_same
-from test_storage import DIM, create, fill
+from test_search_indexes import COSINE, RAW, answers, assert_same, in_three_segments
+from test_storage import DIM
 
 from forvalue_index import ValuationIndex, gpu_rows, index_queries
 from forvalue_index.devices import gpu_room, gpus
@@ -39,11 +39,7 @@ def with_gpus(request, monkeypatch):
 
 @pytest.fixture(params=["bfloat16", "int8", "float32"])
 def storage(tmp_path, request):
-    """Of 300 samples in three segments, of which some are removed."""
-    made = create(tmp_path / "ix", row_dtype=request.param)
-    for number in range(3):
-        fill(made, 100, prefix=f"p{number}", seed=number)
-    made.catalog.remove([0, 5, 9, 250])
+    made = in_three_segments(tmp_path / "ix", request.param)
     yield made
     made.close()
 

@@ -183,8 +183,8 @@ def test_standard_errors_by_hand():
     # The inner product is 2 * 3 + 3 * 1 = 9, of which a third is 3.
     with_score = SketchError((1, 2), ErrorScale(2.0, 1 / 3)).standard_errors(query, rows)
     np.testing.assert_allclose(with_score, [math.sqrt(4 * 48.5 + 9), 0], rtol=1e-6)
-    known = SketchError((1, 2), ErrorScale(2.0, 1 / 3)).standard_errors(
-        query, rows, np.array([9, 0], np.float32)
+    of_squares = SketchError((1, 2), ErrorScale(2.0, 1 / 3)).of_squares(
+        query, [np.array([9.0, 0]), np.array([1.0, 0])], np.array([9.0, 0])
     )
-    np.testing.assert_array_equal(known, with_score)
+    np.testing.assert_allclose(of_squares, with_score, rtol=1e-6)
     assert SketchError((), ErrorScale(2.0, 1.0)).standard_errors(query, rows).tolist() == [0, 0]

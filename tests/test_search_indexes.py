@@ -33,13 +33,18 @@ def scans_little(monkeypatch):
     monkeypatch.setattr(coded, "LEAST_CANDIDATES", 400)
 
 
-@pytest.fixture(params=["bfloat16", "int8"])
-def storage(tmp_path, request):
-    """Of 300 samples in three segments, of which some are removed."""
-    made = create(tmp_path / "ix", row_dtype=request.param)
+def in_three_segments(path, row_dtype):
+    """A storage of 300 samples, of which some are removed."""
+    made = create(path, row_dtype=row_dtype)
     for number in range(3):
         fill(made, 100, prefix=f"p{number}", seed=number)
     made.catalog.remove([0, 5, 9, 250])
+    return made
+
+
+@pytest.fixture(params=["bfloat16", "int8"])
+def storage(tmp_path, request):
+    made = in_three_segments(tmp_path / "ix", request.param)
     yield made
     made.close()
 

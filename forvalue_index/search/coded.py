@@ -19,9 +19,10 @@ from forvalue_index.search.ranking import (
     Ids,
     Ranked,
     Scores,
+    answered_by_all,
     best,
     checked,
-    nothing,
+    considered,
     selector_of,
 )
 
@@ -79,12 +80,12 @@ class CodedIndex:
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
         """Ids and scores of the k best rows for each query: best first, ties by id."""
         queries = checked(queries, self._dim, k)
-        among = self._ids if allowed is None else np.intersect1d(self._ids, allowed)
-        if not len(among):
-            return [nothing() for _ in queries]
+        among = considered(self._ids, allowed)
         candidates = max(self.refine * k, LEAST_CANDIDATES)
-        if len(among) <= max(candidates, ranking.SCANNED):
-            return best(queries, among, self._fetch, k)
+        most = max(candidates, ranking.SCANNED)
+        few = answered_by_all(queries, among, self._fetch, k, most=most)
+        if few is not None:
+            return few
         selector = None if allowed is None else selector_of(self._ids, among)
         parameters = self._quantizer.parameters(probes=self.probes, selector=selector)
         rotated = self._quantizer.rotation(queries)

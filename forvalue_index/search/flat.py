@@ -14,9 +14,10 @@ from forvalue_index.search.ranking import (
     Ids,
     Ranked,
     Scores,
+    answered_by_all,
     best,
     checked,
-    nothing,
+    considered,
     selector_of,
 )
 from forvalue_index.settings import FLAT
@@ -70,11 +71,11 @@ class FlatIndex:
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
         """Ids and scores of the k best rows for each query: best first, ties by id."""
         queries = checked(queries, self._dim, k)
-        among = self._ids if allowed is None else np.intersect1d(self._ids, allowed)
-        if not len(among):
-            return [nothing() for _ in queries]
-        if allowed is not None and len(among) <= ranking.SCANNED:
-            return best(queries, among, self.rows, k)
+        among = considered(self._ids, allowed)
+        most = 0 if allowed is None else ranking.SCANNED
+        few = answered_by_all(queries, among, self.rows, k, most=most)
+        if few is not None:
+            return few
         chosen = None
         if allowed is not None:
             chosen = faiss_library().SearchParameters(sel=selector_of(self._ids, among))

@@ -18,7 +18,15 @@ from torch import Tensor
 from forvalue_index.devices import computes_in_bfloat16
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search import ranking
-from forvalue_index.search.ranking import Ids, Ranked, Scores, best, checked, nothing
+from forvalue_index.search.ranking import (
+    Ids,
+    Ranked,
+    Scores,
+    answered_by_all,
+    best,
+    checked,
+    considered,
+)
 from forvalue_index.settings import FLAT
 from forvalue_index.stored_rows import StoredRows
 
@@ -96,11 +104,11 @@ class GpuIndex:
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
         """Ids and scores of the k best rows for each query: best first, ties by id."""
         queries = checked(queries, self._dim, k)
-        among = self._ids if allowed is None else np.intersect1d(self._ids, allowed)
-        if not len(among):
-            return [nothing() for _ in queries]
-        if allowed is not None and len(among) <= ranking.SCANNED:
-            return best(queries, among, self.rows, k)
+        among = considered(self._ids, allowed)
+        most = 0 if allowed is None else ranking.SCANNED
+        few = answered_by_all(queries, among, self.rows, k, most=most)
+        if few is not None:
+            return few
         mask = None
         if allowed is not None:
             mask = torch.from_numpy(np.isin(self._ids, among, assume_unique=True))

@@ -32,11 +32,6 @@ def checked(rows: Scores, dim: int, k: int = 1) -> Scores:
     return np.ascontiguousarray(rows, dtype=np.float32)
 
 
-def nothing() -> Ranked:
-    """No answer."""
-    return np.empty(0, np.int64), np.empty(0, np.float32)
-
-
 def best(queries: Scores, ids: Ids, fetch: FetchRows, k: int) -> list[Ranked]:
     """The k best of the rows of some ids for each query, best first, ties by id.
 
@@ -50,6 +45,22 @@ def best(queries: Scores, ids: Ids, fetch: FetchRows, k: int) -> list[Ranked]:
             mine[chunk] = (rows * query).sum(axis=1, dtype=np.float64)
     orders = [np.lexsort((ids, -mine))[:k] for mine in scores]
     return [(ids[order], mine[order]) for order, mine in zip(orders, scores, strict=True)]
+
+
+def considered(ids: Ids, allowed: Ids | None) -> Ids:
+    """The ids among which is searched."""
+    return ids if allowed is None else np.intersect1d(ids, allowed)
+
+
+def answered_by_all(
+    queries: Scores, among: Ids, fetch: FetchRows, k: int, *, most: int
+) -> list[Ranked] | None:
+    """The answers where at most so many rows are searched, which are scored one and all."""
+    if len(among) > most:
+        return None
+    if not len(among):
+        return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    return best(queries, among, fetch, k)
 
 
 def selector_of(ids: Ids, allowed: Ids) -> Any:
