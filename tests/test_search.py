@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from forvalue_index.contracts import SearchIndex
 from forvalue_index.exceptions import MissingDependencyError, UsageError
+from forvalue_index.search import flat, ranking
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.library import faiss_library
 
@@ -120,6 +121,28 @@ def test_equal_rows_tie_however_many_queries_are_asked(kind, n_queries):
     index.add(ids, rows)
     for k in (50, 250):
         check(index, ids, rows, queries, k, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 7, 60, 500])
+@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize("share", [None, 2, 3])
+def test_many_queries_are_answered_as_single_ones(kind, k, steps, share, monkeypatch):
+    """By products of matrices, some queries and rows at a time, with ties and among allowed ids."""
+    monkeypatch.setattr(flat, "SCORES", 5 * 300)
+    monkeypatch.setattr(flat, "BLOCK_ROWS", 70)
+    monkeypatch.setattr(ranking, "SCANNED", 4)
+    rows, queries = random_rows(300, steps=steps), random_rows(flat.MANY + 1, seed=1, steps=steps)
+    ids = np.random.default_rng(0).permutation(900)[:300]
+    index = make(kind)
+    index.add(ids, rows)
+    allowed = None if share is None else np.arange(0, 900, share)
+    mine = np.full(300, True) if share is None else np.isin(ids, allowed)
+    for sign in (1, -1):
+        answers = index.search(sign * queries, k, allowed)
+        for query, (found, scores) in zip(queries, answers, strict=True):
+            true_ids, true_scores = expected(ids[mine], rows[mine], sign * query, k)
+            assert found.tolist() == true_ids.tolist()
+            np.testing.assert_allclose(scores, true_scores, rtol=1e-5, atol=1e-5)
 
 
 def test_an_empty_index_answers_every_query_with_nothing(kind):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
@@ -19,11 +20,16 @@ from forvalue_index.search.ranking import (
     checked,
     considered,
     selector_of,
+    whole_products,
 )
 from forvalue_index.settings import FLAT
 
 # What the rounding of a float32 score can reach, relative to the product of the two norms.
 ROUNDING = 1e-6
+# From so many queries on products of matrices are faster, with so many scores at once.
+MANY = 32
+SCORES = 2**26
+BLOCK_ROWS = 4096
 
 
 class FlatIndex:
@@ -76,6 +82,12 @@ class FlatIndex:
         few = answered_by_all(queries, among, self.rows, k, most=most)
         if few is not None:
             return few
+        if len(queries) >= MANY:
+            hidden = None if allowed is None else ~np.isin(self._ids, among, assume_unique=True)
+            together = max(1, SCORES // len(self))
+            parts = (queries[i : i + together] for i in range(0, len(queries), together))
+            k = min(k, len(among))
+            return [one for part in parts for one in self._multiplied(part, k, hidden)]
         chosen = None
         if allowed is not None:
             chosen = faiss_library().SearchParameters(sel=selector_of(self._ids, among))
@@ -93,6 +105,26 @@ class FlatIndex:
         places = self._order[np.searchsorted(self._ids, ids, sorter=self._order)]
         found: Scores = self._index.reconstruct_batch(places)
         return found
+
+    def _multiplied(
+        self, queries: Scores, k: int, hidden: NDArray[np.bool_] | None
+    ) -> list[Ranked]:
+        """As `_ranked` of a search, by products of matrices, as FAISS takes bfloat16 singly."""
+        asked, scores = torch.from_numpy(queries), torch.empty(len(queries), len(self))
+        with whole_products():
+            for start in range(0, len(self), BLOCK_ROWS):
+                count = min(BLOCK_ROWS, len(self) - start)
+                rows = torch.from_numpy(self._index.reconstruct_n(start, count))
+                scores[:, start : start + count] = asked @ rows.T
+        if hidden is not None:
+            scores.masked_fill_(torch.from_numpy(hidden), -torch.inf)
+        rounding = ROUNDING * self._longest * torch.linalg.vector_norm(asked, dim=1)
+        least = scores.topk(k).values[:, -1] - 2 * rounding
+        near = (scores >= least[:, None]).numpy()
+        return [
+            best(query[None], self._ids[mine], self.rows, k)[0]
+            for query, mine in zip(queries, near, strict=True)
+        ]
 
     def _ranked(
         self,

@@ -7,7 +7,6 @@ no bfloat16, at most 2,048 answers, and nothing but a GPU to test them on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from forvalue_index.search.ranking import (
     best,
     checked,
     considered,
+    whole_products,
 )
 from forvalue_index.settings import FLAT
 from forvalue_index.stored_rows import StoredRows
@@ -188,7 +188,7 @@ def _products(queries: Tensor, values: Tensor) -> Float[Tensor, "query row"]:
         products = torch.mm(parts, values.T, out_dtype=torch.float32)
         return products[: len(queries)] + products[len(queries) :]
     found = torch.empty(len(queries), len(values), device=values.device)
-    with _whole_products():
+    with whole_products():
         for block in _blocks(values):
             found[:, block] = queries @ values[block].float().T
     return found
@@ -198,14 +198,3 @@ def _blocks(values: Tensor) -> Iterator[slice]:
     size = max(1, BLOCK_FLOATS // values.shape[1])
     for start in range(0, len(values), size):
         yield slice(start, start + size)
-
-
-@contextmanager
-def _whole_products() -> Iterator[None]:
-    """Within it, float32 is multiplied as float32, whatever a program has allowed torch."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

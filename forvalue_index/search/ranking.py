@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
@@ -61,6 +63,17 @@ def answered_by_all(
     if not len(among):
         return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     return best(queries, among, fetch, k)
+
+
+@contextmanager
+def whole_products() -> Iterator[None]:
+    """Within it, float32 is multiplied as float32, whatever a program has allowed torch."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def selector_of(ids: Ids, allowed: Ids) -> Any:
