@@ -8,18 +8,18 @@ never valued wrongly.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.cache_utils import DynamicLayer
 
 from forvalue_index.adapters import merge_adapter
@@ -27,7 +27,9 @@ from forvalue_index.batching import halves, shared_tokens
 from forvalue_index.devices import computes_in_bfloat16
 from forvalue_index.exceptions import ModelError
 from forvalue_index.memory import unless_memory_runs_out
+from forvalue_index.model_digests import tokenizer_digest, weights_digest
 from forvalue_index.model_files import (
+    image_model_type,
     locate_model,
     model_errors,
     quiet,
@@ -35,8 +37,10 @@ from forvalue_index.model_files import (
     without_pickle,
 )
 from forvalue_index.prediction_error import Head
+from forvalue_index.processors import load_processor
 from forvalue_index.records import Batch
 from forvalue_index.settings import ModelIdentity, Settings
+from forvalue_index.vision import placeholders, processor_digest, stacked
 
 LOG = logging.getLogger(__name__)
 # Relative to the largest logit; half precision rounds the two ways of computing it differently.
@@ -59,10 +63,17 @@ class Backbone:
     """A causal language model, ready to give hidden states."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str = "the model", revision: str | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        processor: Any = None,
+        name: str = "the model",
+        revision: str | None = None,
     ) -> None:
         self.name = name
         self.revision = revision
+        self.processor = processor
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"{name}: its tokenizer does not say which characters a token stands for, so "
@@ -71,11 +82,13 @@ class Backbone:
         self.tokenizer = tokenizer
         self._model = model.eval().requires_grad_(False)
         self._trunk = model.base_model
-        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
-        self.head = _find_head(model, name)
+        # Models of images count positions by the images.
+        names = inspect.signature(self._trunk.forward).parameters
+        self._takes_positions = processor is None and "position_ids" in names
+        self.head, *others = _heads(model, name)
         self.device = self.head.weight.device
         self._too_large = sys.maxsize  # tokens of a batch
-        self._check_head()
+        self._choose_head(others)
         self._shares_beginnings = self._can_share_beginnings()
 
     @classmethod
@@ -94,17 +107,29 @@ class Backbone:
                 refuse_own_code(found)
             # Said in so many words: where nothing is said, transformers asks on the terminal.
             tokenizer = AutoTokenizer.from_pretrained(**found.place, trust_remote_code=trusted)
-            model = AutoModelForCausalLM.from_pretrained(
+            image_type = image_model_type(found)
+            kind = AutoModelForCausalLM if image_type is None else AutoModelForImageTextToText
+            model = kind.from_pretrained(
                 **found.place, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
             )
+            processor = None
+            if image_type is not None:
+                processor = load_processor(found, tokenizer, model_type=image_type, trusted=trusted)
+                tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
         if settings.adapter is not None:
             model = merge_adapter(model, settings.adapter)
-        return cls(model.to(device), tokenizer, name=name, revision=found.revision)
+        model.to(device)
+        return cls(model, tokenizer, processor=processor, name=name, revision=found.revision)
 
     @property
     def model(self) -> Any:
         """The transformers model itself. Whoever changes its weights changes this backbone."""
         return self._model
+
+    @property
+    def placeholders(self) -> set[int]:
+        """The ids of tokens that stand for something else, such as a part of an image."""
+        return set() if self.processor is None else placeholders(self._model.config.to_dict())
 
     @property
     def context(self) -> int | None:
@@ -115,13 +140,14 @@ class Backbone:
         return None
 
     def identity(self) -> ModelIdentity:
-        """Digests of the weights in memory and of the tokenizer, wherever they came from."""
+        """Digests of the weights in memory, of tokenizer and processor, wherever they came from."""
         vocab_size, hidden_size = self.head.weight.shape
         return ModelIdentity(
-            weights_digest=_weights_digest(self._model),
-            tokenizer_digest=_tokenizer_digest(self.tokenizer),
+            weights_digest=weights_digest(self._model),
+            tokenizer_digest=tokenizer_digest(self.tokenizer),
             vocab_size=vocab_size,
             hidden_size=hidden_size,
+            processor_digest=None if self.processor is None else processor_digest(self.processor),
         )
 
     @torch.inference_mode()
@@ -170,17 +196,29 @@ class Backbone:
         states = self._states(
             torch.from_numpy(batch.token_ids).to(self.device),
             torch.from_numpy(batch.attention_mask).to(self.device),
+            **self.inputs(batch),
         )
         rows = torch.from_numpy(batch.label_rows).to(self.device)
         columns = torch.from_numpy(batch.label_columns).to(self.device)
         return states[rows, columns]
 
-    def _states(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """What the model reads of the images of a batch."""
+        if not batch.readers:
+            return {}
+        found = stacked(batch.inputs, batch.token_ids.shape[1])
+        dtype = self.head.weight.dtype
+        return {
+            name: tensor.to(self.device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in found.items()
+        }
+
+    def _states(self, token_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         """Last hidden states after the final norm, [batch, token, hidden], as the head reads them.
 
         Mamba in half precision keeps them in float32, and rounds them for its head.
         """
-        options: dict[str, Any] = {"use_cache": False}
+        options: dict[str, Any] = {"use_cache": False, **inputs}
         if self._takes_positions:
             options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         output = self._trunk(input_ids=token_ids, attention_mask=attention_mask, **options)
@@ -224,21 +262,22 @@ class Backbone:
             return False
         found = self._states_after(3, token_ids, mask)
         expected = output[0][:, 3:].to(found.dtype)
-        gap = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
+        gap = relative_gap(found, expected)
         return gap <= HEAD_TOLERANCE.get(found.dtype, HALF_PRECISION_TOLERANCE)
 
     @torch.inference_mode()
-    def _check_head(self) -> None:
-        """Refuse a model whose logits are not what trunk and head give."""
+    def _choose_head(self, others: Sequence[Head]) -> None:
+        """Take the head that gives the model's own logits, or refuse a model that has none such."""
         vocab_size = self.head.weight.shape[0]
-        token_ids = torch.arange(1, 9, device=self.device)[None] * 7 % vocab_size
+        wanted = (i * 7 % vocab_size for i in range(1, vocab_size + 1))
+        plain = list(islice((i for i in wanted if i not in self.placeholders), 8))
+        token_ids = torch.tensor([plain], device=self.device)
         mask = torch.ones_like(token_ids)
         theirs = self._model(input_ids=token_ids, attention_mask=mask, use_cache=False).logits[0]
-        ours = self.head.logits(self._states(token_ids, mask)[0])
-        if ours.shape != theirs.shape:
-            gap = float("inf")
-        else:
-            gap = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-9))
+        states = self._states(token_ids, mask)[0]
+        gaps = [relative_gap(head.logits(states), theirs) for head in (self.head, *others)]
+        gap, at = min((gap, at) for at, gap in enumerate(gaps))
+        self.head = (self.head, *others)[at]
         if not gap <= HEAD_TOLERANCE.get(self.head.weight.dtype, HALF_PRECISION_TOLERANCE):
             kind = type(self._model).__name__
             raise ModelError(
@@ -248,20 +287,29 @@ class Backbone:
             )
 
 
-def _find_head(model: Any, name: str) -> Head:
-    """The output layer, and what the configuration says is done to its logits."""
+def relative_gap(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, of the largest number expected; infinite for other shapes."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
+
+
+def _heads(model: Any, name: str) -> Sequence[Head]:
+    """The output layer with what the configuration says is done to its logits, and without.
+
+    Some models of images do not do what the configuration of their language model says.
+    """
     layer = model.get_output_embeddings()
     if layer is None or getattr(layer, "weight", None) is None:
         raise ModelError(f"{name}: {type(model).__name__} has no language-model head; use another")
     config = model.config.get_text_config()
     divisor = getattr(config, "logits_scaling", None)  # Granite
     factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
-    return Head(
-        weight=layer.weight.detach(),
-        bias=None if getattr(layer, "bias", None) is None else layer.bias.detach(),
-        scale=float(factor or 1.0) / float(divisor or 1.0),
-        softcap=getattr(config, "final_logit_softcapping", None),
-    )
+    bias = None if getattr(layer, "bias", None) is None else layer.bias.detach()
+    scale = float(factor or 1.0) / float(divisor or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    plain = Head(layer.weight.detach(), bias)
+    return [replace(plain, scale=scale, softcap=softcap), plain]
 
 
 def _rope_types(config: dict[Any, Any]) -> Iterator[str]:
@@ -271,36 +319,3 @@ def _rope_types(config: dict[Any, Any]) -> Iterator[str]:
             yield from _rope_types(value)
         elif name in ("rope_type", "type"):
             yield str(value)
-
-
-def _weights_digest(model: Any) -> str:
-    """Digest of every tensor's name, shape, type, and sums of bit patterns along both sides.
-
-    The sums run at the speed of memory, on the device. Any single changed weight changes them, and
-    so does any other order of rows or columns.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        bits = tensor.detach().contiguous().view(_integers_as_wide_as(tensor))
-        matrix = bits.reshape(len(bits), -1) if bits.dim() else bits.reshape(1, 1)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        for side in (0, 1):
-            digest.update(matrix.sum(dim=side, dtype=torch.int64).cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _integers_as_wide_as(tensor: Tensor) -> torch.dtype:
-    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return widths[tensor.element_size()]
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of the tokenizer's rules, its special tokens and its chat template.
-
-    Among its rules a tokenizer keeps how it padded and truncated last, which is no rule of it.
-    """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    rules = json.dumps(rules | {"padding": None, "truncation": None}, sort_keys=True)
-    template = str(tokenizer.chat_template)
-    special = repr(sorted(tokenizer.special_tokens_map.items()))
-    return hashlib.blake2b(f"{rules}\n{template}\n{special}".encode(), digest_size=16).hexdigest()

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 
 from forvalue_index.records import Batch, Encoded
 
 PAD = 0
+# Patches of images for each token of a budget: an encoder of images is smaller than what reads the
+# tokens, and keeps little of each patch.
+PATCHES = 8
 
 
 def batches(encoded: Sequence[Encoded], *, token_budget: int) -> Iterator[Batch]:
     """Batches of at most `token_budget` tokens, padding included, longest samples first.
 
-    A sample longer than the budget makes a batch of its own. Longest first, so that a machine
-    that is too small says so at once.
+    Images cost what their patches do, too. A sample above the budget makes a batch of its own.
+    Longest first, so that a machine that is too small says so at once. All samples of a batch have
+    as many images: what an image is padded with is read by some models (mllama), and text alone
+    in other ways than with images.
     """
     lengths = [_input_length(e) for e in encoded]
-    order = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
-    start = 0
-    while start < len(order):
-        size = max(1, token_budget // max(1, lengths[order[start]]))
-        indices = order[start : start + size]
-        yield collate([encoded[i] for i in indices], indices)
-        start += size
+    counts = [len(e.image_tokens) for e in encoded]
+    for count in sorted(set(counts), reverse=True):
+        members = (i for i in range(len(encoded)) if counts[i] == count)
+        order = sorted(members, key=lambda i: (-lengths[i], i))
+        while order:
+            most = max(1, token_budget // max(1, lengths[order[0]]))
+            patches = accumulate(encoded[i].n_patches for i in order[:most])
+            size = max(1, sum(total <= PATCHES * token_budget for total in patches))
+            indices, order = order[:size], order[size:]
+            yield collate([encoded[i] for i in indices], indices)
 
 
 def collate(encoded: Sequence[Encoded], indices: Sequence[int]) -> Batch:
@@ -47,6 +56,7 @@ def collate(encoded: Sequence[Encoded], indices: Sequence[int]) -> Batch:
         label_columns=np.concatenate(at_labels) - 1,
         labels=np.concatenate([e.token_ids[at] for e, at in zip(encoded, at_labels, strict=True)]),
         indices=tuple(indices),
+        readers=tuple(e.read_inputs for e in encoded if e.read_inputs is not None),
     )
 
 
@@ -73,6 +83,7 @@ def _part(batch: Batch, first: int, last: int) -> Batch:
         label_columns=batch.label_columns[mine],
         labels=batch.labels[mine],
         indices=batch.indices[first:last],
+        readers=batch.readers[first:last],
     )
 
 

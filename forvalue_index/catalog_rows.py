@@ -13,7 +13,14 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
-from forvalue_index.records import TEXT_ROLE, Message, Sample, SampleStatistics, StoredSample
+from forvalue_index.records import (
+    TEXT_ROLE,
+    Image,
+    Message,
+    Sample,
+    SampleStatistics,
+    StoredSample,
+)
 
 T = TypeVar("T")
 
@@ -223,4 +230,17 @@ def _canonical(value: Any) -> Any:
 
 def _message(fields: dict[str, Any]) -> Message:
     extra = {name: value for name, value in fields.items() if name not in ("role", "content")}
-    return Message(fields["role"], fields["content"], extra)
+    images: Any = extra.get("images")
+    if not _are_images(images):
+        return Message(fields["role"], fields["content"], extra)
+    del extra["images"]
+    return Message(
+        fields["role"], fields["content"], extra, tuple(Image(**image) for image in images)
+    )
+
+
+def _are_images(value: Any) -> bool:
+    """Whether this is what is stored of images, and no field of a row that has that name."""
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and "digest" in one for one in value
+    )

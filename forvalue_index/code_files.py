@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from forvalue_index.durable import write_durably
 from forvalue_index.search.coded import REFINE
 from forvalue_index.search.library import faiss_library
 from forvalue_index.search.quantizer import Codes, Quantizer
-from forvalue_index.segments import write_durably
 from forvalue_index.stored_rows import row_checksums
 
 FORMAT = "1"

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.records import BadRow, Batch, Message, Progress, Reference, Sample
+from forvalue_index.records import (
+    BadRow,
+    Batch,
+    Image,
+    Inputs,
+    Message,
+    Progress,
+    Reference,
+    Sample,
+)
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Pixels
     from torch import Tensor
 
 OnProgress = Callable[[Progress], None]
+OpenPixels = Callable[[Image], "Pixels"]
+"""Gives the RGB pixels of an image, or raises BadSampleError."""
 
 
 def ignore_progress(progress: Progress) -> None:
@@ -100,6 +112,43 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Sequence[dict[str, Any]], **options: Any) -> Any:
         """Render a conversation."""
+        ...
+
+
+class Expanded(NamedTuple):
+    """A text with the tokens that stand for its images; `n_patches` is what these cost to read.
+
+    `spans` has the characters of each image, before the text was expanded and in it.
+    """
+
+    text: str
+    spans: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    n_patches: int
+
+
+@runtime_checkable
+class Vision(Protocol):
+    """The part of a Hugging Face processor that makes of images what a model reads.
+
+    In a text that is not expanded, `image_token` stands for an image.
+    """
+
+    image_token: str
+
+    def expand(self, text: str, sizes: Sequence[tuple[int, int]]) -> Expanded:
+        """Put the tokens for images of such widths and heights into a text.
+
+        Raises BadSampleError where it has another number of places, or an image is refused.
+        """
+        ...
+
+    def inputs(
+        self, text: str, images: Sequence[Image], *, add_special_tokens: bool
+    ) -> tuple[list[int], Inputs]:
+        """The token ids of a text that is not expanded, and what else the model reads.
+
+        Raises BadSampleError where an image cannot be opened, or is refused.
+        """
         ...
 
 

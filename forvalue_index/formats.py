@@ -16,7 +16,8 @@ from typing import Any
 
 from pyarrow.parquet import ParquetFile
 
-from forvalue_index.columns import UNSTORABLE, layout_of
+from forvalue_index.cells import UNSTORABLE
+from forvalue_index.columns import layout_of
 from forvalue_index.exceptions import BadSampleError, MissingDependencyError
 
 CSV_CELL_LIMIT = 2**31 - 1
@@ -35,7 +36,7 @@ class Unreadable:
     raw: Any = None
 
 
-def datasets_loader() -> Callable[[str], Iterable[Any]]:
+def datasets_loader() -> Callable[[str], Any]:
     """What reads a saved data set. Raises MissingDependencyError where it is not installed."""
     try:
         from datasets import load_from_disk
@@ -48,8 +49,21 @@ def datasets_loader() -> Callable[[str], Iterable[Any]]:
 
 
 def read_saved(path: Path) -> Rows:
-    """Rows of a data set that the datasets library saved."""
-    yield from enumerate(datasets_loader()(str(path)), 1)
+    """Rows of a data set that the datasets library saved; images as the bytes of their files."""
+    yield from enumerate(_undecoded(datasets_loader()(str(path))), 1)
+
+
+def _undecoded(data: Any) -> Iterable[Any]:
+    """A data set whose images are the bytes of their files, or the paths of these."""
+    from datasets import Image, List
+
+    files = Image(decode=False)
+    for name, feature in data.features.items():
+        if isinstance(feature, Image):
+            data = data.cast_column(name, files)
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            data = data.cast_column(name, List(files))
+    return data  # type: ignore[no-any-return]
 
 
 def read_parquet(path: Path) -> Rows:

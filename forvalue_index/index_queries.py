@@ -92,7 +92,7 @@ class IndexQueries(IndexSamples):
         """What reads samples. Loads the model when it is first asked for."""
         if self._reader is None:
             settings, tables = self.manifest.settings, self._storage.tables()
-            self._reader = make_reader(self.backbone, settings, tables)
+            self._reader = make_reader(self.backbone, settings, tables, self._storage.media)
         return self._reader
 
     def _readers_on_other_gpus(self) -> list[LabelReader]:
@@ -100,7 +100,8 @@ class IndexQueries(IndexSamples):
         if self._other_readers is None:
             settings, tables = self.manifest.settings, self._storage.tables()
             backbones = load_on_other_gpus(self._storage, self._access)
-            self._other_readers = [make_reader(one, settings, tables) for one in backbones]
+            media = self._storage.media
+            self._other_readers = [make_reader(one, settings, tables, media) for one in backbones]
         return self._other_readers
 
     @property

@@ -128,7 +128,7 @@ class _Ingestion:
     ) -> None:
         self._storage = storage
         self._reader, self._others = reader, others
-        self._planner = Planner(storage.catalog, reader)
+        self._planner = Planner(storage.catalog, storage.media, reader)
         self._embedders: list[Embedder] = []
         self._choice = Choice(storage.manifest.settings.seed)
         self._on_progress = on_progress

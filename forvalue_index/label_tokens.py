@@ -98,7 +98,10 @@ class LabelReader:
             encoded = self._encoder.encode(sample)
         except BadSampleError as error:
             return bad_row(sample, str(error))
-        largest, vocab_size = int(encoded.token_ids.max()), len(self._place)
+        known = encoded.token_ids.copy()
+        for start, end in encoded.image_tokens:
+            known[start:end] = 0  # which may be none of the head's
+        largest, vocab_size = int(known.max()), len(self._place)
         if largest >= vocab_size:
             reason = (
                 f"it has token {largest:,}, and the model knows {vocab_size:,} tokens; the "

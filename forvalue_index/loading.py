@@ -14,10 +14,11 @@ import torch
 
 from forvalue_index.backbone import Backbone, resolve_dtype
 from forvalue_index.calibration import Calibration
-from forvalue_index.contracts import OnProgress
+from forvalue_index.contracts import OnProgress, OpenPixels
 from forvalue_index.devices import default_device, gpus
 from forvalue_index.exceptions import SettingsMismatchError, UsageError
 from forvalue_index.hash_tables import VOCAB_ORDER, HashTables
+from forvalue_index.image_check import open_content, refuse_misread_images
 from forvalue_index.label_tokens import LabelReader
 from forvalue_index.manifest import (
     CALIBRATION,
@@ -26,12 +27,14 @@ from forvalue_index.manifest import (
     refuse_other_model,
     refuse_trust,
 )
+from forvalue_index.media import Media
 from forvalue_index.memory import unless_memory_runs_out
 from forvalue_index.model_profile import profile_model
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import Progress
 from forvalue_index.settings import DEFAULT_CONTEXT, Manifest, Settings
 from forvalue_index.storage import Storage
+from forvalue_index.vision import VisionProcessor
 
 LOG = logging.getLogger(__name__)
 
@@ -82,12 +85,20 @@ def create_storage(
     on_progress(Progress("loading", 0, 1))
     backbone = Backbone.load(wanted, device=default_device())
     on_progress(Progress("loading", 1, 1))
+    settings = resolve(wanted, backbone)
+    if backbone.processor is not None:
+        refuse_misread_images(backbone, make_encoder(backbone, settings, open_content))
     storage = Storage.create(
         path,
-        resolve(wanted, backbone),
+        settings,
         model=backbone.identity(),
         catalog=catalog,
-        profile=profile_model(backbone, backbone.head, context=backbone.context),
+        profile=profile_model(
+            backbone,
+            backbone.head,
+            context=backbone.context,
+            placeholders=backbone.placeholders,
+        ),
     )
     return storage, backbone
 
@@ -167,18 +178,29 @@ def resolve(wanted: Settings, backbone: Backbone) -> Settings:
     )
 
 
-def make_reader(backbone: Backbone, settings: Settings, tables: HashTables) -> LabelReader:
-    """What reads samples for an index with these resolved settings and tables."""
-    encoder = PromptEncoder(
+def make_reader(
+    backbone: Backbone, settings: Settings, tables: HashTables, media: Media
+) -> LabelReader:
+    """What reads samples for an index with these resolved settings, tables and images."""
+    encoder = make_encoder(backbone, settings, media.open)
+    order = torch.from_numpy(np.array(tables[VOCAB_ORDER])).to(backbone.device)
+    return LabelReader(
+        backbone, backbone.head, encoder=encoder, vocab_order=order, hardest=settings.hardest
+    )
+
+
+def make_encoder(backbone: Backbone, settings: Settings, open_image: OpenPixels) -> PromptEncoder:
+    """What tokenises samples for a model and resolved settings."""
+    vision = None
+    if backbone.processor is not None:
+        vision = VisionProcessor(backbone.processor, open_image)
+    return PromptEncoder(
         backbone.tokenizer,
         template=settings.template,
         labels=settings.labels,
         max_length=settings.max_length or DEFAULT_CONTEXT,
         max_label_tokens=settings.max_label_tokens,
-    )
-    order = torch.from_numpy(np.array(tables[VOCAB_ORDER])).to(backbone.device)
-    return LabelReader(
-        backbone, backbone.head, encoder=encoder, vocab_order=order, hardest=settings.hardest
+        vision=vision,
     )
 
 

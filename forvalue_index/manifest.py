@@ -5,6 +5,7 @@ runs/a/sketch.safetensors   hash tables of the sketch
 runs/a/calibration.safetensors  what was measured on a sample of the first data
 runs/a/catalog.sqlite       samples, segments, sources (or a database elsewhere)
 runs/a/segments/            rows
+runs/a/media/               copies of images, if `--media copy` asks for them
 runs/a/rejected/            rows that `add --on-bad skip` left out
 runs/a/writer.lock          held by the one process that writes
 """
@@ -32,6 +33,7 @@ TABLES = "sketch.safetensors"
 CALIBRATION = "calibration.safetensors"
 CATALOG = "catalog.sqlite"
 SEGMENTS = "segments"
+MEDIA = "media"
 # Derived from the segments, and made anew where it is missing.
 SEARCH = "search"
 REJECTED = "rejected"
@@ -194,7 +196,7 @@ def catalog_address(path: Path, catalog: str) -> str | Path:
 def _refuse_links(path: Path) -> None:
     """An index may come from a stranger: nothing of it may stand for a file elsewhere."""
     inside = path.resolve()
-    for name in (MANIFEST, TABLES, CALIBRATION, CATALOG, SEGMENTS, REJECTED):
+    for name in (MANIFEST, TABLES, CALIBRATION, CATALOG, SEGMENTS, MEDIA, REJECTED):
         if not (path / name).resolve().is_relative_to(inside):
             raise BrokenIndexError(
                 f"{path / name} is a link that leads out of the index, and nothing outside of an "

@@ -17,7 +17,10 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.models.auto.tokenization_auto import (
     get_tokenizer_config,
     tokenizer_class_from_name,
@@ -33,6 +36,7 @@ from forvalue_index.exceptions import (
 from forvalue_index.settings import Settings
 
 HUB_TIMEOUT_S = 10
+PROCESSOR_FILES = {"processor_config.json", "preprocessor_config.json"}
 CONVERT_MODEL = (
     'if you trust it, convert it once: python -c "from transformers import AutoModelForCausalLM '
     "as M, AutoTokenizer as T; [c.from_pretrained('{name}').save_pretrained('NEW_DIRECTORY') "
@@ -77,6 +81,15 @@ def locate_model(settings: Settings) -> ModelFiles:
     return found
 
 
+def image_model_type(found: ModelFiles) -> str | None:
+    """The kind of a model that reads images, if these files hold one with its processor."""
+    if "gguf_file" in found.place or not PROCESSOR_FILES & found.files:
+        return None
+    config, _ = PreTrainedConfig.get_config_dict(**found.place)
+    kind = config.get("model_type")
+    return kind if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else None
+
+
 def refuse_own_code(found: ModelFiles) -> None:
     """Raise ModelError where a model cannot be loaded without running code that comes with it.
 
@@ -92,6 +105,7 @@ def refuse_own_code(found: ModelFiles) -> None:
     for auto_class, known in (
         ("AutoConfig", CONFIG_MAPPING),
         ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        ("AutoModelForImageTextToText", MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
     ):
         if auto_class in references and kind not in known:
             _refuse_code(found.name, str(references[auto_class]))
@@ -158,7 +172,7 @@ def model_errors(name: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # Every file format has errors of its own for a damaged file.
         raise ModelError(
-            f"{name} cannot be loaded as a causal language model: {first_line(error)} Give a hub "
+            f"{name} cannot be loaded as a language model: {first_line(error)} Give a hub "
             "id as OWNER/NAME, a directory with config.json, weights and tokenizer, or a GGUF file"
         ) from error
 

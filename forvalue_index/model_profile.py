@@ -7,6 +7,8 @@ hold across inputs: on SmolLM2 the direction found on random tokens has 0.57 of 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 
@@ -20,14 +22,19 @@ SAMPLES, TOKENS = 16, 64
 
 
 @torch.inference_mode()
-def profile_model(trunk: Trunk, head: Head, *, context: int | None) -> ModelProfile:
+def profile_model(
+    trunk: Trunk, head: Head, *, context: int | None, placeholders: Collection[int] = ()
+) -> ModelProfile:
     """Run the model on 16 seeded samples of 64 random tokens, or of its context if less.
 
+    None of them is one of `placeholders`, which stand for something that is not there.
     States that are infinite or undefined are left out: some tokens may make a model overflow.
     """
     vocab_size = head.weight.shape[0]
     shape = (SAMPLES, min(TOKENS, context or TOKENS))
     token_ids = np.random.default_rng(0).integers(vocab_size, size=shape)
+    plain = next(i for i in range(vocab_size) if i not in placeholders)
+    token_ids[np.isin(token_ids, list(placeholders))] = plain
     is_label = np.arange(shape[1]) > 0
     batch = collate([Encoded(ids, is_label) for ids in token_ids], range(SAMPLES))
     hidden = trunk.hidden_states(batch)

@@ -4,33 +4,48 @@
   response and the end token; in a conversation every assistant turn and its end token; in a plain
   text every token but the first.
 * `--labels all`: every token but the first, as in the authors' text script.
+
+Tokens that stand for images are context, whatever stands around them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.contracts import Tokenizer
-from forvalue_index.exceptions import BadSampleError
-from forvalue_index.records import Encoded, Message, Sample
+from forvalue_index.chat_templates import ChatTemplate, Span
+from forvalue_index.contracts import Expanded, Tokenizer, Vision
+from forvalue_index.exceptions import BadSampleError, ModelError
+from forvalue_index.records import Encoded, Image, Inputs, Sample
 
-Span = tuple[int, int]
+Mask = NDArray[np.bool_]
 
-# Some chat templates print the date of today; a row must not depend on it.
-TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
-DATE_DIRECTIVES = ("-d", "-m", "-H", "-I", "-M", *"aAbBcdFHIjmMpSTUwWxXyYZ")
-SENTINEL = "\N{OBJECT REPLACEMENT CHARACTER}content"
-GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+class _Rendered(NamedTuple):
+    """A sample as text, and the characters that are labels; None where all tokens are."""
+
+    text: str
+    labels: Sequence[Span] | None
+    add_special_tokens: bool
+    ends: bool = False
+
+
+class _Tokens(NamedTuple):
+    """Token ids [token], which of them are labels, and which stand for each image."""
+
+    ids: NDArray[np.int64]
+    labels: Mask
+    images: Sequence[Span]
 
 
 class PromptEncoder:
-    """Tokenises samples the same way for training and validation data."""
+    """Tokenises samples the same way for training and validation data.
+
+    Samples may have images where `vision` reads them.
+    """
 
     def __init__(
         self,
@@ -40,34 +55,49 @@ class PromptEncoder:
         labels: str,
         max_length: int,
         max_label_tokens: int | None = None,
+        vision: Vision | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._chat = template == "chat"
+        self._vision = vision
+        self._image_token = "" if vision is None else vision.image_token
+        self._chat = None
+        if template == "chat":
+            self._chat = ChatTemplate(tokenizer, image_token=self._image_token or None)
         self._all_labels = labels == "all"
         self._max_length = max_length
         self._max_label_tokens = max_label_tokens
-        self._fixed_date = _fixed_date(tokenizer.chat_template)
-        self._marks_turns = self._chat and bool(
-            GENERATION_BLOCK.search(str(tokenizer.chat_template))
-        )
 
     def encode(self, sample: Sample) -> Encoded:
         """Token ids and label mask, cut to `max_length` tokens from the left end.
 
         Of the labels the first `max_label_tokens` are kept.
 
-        Raises BadSampleError where no label is left, or where the chat template refuses.
+        Raises BadSampleError where no label is left, an image is cut or cannot be read, or the
+        chat template refuses.
         """
-        token_ids, label_mask = self._tokens(sample)
+        rendered = self._rendered(sample)
+        expanded = self._expanded(rendered.text, sample.images)
+        tokens = self._tokens(rendered, expanded)
+        mask = tokens.labels
         if self._all_labels:
-            label_mask[:] = True
-        label_mask[:1] = False
+            mask[:] = True
+        for start, end in tokens.images:
+            mask[start:end] = False
+        mask[:1] = False
         if self._max_label_tokens is not None:
-            label_mask &= label_mask.cumsum() <= self._max_label_tokens
+            mask &= mask.cumsum() <= self._max_label_tokens
+        self._refuse_cut(tokens)
         cut = slice(self._max_length)
-        encoded = Encoded(token_ids[cut], label_mask[cut], len(token_ids) > self._max_length)
+        encoded = Encoded(
+            tokens.ids[cut],
+            mask[cut],
+            len(tokens.ids) > self._max_length,
+            tuple(tokens.images),
+            self._inputs_of(sample, rendered, tokens.ids),
+            expanded.n_patches,
+        )
         if encoded.n_label_tokens == 0:
-            raise BadSampleError(_no_label(label_mask, self._max_length))
+            raise BadSampleError(_no_label(mask, self._max_length))
         return encoded
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -75,15 +105,17 @@ class PromptEncoder:
         text: str = self._tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
         return text
 
-    def _tokens(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _rendered(self, sample: Sample) -> _Rendered:
         if sample.is_text:
-            ids, _ = self._tokenize(sample.response, add_special_tokens=True)
-            return ids, np.ones(len(ids), dtype=bool)
-        if self._chat:
-            return self._conversation(sample.messages)
-        return self._plain_pair(sample)
+            text = sample.messages[0].text(lambda _: self._image_token)
+            return _Rendered(text, None, add_special_tokens=True)
+        if self._chat is None:
+            return self._plain_pair(sample)
+        text = self._chat.render(sample.messages)
+        spans = [] if self._all_labels else self._chat.assistant_spans(sample.messages, text)
+        return _Rendered(text, spans, add_special_tokens=False)
 
-    def _plain_pair(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _plain_pair(self, sample: Sample) -> _Rendered:
         """Prompt, response and end token. A token that straddles the border is response."""
         if [m.role for m in sample.messages] != ["user", "assistant"]:
             raise BadSampleError(
@@ -91,101 +123,67 @@ class PromptEncoder:
                 "index encodes plain text; use a model whose tokenizer has a chat template and "
                 "--template chat, or prompt/response columns"
             )
-        prompt, response = (m.content for m in sample.messages)
-        ids, offsets = self._tokenize(prompt + response, add_special_tokens=True)
-        end_token = self._tokenizer.eos_token_id
-        mask = offsets[:, 1] > len(prompt)
-        if end_token is not None and (len(ids) == 0 or ids[-1] != end_token):
-            return np.append(ids, end_token), np.append(mask, True)
-        mask[-1:] = True
-        return ids, mask
+        prompt, response = (m.text(lambda _: self._image_token) for m in sample.messages)
+        spans = [(len(prompt), len(prompt) + len(response))]
+        return _Rendered(prompt + response, spans, add_special_tokens=True, ends=True)
 
-    def _conversation(
-        self, messages: Sequence[Message]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        conversation = [m.as_dict() for m in messages]
-        if self._marks_turns:
-            marked = self._template(
-                conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-            mask = np.array(marked["assistant_masks"], dtype=bool)
-            return np.array(marked["input_ids"], dtype=np.int64), mask
-        text = self._template(conversation)
-        ids, offsets = self._tokenize(text, add_special_tokens=False)
-        mask = np.zeros(len(ids), dtype=bool)
-        if self._all_labels:
-            return ids, mask
-        for start, end in self._assistant_spans(conversation, text):
-            mask |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
-        return ids, mask
-
-    def _assistant_spans(self, conversation: list[dict[str, Any]], text: str) -> list[Span]:
-        """Where the rendered text holds what the assistant says, end token included.
-
-        A turn starts where the conversation before it, with the generation prompt, ends. It ends
-        where the conversation up to it ends.
-        """
-        spans = []
-        for turn, message in enumerate(conversation):
-            if message["role"] != "assistant":
-                continue
-            before = self._before(conversation, turn)
-            if not text.startswith(before):
+    def _expanded(self, text: str, images: Sequence[Image]) -> Expanded:
+        if self._vision is None:
+            if images:
                 raise BadSampleError(
-                    f"the chat template renders what precedes turn {turn + 1} otherwise once the "
-                    "turn is there, so the assistant's tokens cannot be told apart; use "
-                    "--template plain with prompt/response columns, or --labels all"
+                    f"it has {len(images)} image(s), and the model of this index reads text alone; "
+                    "use an index of a vision-language model, or give the column another name "
+                    "where it is no image"
                 )
-            said = self._rendered_turn(conversation[: turn + 1], text, len(before))
-            spans.append((len(before), len(before) + len(self._without_trailing_space(said))))
-        return spans
+            return Expanded(text, (), 0)
+        return self._vision.expand(text, [(image.width, image.height) for image in images])
 
-    def _before(self, conversation: list[dict[str, Any]], turn: int) -> str:
-        """What is rendered before the assistant says `turn`, its header included."""
-        if turn:
-            before: str = self._template(conversation[:turn], add_generation_prompt=True)
-            return before
-        # Templates cannot render no turn at all, so the header is what precedes a known content.
-        marked: str = self._template([{**conversation[0], "content": SENTINEL}])
-        return marked.partition(SENTINEL)[0]
+    def _tokens(self, rendered: _Rendered, expanded: Expanded) -> _Tokens:
+        """The tokens of an expanded text, with the end token where it ends with one."""
+        ids, offsets = self._tokenize(expanded.text, rendered.add_special_tokens)
+        images = [_first_to_last(_covered(offsets, [after])) for _, after in expanded.spans]
+        if rendered.labels is None:
+            return _Tokens(ids, np.ones(len(ids), dtype=bool), images)
+        labels = _covered(offsets, [_moved(span, expanded) for span in rendered.labels])
+        if rendered.ends:
+            end_token = self._tokenizer.eos_token_id
+            if end_token is not None and (len(ids) == 0 or ids[-1] != end_token):
+                ids, labels = np.append(ids, end_token), np.append(labels, True)
+            labels[-1:] = True
+        return _Tokens(ids, labels, images)
 
-    def _rendered_turn(self, upto: list[dict[str, Any]], text: str, start: int) -> str:
-        """The rendered last turn of `upto`, which stands in `text` at `start`.
+    def _inputs_of(
+        self, sample: Sample, rendered: _Rendered, expected: NDArray[np.int64]
+    ) -> Callable[[], Inputs] | None:
+        """What reads the images of a sample, if it has any, and finds the tokens expected."""
+        vision = self._vision
+        if vision is None or not sample.images:
+            return None
 
-        Templates that render the last turn of a conversation in a way of their own (Qwen3 adds
-        an empty thought to it) are met by the content and what follows it.
-        """
-        rendered: str = self._template(upto)
-        if text.startswith(rendered):
-            return rendered[start:]
-        content = upto[-1]["content"].strip()
-        tail = rendered[rendered.rfind(content) + len(content) :]
-        end = text.find(content + tail, start)
-        if not content or end < 0:
+        def read() -> Inputs:
+            special = rendered.add_special_tokens
+            ids, inputs = vision.inputs(rendered.text, sample.images, add_special_tokens=special)
+            if ids != expected[: len(ids)].tolist():
+                raise ModelError(
+                    f"{sample.source}:{sample.position}: the processor of the model makes other "
+                    f"tokens of this sample ({len(ids):,}) than its tokenizer and its image sizes "
+                    f"say ({len(expected):,}), so its labels are not known; leave the sample out"
+                )
+            return inputs
+
+        return read
+
+    def _refuse_cut(self, tokens: _Tokens) -> None:
+        """Raise BadSampleError where an image does not lie within the maximum length."""
+        last = max((end for _, end in tokens.images), default=0)
+        if last > self._max_length:
             raise BadSampleError(
-                f"the assistant's turn {len(upto)} is not found in what the chat template renders; "
-                "use --template plain with prompt/response columns, or --labels all"
+                f"its images end at token {last:,} of {len(tokens.ids):,}, and --max-length is "
+                f"{self._max_length:,}; make them smaller, or build an index with a larger one"
             )
-        return text[start : end + len(content + tail)]
-
-    def _without_trailing_space(self, said: str) -> str:
-        """Templates put a line break after the end token that the model never has to say."""
-        stripped: str = said.rstrip()
-        ends = tuple(t for t in self._tokenizer.all_special_tokens if t)
-        return stripped if stripped.endswith(ends) else said
-
-    def _template(self, conversation: list[dict[str, Any]], **options: Any) -> Any:
-        try:
-            return self._tokenizer.apply_chat_template(
-                conversation,
-                **({"tokenize": False} | self._fixed_date | options),
-            )
-        except Exception as error:  # A template is a program, and fails as programs do.
-            roles = ", ".join(m["role"] for m in conversation)
-            raise BadSampleError(f"the chat template refuses the roles {roles}: {error}") from error
 
     def _tokenize(
-        self, text: str, *, add_special_tokens: bool
+        self, text: str, add_special_tokens: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids [token] and the characters they stand for [token, (start, end)]."""
         tokens = self._tokenizer(
@@ -195,21 +193,25 @@ class PromptEncoder:
         return np.array(tokens["input_ids"], dtype=np.int64), offsets
 
 
-def _fixed_date(chat_template: Any) -> dict[str, str]:
-    """The template, where it asks for the date, with a `strftime_now` that says TEMPLATE_DATE.
+def _covered(offsets: NDArray[np.int64], spans: Sequence[Span]) -> Mask:
+    """Which tokens have a character in one of some spans."""
+    mask = np.zeros(len(offsets), dtype=bool)
+    for start, end in spans:
+        mask |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
+    return mask
 
-    The function is written in Jinja, as transformers hands no function of ours to a template.
-    The empty expression after it keeps a line break with which the template may start.
-    """
-    if not isinstance(chat_template, str) or "strftime_now" not in chat_template:
-        return {}
-    replaced = "".join(
-        f"|replace('%{d}', '{TEMPLATE_DATE.strftime(f'%{d}')}')" for d in DATE_DIRECTIVES
-    )
-    macro = (
-        f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}"
-    )
-    return {"chat_template": macro + chat_template}
+
+def _first_to_last(mask: Mask) -> Span:
+    """The places from the first to the last one that is set."""
+    places = np.flatnonzero(mask)
+    return int(places[0]), int(places[-1]) + 1
+
+
+def _moved(span: Span, expanded: Expanded) -> Span:
+    """Where a span of a text lies once the text is expanded."""
+    shifts = [(before, after - before) for (_, before), (_, after) in expanded.spans]
+    start, end = (at + ([0] + [by for ended, by in shifts if ended <= at])[-1] for at in span)
+    return start, end
 
 
 def _no_label(label_mask: NDArray[np.bool_], max_length: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,22 +14,78 @@ from numpy.typing import NDArray
 
 TEXT_ROLE = "text"
 PREVIEW_CHARACTERS = 80
+# What else a model reads of a sample than its tokens, by the names of its arguments.
+Inputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image, known by its pixels: `digest` is that of size and RGB values.
+
+    `at` is its place in a message: that many characters of the text stand before it. `path` is
+    where its file lies, from the directory that holds the index where it is stored there;
+    `content` are the bytes of its file where it came so.
+    """
+
+    digest: str
+    width: int
+    height: int
+    at: int = 0
+    path: str | None = None
+    content: bytes | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"image {self.width} x {self.height}" + (f", {self.path}" if self.path else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The image as JSON, without its pixels."""
+        facts: dict[str, Any] = {
+            "digest": self.digest,
+            "width": self.width,
+            "height": self.height,
+            "at": self.at,
+        }
+        return facts | ({} if self.path is None else {"path": self.path})
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn. `role` is `user`, `assistant`, `system`, ... or `text` for a plain document.
 
-    `extra` holds further fields that a chat template may read, such as `tool_calls`.
+    `extra` holds further fields that a chat template may read, such as `tool_calls`. `images` are
+    in order of their places in `content`.
     """
 
     role: str
     content: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[Image, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The message as chat templates and JSON want it."""
-        return {"role": self.role, "content": self.content, **self.extra}
+        """The message as JSON."""
+        images = {"images": [image.as_dict() for image in self.images]} if self.images else {}
+        return {"role": self.role, "content": self.content, **self.extra, **images}
+
+    @property
+    def parts(self) -> Iterator[str | Image]:
+        """Text and images in order; no text is empty."""
+        start = 0
+        for image in self.images:
+            if image.at > start:
+                yield self.content[start : image.at]
+            yield image
+            start = image.at
+        if start < len(self.content):
+            yield self.content[start:]
+
+    def text(self, show: Callable[[Image], str]) -> str:
+        """The text with what `show` says of an image in place of each."""
+        return "".join(part if isinstance(part, str) else show(part) for part in self.parts)
+
+    def _hashed(self) -> dict[str, Any]:
+        if not self.images:
+            return self.as_dict()
+        return self.as_dict() | {"images": [[image.at, image.digest] for image in self.images]}
 
 
 @dataclass(frozen=True)
@@ -49,14 +105,22 @@ class Sample:
 
     @cached_property
     def content_hash(self) -> str:
-        """128-bit BLAKE2b over the messages alone: id, source and metadata do not enter."""
-        content = json.dumps([m.as_dict() for m in self.messages], sort_keys=True, default=str)
+        """128-bit BLAKE2b over the messages alone: id, source and metadata do not enter.
+
+        Of images their pixels and places do, and where their files lie does not.
+        """
+        content = json.dumps([m._hashed() for m in self.messages], sort_keys=True, default=str)
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     @property
     def key(self) -> str:
         """What names this sample within an index."""
         return self.content_hash if self.own_id is None else self.own_id
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All images, in order."""
+        return tuple(image for message in self.messages for image in message.images)
 
     @property
     def is_text(self) -> bool:
@@ -76,7 +140,8 @@ class Sample:
     @property
     def preview(self) -> str:
         """One line, at most 80 characters: the last prompt turn, an arrow, the response."""
-        parts = [m.content for m in self.messages[-2:]]
+        parts = [m.text(lambda image: f"[{image.width}x{image.height}] ") for m in self.messages]
+        parts = parts[-2:]
         line = " ".join(" → ".join(parts).split())
         cut = PREVIEW_CHARACTERS
         return line if len(line) <= cut else line[: cut - 1] + "…"
@@ -105,11 +170,19 @@ def bad_row(sample: Sample, reason: str) -> BadRow:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A tokenised sample. `label_mask[t]` says whether token t is a label; never true at t = 0."""
+    """A tokenised sample. `label_mask[t]` says whether token t is a label; never true at t = 0.
+
+    Image n of the sample is what the tokens from `image_tokens[n][0]` up to `image_tokens[n][1]`
+    stand for. `read_inputs` reads the images of a sample that has some; their arrays hold
+    `n_patches` times the values of 14 x 14 pixels, which is what they cost to read.
+    """
 
     token_ids: NDArray[np.int64]
     label_mask: NDArray[np.bool_]
     truncated: bool = False
+    image_tokens: tuple[tuple[int, int], ...] = ()
+    read_inputs: Callable[[], Inputs] | None = None
+    n_patches: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -126,6 +199,7 @@ class Batch:
 
     Label n is the token `labels[n]`, predicted at (`label_rows[n]`, `label_columns[n]`); labels
     are in order of row and column. `indices` [batch] are the samples' places in the input.
+    `readers` [batch] read the images of samples; there are none in a batch of texts.
     """
 
     token_ids: NDArray[np.int64]
@@ -134,6 +208,12 @@ class Batch:
     label_columns: NDArray[np.int64]
     labels: NDArray[np.int64]
     indices: tuple[int, ...]
+    readers: Sequence[Callable[[], Inputs]] = ()
+
+    @cached_property
+    def inputs(self) -> tuple[Inputs, ...]:
+        """What the model reads of each sample besides tokens. Raises BadSampleError."""
+        return tuple(read() for read in self.readers)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from forvalue_index.exceptions import BrokenIndexError, UsageError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 DEFAULT_DIM = 4096
 # Tokens, for models that do not say what they read at most.
@@ -25,6 +25,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 ON_BAD = ("fail", "skip")
 # Where the texts of samples lie: in the catalog, or in the data files that it refers to.
 PAYLOADS = ("catalog", "reference")
+# Where images lie: in the files that rows name, or copied into the index.
+MEDIA = ("reference", "copy")
 GEOMETRIES = ("raw", "centered", "fisher", "kfac")
 DEFAULT_GEOMETRY = "raw"
 FLAT, RABITQ, IVF_RABITQ = SEARCH_KINDS = ("flat", "rabitq", "ivf-rabitq")
@@ -33,7 +35,13 @@ FLAT, RABITQ, IVF_RABITQ = SEARCH_KINDS = ("flat", "rabitq", "ivf-rabitq")
 RABITQ_FROM = 50_000
 DEFAULT_DAMPING = 1.0
 # What indexes were made with before these could be chosen; part of a fingerprint only where other.
-BEFORE = {"geometry": "raw", "damping": 1.0, "max_label_tokens": None, "hardest": None}
+BEFORE = {
+    "geometry": "raw",
+    "damping": 1.0,
+    "max_label_tokens": None,
+    "hardest": None,
+    "media": "reference",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class Settings:
     dtype: str = "auto"
     trust_remote_code: bool = False
     payload: str = "catalog"
+    media: str = "reference"
     geometry: str = DEFAULT_GEOMETRY
     damping: float = DEFAULT_DAMPING
     max_label_tokens: int | None = None
@@ -74,6 +83,9 @@ class Settings:
         _one_of("row_dtype", self.row_dtype, tuple(ROW_DTYPES))
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("payload", self.payload, PAYLOADS)
+        _one_of("media", self.media, MEDIA)
+        held = self.payload == "catalog" or self.media == "reference"
+        _require(held, "media", self.media, "with --payload reference, images stay in the data")
         _one_of("trust_remote_code", self.trust_remote_code, (False, True))
         _require(16 <= self.dim <= 2**20, "dim", self.dim, "use 16 to 1,048,576")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more")
@@ -97,12 +109,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a model is, wherever it lies: digests of weights and tokenizer, and the head's size."""
+    """What a model is, wherever it lies: digests of its parts, and the head's size.
+
+    Models that read text alone have no processor.
+    """
 
     weights_digest: str
     tokenizer_digest: str
     vocab_size: int
     hidden_size: int
+    processor_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,12 +165,13 @@ class Manifest:
 
     def _row_facts(self) -> dict[str, Any]:
         chosen = asdict(self.settings)
-        for how in ("model", "adapter", "revision", "trust_remote_code", "payload"):
+        for how in ("model", "adapter", "revision", "trust_remote_code", "payload", "media"):
             del chosen[how]
         for name, value in BEFORE.items():
-            if chosen[name] == value:
+            if chosen.get(name) == value:
                 del chosen[name]
-        return {**chosen, **asdict(self.model), "sketch_digest": self.sketch_digest}
+        model = {name: value for name, value in asdict(self.model).items() if value is not None}
+        return {**chosen, **model, "sketch_digest": self.sketch_digest}
 
     def to_json(self) -> str:
         """The text of `index.json`."""

@@ -17,13 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pyarrow import ArrowException
 
-from forvalue_index.columns import checked_columns, kind_of, to_sample
-from forvalue_index.exceptions import BadSampleError, SourceError
+from forvalue_index.cells import kind_of
+from forvalue_index.columns import checked_columns, to_sample
+from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.formats import (
     TEXT_READERS,
     Reader,
@@ -35,6 +37,7 @@ from forvalue_index.formats import (
     read_parquet,
     read_saved,
 )
+from forvalue_index.images import ImageFiles
 from forvalue_index.records import BadRow, Sample
 
 Place = tuple[int, int | None]
@@ -42,11 +45,15 @@ Place = tuple[int, int | None]
 
 @dataclass(eq=False)
 class RowSource:
-    """The contracts.Source over whatever `read` yields: positions with rows."""
+    """The contracts.Source over whatever `read` yields: positions with rows.
+
+    Images that rows name are opened by `images`.
+    """
 
     name: str
     read: Callable[[], Rows]
     columns: Mapping[str, str]
+    images: ImageFiles
     rereadable: bool = True
     path: Path | None = None
 
@@ -81,7 +88,13 @@ class RowSource:
         if not isinstance(row, Mapping):
             return bad(f"the row is {kind_of(row)}, wanted an object", row)
         try:
-            sample = to_sample(row, self.columns, source=self.name, position=position)
+            sample = to_sample(
+                row,
+                self.columns,
+                open_image=self.images.read,
+                source=self.name,
+                position=position,
+            )
             return sample if offset is None else replace(sample, offset=offset)
         except BadSampleError as error:
             return bad(str(error), row)
@@ -89,17 +102,24 @@ class RowSource:
             return bad("the row is nested too deeply; flatten its metadata")
 
 
-def open_sources(data: Any, columns: Mapping[str, str] | None = None) -> list[RowSource]:
+def open_sources(
+    data: Any,
+    columns: Mapping[str, str] | None = None,
+    media_root: str | PathLike[str] | None = None,
+) -> list[RowSource]:
     """Open a path, a glob, "-" for stdin, a list of these, or an iterable of dicts.
 
     A saved data set makes one source, or one per split. `columns` says which column holds a field
-    of FIELDS, where the names of the columns do not tell.
+    of FIELDS, where the names of the columns do not tell. Paths of images count from `media_root`,
+    or else from the directory of a file, the working directory for rows without one, and no image
+    elsewhere is opened.
     """
     columns = checked_columns(columns or {})
+    media = None if media_root is None else _media_root(media_root)
     if isinstance(data, str | Path):
         data = [data]
     if isinstance(data, list | tuple) and any(isinstance(item, str | Path) for item in data):
-        return [source for item in data for source in _open_path(item, columns)]
+        return [source for item in data for source in _open_path(item, columns, media)]
     if isinstance(data, Mapping):
         keys = ", ".join(map(str, list(data)[:8]))
         raise SourceError(
@@ -112,28 +132,42 @@ def open_sources(data: Any, columns: Mapping[str, str] | None = None) -> list[Ro
             "iterable of dicts (for a data frame, frame.to_dict('records'))"
         )
     rereadable = iter(data) is not data
-    return [RowSource("<iterable>", lambda: enumerate(data, 1), columns, rereadable)]
+    images = ImageFiles(media or Path.cwd())
+    return [RowSource("<iterable>", lambda: enumerate(data, 1), columns, images, rereadable)]
 
 
-def _open_path(path: Any, columns: Mapping[str, str]) -> list[RowSource]:
+def _media_root(media_root: str | PathLike[str]) -> Path:
+    root = Path(media_root).expanduser().absolute()
+    if not root.is_dir():
+        raise UsageError(f"--media-root {media_root} is not a directory; name where images lie")
+    return root
+
+
+def _open_path(path: Any, columns: Mapping[str, str], media: Path | None) -> list[RowSource]:
     if not isinstance(path, str | Path):
         raise SourceError(f"{kind_of(path)} among paths: pass either paths or rows, not both")
     if str(path) == "-":
-        return [_open_stdin(columns)]
+        return [_open_stdin(columns, ImageFiles(media or Path.cwd()))]
     with _readable(str(path)):
         return [
-            RowSource(name, partial(_rows_of, name, read, Path(name)), columns, path=Path(name))
+            RowSource(
+                name,
+                partial(_rows_of, name, read, Path(name)),
+                columns,
+                ImageFiles(media or Path(name).absolute().parent),
+                path=Path(name),
+            )
             for match in _expand(str(path))
             for name, read in _readers(match)
         ]
 
 
-def _open_stdin(columns: Mapping[str, str]) -> RowSource:
+def _open_stdin(columns: Mapping[str, str], images: ImageFiles) -> RowSource:
     """JSONL from stdin, kept in a temporary file for as long as the source lives."""
     with tempfile.NamedTemporaryFile(delete=False) as spool:
         shutil.copyfileobj(sys.stdin.buffer, spool)
     path = Path(spool.name)
-    source = RowSource("<stdin>", partial(_rows_of, "<stdin>", read_jsonl, path), columns)
+    source = RowSource("<stdin>", partial(_rows_of, "<stdin>", read_jsonl, path), columns, images)
     weakref.finalize(source, path.unlink, missing_ok=True)
     return source
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from forvalue_index.calibration import Calibration
 from forvalue_index.catalog import Catalog
 from forvalue_index.database import NoRoomError
+from forvalue_index.durable import write_durably
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.features import Embedder, features_of
 from forvalue_index.hash_tables import (
@@ -47,13 +48,13 @@ from forvalue_index.manifest import (
     refuse_occupied,
     texts_of,
 )
+from forvalue_index.media import Media
 from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
 from forvalue_index.segments import (
     CURE,
     MissingSegmentError,
     SegmentFile,
     SegmentStore,
-    write_durably,
 )
 from forvalue_index.settings import Manifest, ModelIdentity, Settings
 from forvalue_index.snapshot import Snapshot
@@ -73,6 +74,7 @@ class Storage:
         self.manifest = manifest
         self.catalog = catalog
         self.segments = SegmentStore(self.path / SEGMENTS)
+        self.media = Media(self.path, manifest.settings)
 
     @classmethod
     def create(
@@ -193,10 +195,11 @@ class Storage:
         samples: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
     ) -> None:
-        """Store rows of each geometry and samples: the segment file first, then one transaction."""
+        """Store rows and samples: images and the segment file first, then one transaction."""
+        kept = [self.media.kept(sample) for sample in samples]
         segment = self._write(rows)
         with self._unrecorded(segment):
-            self.catalog.commit_segment(segment, samples, statistics)
+            self.catalog.commit_segment(segment, kept, statistics)
 
     def replace(
         self,

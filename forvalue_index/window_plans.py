@@ -10,6 +10,7 @@ from forvalue_index.catalog import Catalog
 from forvalue_index.catalog_rows import changed_metadata, unstorable
 from forvalue_index.contracts import Source
 from forvalue_index.label_tokens import LabelReader, Prepared
+from forvalue_index.media import Media
 from forvalue_index.records import BadRow, KnownSample, Sample, bad_row
 from forvalue_index.repeats import Repeats
 from forvalue_index.windows import windows
@@ -39,8 +40,9 @@ class WindowPlan:
 class Planner:
     """Plans windows by what the catalog holds; changes nothing."""
 
-    def __init__(self, catalog: Catalog, reader: LabelReader) -> None:
+    def __init__(self, catalog: Catalog, media: Media, reader: LabelReader) -> None:
         self._catalog = catalog
+        self._media = media
         self._reader = reader
 
     def plans(self, sources: Sequence[Source], repeats: Repeats) -> Generator[WindowPlan]:
@@ -70,7 +72,7 @@ class Planner:
             elif known is not None:
                 repeats.note(row)
                 _plan_known(row, known, window)
-            elif reason := unstorable(row):
+            elif reason := unstorable(row) or self._media.refusal(row):
                 window.rejected.append(bad_row(row, reason))
             elif isinstance(prepared := self._reader.prepare(row), Prepared):
                 repeats.note(row)

@@ -9,6 +9,9 @@ from typing import TypeVar
 from forvalue_index.records import BadRow, Sample
 
 Item = TypeVar("Item")
+# Bytes of images, which are held as they came, that count as much as a character, which is split
+# into tokens and messages.
+IMAGE_BYTES = 16
 
 
 def windows(
@@ -21,6 +24,7 @@ def windows(
         window.append(row)
         if isinstance(row, Sample):
             characters += sum(len(message.content) for message in row.messages)
+            characters += sum(len(image.content or b"") for image in row.images) // IMAGE_BYTES
         if len(window) == most_rows or characters >= most_characters:
             yield window
             window, characters = [], 0

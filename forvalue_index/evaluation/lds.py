@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from forvalue_index.backbone import Backbone
 from forvalue_index.contracts import OnProgress, ignore_progress
+from forvalue_index.durable import write_durably
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
 from forvalue_index.metrics import mean_interval, spearman
 from forvalue_index.records import Encoded, Progress
-from forvalue_index.segments import write_durably
 from forvalue_index.training import Recipe, fine_tune, mean_losses, trainable
 
 RUN_FILE = "run.json"

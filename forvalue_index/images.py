@@ -1,0 +1,166 @@
+"""Images of samples: opened where a row says, checked, and known by their pixels.
+
+Rows may come from anybody, so nothing is decoded before its format and size are known, and files
+are opened below one directory alone. The home of Pillow.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as Pillow
+from PIL import ImageOps, UnidentifiedImageError
+
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.records import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Pillow's own limit of what is no bomb: a quarter of a GiB of RGB.
+MOST_PIXELS = 89_478_485
+DATA_URL = "data:"
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Opens what the rows of a data set say of images: paths below `root`, or images themselves."""
+
+    root: Path
+
+    def read(self, value: Any, place: str) -> Image:
+        """An image from a path, bytes, a data URL, a Pillow image, or what `datasets` holds.
+
+        `value` may be an object that has it as `bytes`, `path`, `image` or `url`. Raises
+        BadSampleError, with `place` in the row and the reason.
+        """
+        value = _unwrapped(value)
+        if isinstance(value, Pillow.Image):
+            value = _packed(value, place)
+        elif isinstance(value, str) and value[: len(DATA_URL)].lower() == DATA_URL:
+            value = _decoded_url(value, place)
+        if isinstance(value, bytes | bytearray):
+            content = bytes(value)
+            pixels = decode(io.BytesIO(content), place)
+            return Image(digest_of(pixels), *pixels.size, content=content)
+        if isinstance(value, str) and value:
+            path = self._located(value, place)
+            pixels = decode(path, f"{place}, {path},")
+            return Image(digest_of(pixels), *pixels.size, path=str(path))
+        raise BadSampleError(
+            f"{place} is {type(value).__name__}, wanted a path, bytes, a data URL or an image"
+        )
+
+    def _located(self, value: str, place: str) -> Path:
+        scheme = value.partition("://")[0]
+        if scheme != value and scheme != "file":
+            shown = value if len(value) <= 80 else value[:79] + "…"
+            raise BadSampleError(
+                f"{place} is the address {shown}, and nothing is fetched; download it and name "
+                "the file"
+            )
+        if "\0" in value:
+            raise BadSampleError(f"{place} is a path with a NUL in it; mend it")
+        root = self.root.resolve()
+        path = (root / value.removeprefix("file://")).resolve()
+        if not path.is_relative_to(root):
+            raise BadSampleError(
+                f"{place} is {value}, which does not lie below {root}, where the images of this "
+                "data are looked for; name another directory with --media-root"
+            )
+        return path
+
+
+def decode(file: Path | io.BytesIO, place: str) -> Pillow.Image:
+    """The pixels of an image file as RGB, upright as its EXIF data say, of animations the first.
+
+    Raises BadSampleError where there is none, it is damaged, of another format or too large.
+    """
+    try:
+        if isinstance(file, Path) and not file.is_file():
+            raise BadSampleError(f"{place} is missing; put the image there, or mend the path")
+        with warnings.catch_warnings():
+            # Of Pillow's own limit, which is below, and of EXIF data that nobody reads.
+            warnings.simplefilter("ignore")
+            with Pillow.open(file, formats=FORMATS) as opened:
+                width, height = opened.size
+                if width * height > MOST_PIXELS:
+                    raise BadSampleError(
+                        f"{place} has {width:,} x {height:,} pixels, and more than "
+                        f"{MOST_PIXELS:,} are not decoded; make it smaller"
+                    )
+                return ImageOps.exif_transpose(opened).convert("RGB")
+    except Pillow.DecompressionBombError as error:
+        raise BadSampleError(f"{place} is not decoded: {error}; make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise BadSampleError(
+            f"{place} is no image of a format that is read; use {', '.join(FORMATS)}"
+        ) from error
+    except BadSampleError:
+        raise
+    except Exception as error:  # Each format has errors of its own for a damaged file.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadSampleError(f"{place} cannot be decoded: {reason}; restore the image") from error
+
+
+def digest_of(pixels: Pillow.Image) -> str:
+    """128-bit BLAKE2b over size and pixels of an RGB image: other files of it have the same."""
+    digest = hashlib.blake2b(f"{pixels.width} {pixels.height};".encode(), digest_size=16)
+    digest.update(pixels.tobytes())
+    return digest.hexdigest()
+
+
+def media_type(content: bytes) -> tuple[str, str]:
+    """The media type and the usual suffix of an image file, by its content."""
+    with Pillow.open(io.BytesIO(content), formats=FORMATS) as opened:
+        kind = opened.format or ""
+    suffix = {"JPEG": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
+    return Pillow.MIME.get(kind, "application/octet-stream"), suffix
+
+
+def _unwrapped(value: Any) -> Any:
+    """The image of an object that holds one, as `datasets` and chat formats write them."""
+    while isinstance(value, Mapping):
+        names = ("bytes", "image", "path", "url", "image_url", "base64")
+        held = [(n, value[n]) for n in names if value.get(n) not in (None, "", b"")]
+        if not held:
+            return None
+        name, value = held[0]
+        if name == "base64" and isinstance(value, str):
+            return f"{DATA_URL};base64,{value}"
+    return value
+
+
+def _decoded_url(url: str, place: str) -> bytes:
+    head, comma, data = url.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise BadSampleError(
+            f"{place} is a data URL without base64 data; write data:...;base64,..."
+        )
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadSampleError(f"{place} is a data URL whose base64 is damaged: {error}") from error
+
+
+def _packed(image: Pillow.Image, place: str) -> bytes:
+    """A Pillow image as the bytes of a file, without loss."""
+    if image.width * image.height > MOST_PIXELS:
+        raise BadSampleError(
+            f"{place} has {image.width:,} x {image.height:,} pixels, and more than "
+            f"{MOST_PIXELS:,} are not read; make it smaller"
+        )
+    file = io.BytesIO()
+    try:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright.save(file, "PNG", compress_level=1)
+    except Exception as error:  # It may be a file that is opened only now.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadSampleError(f"{place} cannot be read: {reason}; restore the image") from error
+    return file.getvalue()

@@ -1,0 +1,107 @@
+"""The images of an index: files that it refers to, or copies that it holds.
+
+Either way an image is shown to nobody unless it has the pixels that the catalog says.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection
+from dataclasses import replace
+from os.path import relpath
+from pathlib import Path
+
+from PIL.Image import Image as Pixels
+
+from forvalue_index.durable import write_durably
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.images import decode, digest_of
+from forvalue_index.manifest import MEDIA
+from forvalue_index.records import Image, Message, Sample
+from forvalue_index.settings import Settings
+
+
+class Media:
+    """Keeps and opens the images of the index at `path`; stored paths count from its parent.
+
+    Copies are named by the digests of their pixels.
+    """
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self._root = path.resolve().parent
+        self._copies = path / MEDIA if settings.media == "copy" else None
+        # A data file that the index refers to has the images that it holds, too.
+        self._needs_paths = settings.media == "reference" and settings.payload == "catalog"
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why an image of a sample cannot be kept, or None."""
+        if self._needs_paths and any(image.path is None for image in sample.images):
+            return (
+                "it holds an image itself, and an index with --media reference keeps only paths of "
+                "image files; make the index with --media copy"
+            )
+        return None
+
+    def kept(self, sample: Sample) -> Sample:
+        """The sample as the catalog stores it, once its images are kept."""
+        if not sample.images:
+            return sample
+        return replace(sample, messages=tuple(map(self._kept_message, sample.messages)))
+
+    def _kept_message(self, message: Message) -> Message:
+        return replace(message, images=tuple(map(self._kept_image, message.images)))
+
+    def _kept_image(self, image: Image) -> Image:
+        if self._copies is None:
+            path = None if image.path is None else Path(relpath(image.path, self._root)).as_posix()
+            return replace(image, path=path, content=None)
+        copy = _copy(self._copies, image)
+        if not copy.is_file():
+            content = self._verified(image)[0]
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(copy, content)
+        return replace(image, path=None, content=None)
+
+    def open(self, image: Image) -> Pixels:
+        """The pixels of an image, RGB.
+
+        Raises BadSampleError where it is lost, or has other pixels than it had.
+        """
+        return self._verified(image)[1]
+
+    def content(self, image: Image) -> bytes:
+        """The file of an image. Raises as `open`."""
+        return self._verified(image)[0]
+
+    def forget_all_but(self, digests: Collection[str]) -> None:
+        """Delete copies of other images, and what is left of a copy that was not finished."""
+        for path in [] if self._copies is None else self._copies.glob("??/*"):
+            if path.name not in digests:
+                path.unlink(missing_ok=True)
+
+    def _verified(self, image: Image) -> tuple[bytes, Pixels]:
+        content = self._content(image)
+        pixels = decode(io.BytesIO(content), str(image))
+        if digest_of(pixels) != image.digest:
+            raise BadSampleError(f"{image} has other pixels than when it was added; restore it")
+        return content, pixels
+
+    def _content(self, image: Image) -> bytes:
+        if image.content is not None:
+            return image.content
+        if image.path is not None:
+            path = self._root / image.path
+        elif self._copies is not None:
+            path = _copy(self._copies, image)
+        else:
+            raise BadSampleError(f"{image} is no file; restore the data that it came from")
+        try:
+            if not path.is_file():
+                raise BadSampleError(f"{image}: {path} is missing; put it back where it was")
+            return path.read_bytes()
+        except OSError as error:
+            raise BadSampleError(f"{image}: {path} cannot be read: {error.strerror}") from error
+
+
+def _copy(copies: Path, image: Image) -> Path:
+    return copies / image.digest[:2] / image.digest
