@@ -12,7 +12,6 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -26,6 +25,7 @@ from forvalue_index.adapters import merge_adapter
 from forvalue_index.batching import halves, shared_tokens
 from forvalue_index.devices import computes_in_bfloat16
 from forvalue_index.exceptions import ModelError
+from forvalue_index.heads import heads_of, relative_gap, tolerance
 from forvalue_index.memory import unless_memory_runs_out
 from forvalue_index.model_digests import tokenizer_digest, weights_digest
 from forvalue_index.model_files import (
@@ -43,9 +43,6 @@ from forvalue_index.settings import ModelIdentity, Settings
 from forvalue_index.vision import placeholders, processor_digest, stacked
 
 LOG = logging.getLogger(__name__)
-# Relative to the largest logit; half precision rounds the two ways of computing it differently.
-HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-HALF_PRECISION_TOLERANCE = 5e-2
 # Rotary embeddings that turn a position alike however long the text is; others look at its length.
 STEADY_ROPE = {"default", "linear", "llama3", "yarn"}
 # Tokens that need not be read again, of those of a batch, for which a second pass pays.
@@ -85,7 +82,7 @@ class Backbone:
         # Models of images count positions by the images.
         names = inspect.signature(self._trunk.forward).parameters
         self._takes_positions = processor is None and "position_ids" in names
-        self.head, *others = _heads(model, name)
+        self.head, *others = heads_of(model, name)
         self.device = self.head.weight.device
         self._too_large = sys.maxsize  # tokens of a batch
         self._choose_head(others)
@@ -263,7 +260,7 @@ class Backbone:
         found = self._states_after(3, token_ids, mask)
         expected = output[0][:, 3:].to(found.dtype)
         gap = relative_gap(found, expected)
-        return gap <= HEAD_TOLERANCE.get(found.dtype, HALF_PRECISION_TOLERANCE)
+        return gap <= tolerance(found.dtype)
 
     @torch.inference_mode()
     def _choose_head(self, others: Sequence[Head]) -> None:
@@ -278,38 +275,13 @@ class Backbone:
         gaps = [relative_gap(head.logits(states), theirs) for head in (self.head, *others)]
         gap, at = min((gap, at) for at, gap in enumerate(gaps))
         self.head = (self.head, *others)[at]
-        if not gap <= HEAD_TOLERANCE.get(self.head.weight.dtype, HALF_PRECISION_TOLERANCE):
+        if not gap <= tolerance(self.head.weight.dtype):
             kind = type(self._model).__name__
             raise ModelError(
                 f"{self.name}: {kind} has a head that is more than scale, bias and soft-capping "
                 f"(its logits differ from ours by {gap:.1e} of the largest), so its samples "
                 "cannot be valued; use another model"
             )
-
-
-def relative_gap(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, of the largest number expected; infinite for other shapes."""
-    if found.shape != expected.shape:
-        return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
-
-
-def _heads(model: Any, name: str) -> Sequence[Head]:
-    """The output layer with what the configuration says is done to its logits, and without.
-
-    Some models of images do not do what the configuration of their language model says.
-    """
-    layer = model.get_output_embeddings()
-    if layer is None or getattr(layer, "weight", None) is None:
-        raise ModelError(f"{name}: {type(model).__name__} has no language-model head; use another")
-    config = model.config.get_text_config()
-    divisor = getattr(config, "logits_scaling", None)  # Granite
-    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
-    bias = None if getattr(layer, "bias", None) is None else layer.bias.detach()
-    scale = float(factor or 1.0) / float(divisor or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    plain = Head(layer.weight.detach(), bias)
-    return [replace(plain, scale=scale, softcap=softcap), plain]
 
 
 def _rope_types(config: dict[Any, Any]) -> Iterator[str]:

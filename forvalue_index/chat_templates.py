@@ -36,6 +36,10 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer, *, image_token: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._image_token = image_token
+        # Processors of images replace the list of the first kind.
+        added = tokenizer.added_tokens_decoder.values()
+        special = {*tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
+        self._special = tuple(token for token in special if token)
         self._fixed_date = _fixed_date(tokenizer.chat_template)
         self._marks_turns = bool(GENERATION_BLOCK.search(str(tokenizer.chat_template)))
         taken = (roles for roles in PART_ROLES if image_token and self._takes_parts(roles))
@@ -151,8 +155,7 @@ class ChatTemplate:
     def _without_trailing_space(self, said: str) -> str:
         """Templates put a line break after the end token that the model never has to say."""
         stripped: str = said.rstrip()
-        ends = tuple(t for t in self._tokenizer.all_special_tokens if t)
-        return stripped if stripped.endswith(ends) else said
+        return stripped if stripped.endswith(self._special) else said
 
     def _rendered(self, conversation: Conversation, **options: Any) -> Any:
         try:

@@ -129,19 +129,36 @@ def _contents(
         done += segment.file.n_rows
         on_progress(Progress("checking", done, total))
     changed: dict[str, list[str]] = {}
-    for id_, source, reason in snapshot.damaged_samples():
-        if source is None:
+    lost: dict[str, list[str]] = {}
+    for id_, stored in snapshot.every_sample():
+        if isinstance(stored, str):
             cure = (
                 f'run: forvalue remove INDEX --where "id = {id_}"; forvalue compact INDEX; then '
                 "add the sample again"
             )
-            yield Finding("damaged sample", reason, cure)
-        else:
-            changed.setdefault(source, []).append(reason)
+            yield Finding("damaged sample", stored, cure)
+        elif stored.text_error and not stored.removed:
+            changed.setdefault(stored.sample.source, []).append(stored.text_error)
+        elif reason := None if stored.removed else _lost_image(storage, stored):
+            lost.setdefault(stored.sample.source, []).append(reason)
     for source, reasons in changed.items():
         what = f"{len(reasons):,} texts of {source} are not where they were, first {reasons[0]}"
         cure = f"restore the file, or run: forvalue add INDEX {source}"
         yield Finding("changed data", what, cure)
+    for source, reasons in lost.items():
+        what = f"images of {len(reasons):,} samples of {source} are lost, first {reasons[0]}"
+        cure = "restore their files; queries need none, explanations and exact scores do"
+        yield Finding("lost image", what, cure)
+
+
+def _lost_image(storage: Storage, stored: StoredSample) -> str | None:
+    """Why an image of a sample cannot be opened, if that is so."""
+    try:
+        for image in stored.sample.images:
+            storage.media.open(image)
+    except BadSampleError as error:
+        return f"{stored.sample.key}: {error}"
+    return None
 
 
 def _tables(storage: Storage) -> Iterator[Finding]:

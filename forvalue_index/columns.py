@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from forvalue_index.cells import kind_of, storable, text_of
 from forvalue_index.exceptions import BadSampleError, UsageError
+from forvalue_index.images import ImageFiles
 from forvalue_index.records import Sample
 from forvalue_index.turns import OpenImage, messages_of
 
@@ -50,11 +52,11 @@ def to_sample(
     row: Mapping[Any, Any],
     columns: Mapping[str, str] | None = None,
     *,
-    open_image: OpenImage,
+    open_image: OpenImage | None = None,
     source: str = "",
     position: int = 0,
 ) -> Sample:
-    """Convert one row; `open_image` opens what it says of an image.
+    """Convert one row; `open_image` opens its images, by default those below the working directory.
 
     The BadSampleError of a bad one gives the reason, not the place.
     """
@@ -63,7 +65,7 @@ def to_sample(
     cells = {field: row[column] for field, column in layout.items()}
     metadata = {name: value for name, value in row.items() if name not in layout.values()}
     return Sample(
-        messages=messages_of(cells, layout, open_image),
+        messages=messages_of(cells, layout, open_image or ImageFiles(Path.cwd()).read),
         source=source,
         position=position,
         own_id=_own_id(cells.get("id")),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.records import Progress, StoredSegment
 from forvalue_index.results import CompactReport
+from forvalue_index.snapshot import Snapshot
 from forvalue_index.storage import Storage
 from forvalue_index.stored_rows import StoredRows, joined
 
@@ -45,6 +46,8 @@ def compact(storage: Storage, *, on_progress: OnProgress = ignore_progress) -> C
     on_progress(Progress("compacting", len(groups), len(groups)))
     with storage.catalog.snapshot() as snapshot:
         after = snapshot.segments()
+        if storage.manifest.settings.media == "copy":
+            _forget_images(storage, snapshot)
     return CompactReport(
         segments_before=len(before),
         segments_after=len(after),
@@ -52,6 +55,16 @@ def compact(storage: Storage, *, on_progress: OnProgress = ignore_progress) -> C
         bytes_after=sum(segment.file.n_bytes for segment in after),
         dropped=sum(group.removed for group in groups),
     )
+
+
+def _forget_images(storage: Storage, snapshot: Snapshot) -> None:
+    """Delete copies of images that no sample has any more, where all samples can be read."""
+    digests: set[str] = set()
+    for _, stored in snapshot.every_sample():
+        if isinstance(stored, str):
+            return
+        digests.update(image.digest for image in stored.sample.images)
+    storage.media.forget_all_but(digests)
 
 
 def plan_groups(

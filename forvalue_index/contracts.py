@@ -21,8 +21,9 @@ from forvalue_index.records import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Pixels
     from torch import Tensor
+
+    from forvalue_index.images import Pixels
 
 OnProgress = Callable[[Progress], None]
 OpenPixels = Callable[[Image], "Pixels"]
@@ -101,6 +102,7 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
     all_special_tokens: list[str]
+    added_tokens_decoder: Mapping[int, Any]
 
     def __call__(self, text: str, **options: Any) -> Any:
         """Tokenise one string."""
@@ -134,6 +136,10 @@ class Vision(Protocol):
     """
 
     image_token: str
+
+    def open(self, image: Image) -> Pixels:
+        """The pixels of an image. Raises BadSampleError where it is lost."""
+        ...
 
     def expand(self, text: str, sizes: Sequence[tuple[int, int]]) -> Expanded:
         """Put the tokens for images of such widths and heights into a text.

@@ -93,13 +93,20 @@ def _terms(
 def _explained(reader: LabelReader, prepared: Prepared, terms: Sequence[_Term]) -> ExplainedSample:
     by_position = {term.position: term for term in terms}
     token_ids = prepared.encoded.token_ids.tolist()
-    tokens = []
+    spans = enumerate(prepared.encoded.image_tokens)
+    images = {position: n for n, (start, end) in spans for position in range(start, end)}
+    tokens: list[TokenTerm] = []
     for position, (token, text) in enumerate(
         zip(token_ids, pieces(reader.decode, token_ids), strict=True)
     ):
         term = by_position.get(position)
         value, loss = (term.value, term.loss) if term else (0.0, None)
-        tokens.append(TokenTerm(position, token, text, value, loss))
+        image = images.get(position)
+        if image is None:
+            tokens.append(TokenTerm(position, token, text, value, loss))
+        elif images.get(position - 1) != image:
+            shown = f"[{prepared.sample.images[image]}]"
+            tokens.append(TokenTerm(position, token, shown, image=image))
     return ExplainedSample(prepared.sample, math.fsum(t.value for t in terms), tuple(tokens))
 
 

@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image as Pixels
 from torch import Tensor
 
-from forvalue_index.backbone import (
-    HALF_PRECISION_TOLERANCE,
-    HEAD_TOLERANCE,
-    Backbone,
-    relative_gap,
-)
+from forvalue_index.backbone import Backbone
 from forvalue_index.batching import collate
 from forvalue_index.exceptions import ModelError
-from forvalue_index.images import ImageFiles, decode
+from forvalue_index.heads import relative_gap, tolerance
+from forvalue_index.images import ImageFiles, Pixels, decode
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import Encoded, Image, Message, Sample
 from forvalue_index.vision import known_image
@@ -56,7 +51,7 @@ def refuse_misread_images(backbone: Backbone, encoder: PromptEncoder) -> None:
         (backbone.head.logits(alone[1]), logits, "its head is of an unknown kind"),
     ):
         gap = relative_gap(found, expected)
-        if not gap <= HEAD_TOLERANCE.get(backbone.head.weight.dtype, HALF_PRECISION_TOLERANCE):
+        if not gap <= tolerance(backbone.head.weight.dtype):
             raise _refusal(backbone, f"{problem} (by {gap:.1e} of the largest number)")
 
 

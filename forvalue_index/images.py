@@ -16,16 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.records import Image
 
+Pixels = Pillow.Image
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Pillow's own limit of what is no bomb: a quarter of a GiB of RGB.
 MOST_PIXELS = 89_478_485
 DATA_URL = "data:"
+# The longer sides of images in a page, and up to which they are without loss.
+SHOWN_PIXELS, LOSSLESS_PIXELS = 512, 256
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class ImageFiles:
         return path
 
 
-def decode(file: Path | io.BytesIO, place: str) -> Pillow.Image:
+def decode(file: Path | io.BytesIO, place: str) -> Pixels:
     """The pixels of an image file as RGB, upright as its EXIF data say, of animations the first.
 
     Raises BadSampleError where there is none, it is damaged, of another format or too large.
@@ -109,19 +115,31 @@ def decode(file: Path | io.BytesIO, place: str) -> Pillow.Image:
         raise BadSampleError(f"{place} cannot be decoded: {reason}; restore the image") from error
 
 
-def digest_of(pixels: Pillow.Image) -> str:
+def digest_of(pixels: Pixels) -> str:
     """128-bit BLAKE2b over size and pixels of an RGB image: other files of it have the same."""
     digest = hashlib.blake2b(f"{pixels.width} {pixels.height};".encode(), digest_size=16)
     digest.update(pixels.tobytes())
     return digest.hexdigest()
 
 
-def media_type(content: bytes) -> tuple[str, str]:
-    """The media type and the usual suffix of an image file, by its content."""
-    with Pillow.open(io.BytesIO(content), formats=FORMATS) as opened:
-        kind = opened.format or ""
-    suffix = {"JPEG": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
-    return Pillow.MIME.get(kind, "application/octet-stream"), suffix
+def blank(width: int, height: int) -> Pixels:
+    """A black image."""
+    return Pillow.new("RGB", (width, height))
+
+
+def image_of(pixels: NDArray[np.uint8]) -> Pixels:
+    """An image of RGB values [height, width, 3]."""
+    return Pillow.fromarray(pixels)
+
+
+def data_url(pixels: Pixels) -> str:
+    """An image as part of a page, made smaller where it is large."""
+    kind = "PNG" if max(pixels.size) <= LOSSLESS_PIXELS else "JPEG"
+    smaller = pixels.copy()
+    smaller.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
+    file = io.BytesIO()
+    smaller.save(file, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _unwrapped(value: Any) -> Any:
@@ -149,7 +167,7 @@ def _decoded_url(url: str, place: str) -> bytes:
         raise BadSampleError(f"{place} is a data URL whose base64 is damaged: {error}") from error
 
 
-def _packed(image: Pillow.Image, place: str) -> bytes:
+def _packed(image: Pixels, place: str) -> bytes:
     """A Pillow image as the bytes of a file, without loss."""
     if image.width * image.height > MOST_PIXELS:
         raise BadSampleError(

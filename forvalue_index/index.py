@@ -66,12 +66,13 @@ class ValuationIndex(IndexQueries):
 
         Args:
             path: directory of the index.
-            model: hub id, local directory or GGUF file of a causal language model.
+            model: hub id, local directory or GGUF file of a causal or vision-language model.
             catalog: `sqlite` for a file in the index, or `postgresql+psycopg://USER@HOST/NAME`.
             on_progress: called with each step of long tasks.
             settings: the other fields of `Settings`: adapter, revision, dim (floats a row), seed,
                 labels, template, max_length (tokens), row_dtype, dtype, trust_remote_code, payload,
-                geometry (one or several, with commas), damping, max_label_tokens, hardest. Frozen.
+                media, geometry (one or several, with commas), damping, max_label_tokens, hardest.
+                Frozen.
 
         Raises:
             UsageError: a setting has a value that cannot work.
@@ -124,6 +125,7 @@ class ValuationIndex(IndexQueries):
         *,
         columns: Mapping[str, str] | None = None,
         on_bad: str = "fail",
+        media_root: str | PathLike[str] | None = None,
         wait: bool = False,
     ) -> AddReport:
         """Embed and store the samples that the index does not hold yet.
@@ -133,9 +135,11 @@ class ValuationIndex(IndexQueries):
 
         Args:
             data: see `Data`.
-            columns: canonical field (prompt, response, messages, text, id) to column name.
+            columns: canonical field (prompt, response, messages, text, images, id) to column name.
             on_bad: `fail` raises on the first row that is not usable, before anything is embedded
                 where the data can be read twice; `skip` writes such rows to a file in the index.
+            media_root: the directory that paths of images count from, and must stay in; by default
+                that of the data file, or the working directory for rows that come from none.
             wait: where another process writes to the index, wait for it instead of failing.
 
         Raises:
@@ -145,7 +149,8 @@ class ValuationIndex(IndexQueries):
             SettingsMismatchError: the model is not the one that the index was built with.
         """
         refuse_on_bad(on_bad)
-        sources = open_sources(data, columns)
+        self._refuse_media_root(media_root)
+        sources = open_sources(data, columns, media_root)
         with self._writing(wait):
             started = time.perf_counter()
             self._valuers.clear()  # which may hold the memory that the model needs
@@ -176,7 +181,12 @@ class ValuationIndex(IndexQueries):
         self._storage.refuse_other_calibration(files)
 
     def calibrate(
-        self, data: Data, *, columns: Mapping[str, str] | None = None, wait: bool = False
+        self,
+        data: Data,
+        *,
+        columns: Mapping[str, str] | None = None,
+        media_root: str | PathLike[str] | None = None,
+        wait: bool = False,
     ) -> CalibrationSummary:
         """Calibrate an index without samples on data, or take over the calibration of an index.
 
@@ -195,7 +205,7 @@ class ValuationIndex(IndexQueries):
                         f"{self.path} holds samples, and their rows depend on its calibration; "
                         "calibrate an index before anything is added to it"
                     )
-            found = self._calibration_of(data, columns)
+            found = self._calibration_of(data, columns, media_root)
             self._storage.freeze(found)
             return found.summary(self.manifest.settings.damping)
 
@@ -204,11 +214,25 @@ class ValuationIndex(IndexQueries):
         found = self._storage.calibration()
         return None if found is None else found.summary(self.manifest.settings.damping)
 
-    def _calibration_of(self, data: Data, columns: Mapping[str, str] | None) -> Calibration:
+    def _refuse_media_root(self, media_root: str | PathLike[str] | None) -> None:
+        """Data files that an index refers to are read again as they lie."""
+        if media_root is not None and self.manifest.settings.payload == "reference":
+            raise UsageError(
+                f"--media-root {media_root}: {self.path} refers to its data (--payload reference) "
+                "and reads images beside it alone; move them there, or build an index with "
+                "--payload catalog"
+            )
+
+    def _calibration_of(
+        self,
+        data: Data,
+        columns: Mapping[str, str] | None,
+        media_root: str | PathLike[str] | None,
+    ) -> Calibration:
         if isinstance(data, str | PathLike) and is_index(Path(data)):
             return calibration_from(self._storage, Path(data))
         choice = Choice(self.manifest.settings.seed)
-        sources = open_sources(data, columns)
+        sources = open_sources(data, columns, media_root)
         for row in rows_of(self.reader, sources):
             if isinstance(row, BadRow):
                 raise BadSampleError(f"{row}. Mend the row")

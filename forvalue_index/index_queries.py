@@ -10,110 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from forvalue_index import explaining, scoring, valuation
-from forvalue_index.backbone import Backbone
-from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.devices import gpus
-from forvalue_index.exceptions import UsageError
 from forvalue_index.exports import write_values, writer_for
-from forvalue_index.features import Embedder, geometry_of
-from forvalue_index.geometry import Geometry
 from forvalue_index.hash_tables import SketchError
-from forvalue_index.index_samples import IndexSamples
-from forvalue_index.label_tokens import LabelReader
-from forvalue_index.loading import (
-    ModelAccess,
-    load_backbone,
-    load_on_other_gpus,
-    make_reader,
-)
+from forvalue_index.index_model import IndexModel
 from forvalue_index.rescoring import validation_gradient
 from forvalue_index.results import Explanation, QueryResult, Scoring, Values
 from forvalue_index.search.gpu import GpuIndex
-from forvalue_index.settings import GEOMETRIES, refuse_on_bad
+from forvalue_index.settings import refuse_on_bad
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.sources import open_sources
-from forvalue_index.storage import Storage
 from forvalue_index.validation import (
     ValidationRows,
     ValidationSet,
     embed_validation,
     read_validation,
 )
-from forvalue_index.valuers import Valuers
 
 Data = Any
 """A path, a glob, `-` for standard input, a list of paths, a `datasets.Dataset`, or dicts."""
 
 
-class IndexQueries(IndexSamples):
+class IndexQueries(IndexModel):
     """An index whose rows can be asked. The model is loaded when it is first needed."""
-
-    def __init__(
-        self,
-        storage: Storage,
-        access: ModelAccess,
-        *,
-        on_progress: OnProgress = ignore_progress,
-    ) -> None:
-        super().__init__(storage.path, storage.manifest, storage.catalog, on_progress=on_progress)
-        self._storage = storage
-        self._access = access
-        self._backbone: Backbone | None = None
-        self._reader: LabelReader | None = None
-        self._other_readers: list[LabelReader] | None = None
-        self._valuers = Valuers(storage, on_progress)
-
-    def close(self) -> None:
-        """Let go of the model and of the catalog."""
-        self._backbone = self._reader = None
-        self._other_readers = None
-        self._valuers.clear()
-        super().close()
-
-    @property
-    def storage(self) -> Storage:
-        """The index on disk, for what reads its rows."""
-        return self._storage
-
-    @property
-    def on_progress(self) -> OnProgress:
-        """What is called with each step of long tasks."""
-        return self._on_progress
-
-    @property
-    def backbone(self) -> Backbone:
-        """The model. It is loaded when it is first asked for."""
-        if self._backbone is None:
-            self._backbone = load_backbone(self._storage, self._access, self._on_progress)
-        return self._backbone
-
-    @property
-    def reader(self) -> LabelReader:
-        """What reads samples. Loads the model when it is first asked for."""
-        if self._reader is None:
-            settings, tables = self.manifest.settings, self._storage.tables()
-            self._reader = make_reader(self.backbone, settings, tables, self._storage.media)
-        return self._reader
-
-    def _readers_on_other_gpus(self) -> list[LabelReader]:
-        """What reads samples on all GPUs but the first. Loads the model when it is first asked."""
-        if self._other_readers is None:
-            settings, tables = self.manifest.settings, self._storage.tables()
-            backbones = load_on_other_gpus(self._storage, self._access)
-            media = self._storage.media
-            self._other_readers = [make_reader(one, settings, tables, media) for one in backbones]
-        return self._other_readers
-
-    @property
-    def embedder(self) -> Embedder:
-        """What turns samples into rows. Loads the model when it is first asked for."""
-        return self._storage.embedder(self.reader)
-
-    def geometry(self, name: str) -> Geometry:
-        """A geometry as the index is calibrated, whether it holds rows of it or not."""
-        if name not in GEOMETRIES:
-            raise UsageError(f"--geometry cannot be {name!r}; use one of {', '.join(GEOMETRIES)}")
-        return geometry_of(name, self.reader, self._storage.calibration(), self.manifest.settings)
 
     def query(  # noqa: PLR0913 - what a user may ask for
         self,
@@ -126,6 +45,7 @@ class IndexQueries(IndexSamples):
         where: str | None = None,
         columns: Mapping[str, str] | None = None,
         on_bad: str = "fail",
+        media_root: str | PathLike[str] | None = None,
         **how: Any,
     ) -> QueryResult:
         """The most helpful and the most harmful samples for a validation set.
@@ -143,6 +63,7 @@ class IndexQueries(IndexSamples):
             where: only samples that meet this condition, as in `samples`.
             columns: see `add`.
             on_bad: `fail` raises on a row that is not usable, `skip` leaves it out with a warning.
+            media_root: see `add`.
             how: fields of `Scoring`: `geometry` (the index's first), `normalize` for cosines,
                 `whiten` to multiply the query by (R + L I)^-1 in the space of rows, `search`.
 
@@ -156,7 +77,7 @@ class IndexQueries(IndexSamples):
         valuation.refuse_counts(counts)
         chosen = self._scoring(how, exact=rerank is not None, rows=True)
         started = time.perf_counter()
-        validation, load_s = self._validation(data, columns, on_bad)
+        validation, load_s = self._validation(data, columns, on_bad, media_root)
         embedded = self._embedded(validation, chosen)
         seconds = {"load": load_s, "embed": time.perf_counter() - started - load_s}
         rescore = None
@@ -178,7 +99,7 @@ class IndexQueries(IndexSamples):
         result = self._valuers.ask(chosen, asked)
         return replace(result, seconds={**seconds, **result.seconds})
 
-    def values(
+    def values(  # noqa: PLR0913 - as for `query`
         self,
         data: Data,
         *,
@@ -187,6 +108,7 @@ class IndexQueries(IndexSamples):
         where: str | None = None,
         columns: Mapping[str, str] | None = None,
         on_bad: str = "fail",
+        media_root: str | PathLike[str] | None = None,
         **how: Any,
     ) -> Values:
         """A score for every sample, or those that meet `where`: `ids`, `scores`, `stderrs`.
@@ -203,7 +125,7 @@ class IndexQueries(IndexSamples):
         if path is not None:
             writer_for(path)
         chosen = self._scoring(how, exact=exact, rows=not exact)
-        validation, _ = self._validation(data, columns, on_bad)
+        validation, _ = self._validation(data, columns, on_bad, media_root)
         if exact and not self._storage.uncalibrated:
             target = validation_gradient(
                 self.reader,
@@ -246,6 +168,7 @@ class IndexQueries(IndexSamples):
         validation_tokens: bool = False,
         columns: Mapping[str, str] | None = None,
         on_bad: str = "fail",
+        media_root: str | PathLike[str] | None = None,
         **how: Any,
     ) -> Explanation:
         """What each label token adds to the exact value of a sample for a validation set.
@@ -260,7 +183,7 @@ class IndexQueries(IndexSamples):
         chosen = self._scoring(how, exact=True, rows=False)
         with self._catalog.snapshot() as snapshot:
             stored = snapshot.sample(str(sample))
-        validation, _ = self._validation(data, columns, on_bad)
+        validation, _ = self._validation(data, columns, on_bad, media_root)
         return explaining.explain(
             self.reader,
             self.geometry(chosen.geometry),
@@ -276,11 +199,15 @@ class IndexQueries(IndexSamples):
         return scoring.wanted_scoring(self.path, held, how, exact=exact, rows=rows)
 
     def _validation(
-        self, data: Data, columns: Mapping[str, str] | None, on_bad: str
+        self,
+        data: Data,
+        columns: Mapping[str, str] | None,
+        on_bad: str,
+        media_root: str | PathLike[str] | None,
     ) -> tuple[ValidationSet, float]:
         """A validation set, and the seconds that loading the model took."""
         refuse_on_bad(on_bad)
-        sources = open_sources(data, columns)
+        sources = open_sources(data, columns, media_root)
         started = time.perf_counter()
         reader = self.reader
         load_s = time.perf_counter() - started

@@ -10,8 +10,10 @@ from pathlib import Path
 from forvalue_index.catalog import Catalog
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
+from forvalue_index.images import Pixels
 from forvalue_index.manifest import open_catalog
-from forvalue_index.records import StoredSample
+from forvalue_index.media import Media
+from forvalue_index.records import Image, StoredSample
 from forvalue_index.removal import chosen_ids
 from forvalue_index.results import CatalogSummary
 from forvalue_index.settings import Manifest
@@ -108,6 +110,10 @@ class IndexSamples:
         """The sample with this key or id. Raises ForValueError where there is none."""
         with self._catalog.snapshot() as snapshot:
             return snapshot.sample(str(name))
+
+    def pixels(self, image: Image) -> Pixels:
+        """An image of a sample, RGB. Raises BadSampleError where it is lost, or is another now."""
+        return Media(self.path, self.manifest.settings).open(image)
 
     def list_samples(
         self, where: str | None = None, *, limit: int = 100, offset: int = 0

@@ -110,6 +110,10 @@ class LabelReader:
             return bad_row(sample, reason)
         return Prepared(sample, encoded)
 
+    def open_images(self, sample: Sample) -> None:
+        """Raise BadSampleError where an image of a sample cannot be opened."""
+        self._encoder.open_images(sample)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones as they are written."""
         return self._encoder.decode(token_ids)

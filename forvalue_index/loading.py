@@ -27,7 +27,6 @@ from forvalue_index.manifest import (
     refuse_other_model,
     refuse_trust,
 )
-from forvalue_index.media import Media
 from forvalue_index.memory import unless_memory_runs_out
 from forvalue_index.model_profile import profile_model
 from forvalue_index.prompts import PromptEncoder
@@ -179,10 +178,10 @@ def resolve(wanted: Settings, backbone: Backbone) -> Settings:
 
 
 def make_reader(
-    backbone: Backbone, settings: Settings, tables: HashTables, media: Media
+    backbone: Backbone, settings: Settings, tables: HashTables, open_image: OpenPixels
 ) -> LabelReader:
-    """What reads samples for an index with these resolved settings, tables and images."""
-    encoder = make_encoder(backbone, settings, media.open)
+    """What reads samples for an index with these resolved settings and tables."""
+    encoder = make_encoder(backbone, settings, open_image)
     order = torch.from_numpy(np.array(tables[VOCAB_ORDER])).to(backbone.device)
     return LabelReader(
         backbone, backbone.head, encoder=encoder, vocab_order=order, hardest=settings.hardest

@@ -11,11 +11,9 @@ from dataclasses import replace
 from os.path import relpath
 from pathlib import Path
 
-from PIL.Image import Image as Pixels
-
 from forvalue_index.durable import write_durably
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.images import decode, digest_of
+from forvalue_index.images import Pixels, decode, digest_of
 from forvalue_index.manifest import MEDIA
 from forvalue_index.records import Image, Message, Sample
 from forvalue_index.settings import Settings

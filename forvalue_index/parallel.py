@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from forvalue_index.features import Embedded, Embedder
 from forvalue_index.label_tokens import Prepared
 from forvalue_index.records import Batch
+from forvalue_index.windows import one_ahead
 
 
 class Finished(NamedTuple):
@@ -31,8 +32,10 @@ def embedded_batches(
 
     Neighbours in the order of length take about as long as each other, so no device waits long.
     """
-    batches = iter(embedders[0].batches(members))
-    with ThreadPoolExecutor(len(embedders)) as threads:
+    with (
+        closing(_read_ahead(embedders[0], members)) as batches,
+        ThreadPoolExecutor(len(embedders)) as threads,
+    ):
         run = map if len(embedders) == 1 else threads.map
         while group := list(islice(batches, len(embedders))):
             started = time.perf_counter()
@@ -41,6 +44,19 @@ def embedded_batches(
             seconds = (time.perf_counter() - started) / len(group)
             for batch, embedded in zip(group, found, strict=True):
                 yield Finished(batch, embedded, seconds)
+
+
+def _read_ahead(embedder: Embedder, members: Sequence[Prepared]) -> Generator[Batch]:
+    """The batches of some samples; images of the next one are read while one is embedded."""
+    batches = iter(embedder.batches(members))
+    if any(member.encoded.read_inputs is not None for member in members):
+        batches = one_ahead(map(_with_images, batches))
+    yield from batches
+
+
+def _with_images(batch: Batch) -> Batch:
+    _ = batch.inputs  # read now, and kept
+    return batch
 
 
 def _embedded(embedder: Embedder, batch: Batch, members: Sequence[Prepared]) -> Embedded:

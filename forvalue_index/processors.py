@@ -16,6 +16,11 @@ from transformers.processing_utils import ProcessorMixin
 from forvalue_index.exceptions import MissingDependencyError, ModelError
 from forvalue_index.model_files import ModelFiles
 
+# Families whose processors would pass, by what keeps their samples from being valued.
+REFUSED = {
+    "PaliGemmaProcessor": "PaliGemma wants prompt and answer given apart, each in a form of its own"
+}
+
 
 def load_processor(found: ModelFiles, tokenizer: Any, *, model_type: str, trusted: bool) -> Any:
     """The processor of a vision-language model, with the tokenizer given.
@@ -48,6 +53,8 @@ def load_processor(found: ModelFiles, tokenizer: Any, *, model_type: str, truste
 def _kind(model: str, name: Any) -> Any:
     """The class of a processor."""
     name = name[0] if isinstance(name, tuple) else name
+    if name in REFUSED:
+        raise ModelError(f"{model}: {REFUSED[name]}; use a model of another family")
     kind = processor_class_from_name(name) if isinstance(name, str) else None
     if kind is None or getattr(kind, "is_dummy", False):
         raise ModelError(

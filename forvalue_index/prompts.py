@@ -100,6 +100,12 @@ class PromptEncoder:
             raise BadSampleError(_no_label(mask, self._max_length))
         return encoded
 
+    def open_images(self, sample: Sample) -> None:
+        """Raise BadSampleError where an image of a sample cannot be opened."""
+        if self._vision is not None:
+            for image in sample.images:
+                self._vision.open(image)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones as they are written."""
         text: str = self._tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)

@@ -18,6 +18,7 @@ from forvalue_index.results import (
     Explanation,
     QueryResult,
     ScoredSample,
+    TokenTerm,
     TuneReport,
 )
 from forvalue_index.settings import Manifest, search_kind
@@ -209,8 +210,15 @@ def _explained(explained: ExplainedSample) -> dict[str, Any]:
     return {
         "key": explained.sample.key,
         "score": explained.score,
-        "tokens": [dataclasses.asdict(token) for token in explained.tokens],
+        "tokens": [_token(token) for token in explained.tokens],
     }
+
+
+def _token(token: TokenTerm) -> dict[str, Any]:
+    fields = dataclasses.asdict(token)
+    if token.image is None:
+        del fields["image"]
+    return fields
 
 
 def _rounded(seconds: Any) -> dict[str, float]:

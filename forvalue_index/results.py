@@ -146,7 +146,8 @@ class CalibrationSummary:
 class TokenTerm:
     """One token and what it adds to a score: 0 where it is no label that counts.
 
-    `text` is what it adds to the text before it; `loss` in nats is None where it is no label.
+    `text` is what it adds to the text before it; `loss` in nats is None where it is no label. The
+    tokens of image number `image` of the sample are one of these, at the position of the first.
     """
 
     position: int
@@ -154,6 +155,7 @@ class TokenTerm:
     text: str
     term: float = 0.0
     loss: float | None = None
+    image: int | None = None
 
 
 @dataclass(frozen=True)

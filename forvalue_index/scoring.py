@@ -219,6 +219,10 @@ def prepare_stored(reader: LabelReader, stored: StoredSample) -> Prepared:
     prepared = reader.prepare(stored.sample)
     if not isinstance(prepared, Prepared):
         raise BadSampleError(f"sample {stored.sample.key}: {prepared.reason}")
+    try:
+        reader.open_images(stored.sample)  # which may be lost by now
+    except BadSampleError as error:
+        raise BadSampleError(f"sample {stored.sample.key}: {error}") from error
     return prepared
 
 

@@ -104,22 +104,16 @@ class Snapshot:
         mine = query.where(self._own(samples), segments.c.uid == uid)
         return {row.id: row.norm for row in self._connection.execute(mine)}
 
-    def damaged_samples(self) -> Iterator[tuple[int, str | None, str]]:
-        """Read every sample; give those that are not what was stored, with the reason.
-
-        Between id and reason stands the source of a text that the catalog only refers to.
-        """
+    def every_sample(self) -> Iterator[tuple[int, StoredSample | str]]:
+        """Read every sample, removed ones too, by id; or why one is not what was stored."""
         streamed = {"yield_per": STREAMED_ROWS}
         query = _STORED.where(self._own(samples)).order_by(samples.c.id)
         for rows in self._connection.execute(query, execution_options=streamed).partitions():
             for row, text in zip(rows, self._read(rows), strict=True):
                 try:
-                    stored = unpack(row, text)
+                    yield row.id, unpack(row, text)
                 except BrokenIndexError as error:
-                    yield row.id, None, str(error)
-                else:
-                    if stored.text_error and not row.removed:
-                        yield row.id, row.source, stored.text_error
+                    yield row.id, str(error)
 
     def segment_ids(self, uid: str) -> NDArray[np.int64]:
         """List the ids of the samples of a segment, removed ones too, in order."""

@@ -154,6 +154,11 @@ class Storage:
         """
         return Calibration.load(self.path / CALIBRATION, self.manifest.model.weights_digest)
 
+    @property
+    def _calibration_digest(self) -> str | None:
+        calibration = self.calibration()
+        return None if calibration is None else calibration.digest
+
     def freeze(self, calibration: Calibration) -> None:
         """Keep a calibration for good. The writer's lock is held, and no row is stored yet."""
         content = calibration.save(self.manifest.model.weights_digest)
@@ -228,12 +233,7 @@ class Storage:
     def _write(
         self, rows: Mapping[str, StoredRows], offsets: NDArray[np.int64] | None = None
     ) -> SegmentRecord:
-        calibration = self.calibration()
-        return self.segments.write(
-            rows,
-            offsets=offsets,
-            calibration=None if calibration is None else calibration.digest,
-        )
+        return self.segments.write(rows, offsets=offsets, calibration=self._calibration_digest)
 
     @contextmanager
     def _unrecorded(self, segment: SegmentRecord | None) -> Iterator[None]:
@@ -275,12 +275,8 @@ class Storage:
                 )
 
     def refuse_other_calibration(self, files: Iterable[SegmentFile]) -> None:
-        """Raise BrokenIndexError for a segment that another calibration was used for.
-
-        Raises as `calibration` does, too.
-        """
-        calibration = self.calibration()
-        digest = None if calibration is None else calibration.digest
+        """Raise BrokenIndexError for a segment that another calibration was used for."""
+        digest = self._calibration_digest
         for file in files:
             if file.calibration != digest:
                 raise BrokenIndexError(

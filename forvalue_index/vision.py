@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL.Image import Image as Pixels
-from PIL.Image import fromarray as image_of
-from PIL.Image import new as blank
 from torch import Tensor
 
 from forvalue_index.contracts import Expanded, OpenPixels
 from forvalue_index.exceptions import BadSampleError
+from forvalue_index.images import Pixels, blank, image_of
 from forvalue_index.records import Image, Inputs
 
 Size = tuple[int, int]
@@ -51,7 +49,7 @@ class VisionProcessor:
     def __init__(self, processor: Any, open_image: OpenPixels) -> None:
         self.image_token: str = processor.image_token
         self._processor = processor
-        self._open_image = open_image
+        self.open = open_image
         # Many data sets have images of few sizes.
         self._replaced = lru_cache(maxsize=2**16)(self._replaced_by)
 
@@ -79,7 +77,7 @@ class VisionProcessor:
         self, text: str, images: Sequence[Image], *, add_special_tokens: bool
     ) -> tuple[list[int], Inputs]:
         """The token ids of a text that is not expanded, and what else the model reads."""
-        pixels = [self._open_image(image) for image in images]
+        pixels = [self.open(image) for image in images]
         found = _processed(self._processor, text, pixels, add_special_tokens=add_special_tokens)
         inputs = {name: np.asarray(value) for name, value in found.items() if name not in NOT_READ}
         return [int(i) for i in found["input_ids"][0]], inputs
@@ -93,7 +91,7 @@ class VisionProcessor:
         return tuple(spans)
 
     def _replaced_by(self, sizes: tuple[Size, ...]) -> _Replaced:
-        images = [blank("RGB", size) for size in sizes]
+        images = [blank(*size) for size in sizes]
         text = " ".join([self.image_token] * len(sizes))
         found = _processed(self._processor, text, images, **REPLACED)
         arrays = [np.asarray(value) for name, value in found.items() if name not in NOT_READ]

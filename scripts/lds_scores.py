@@ -22,13 +22,13 @@ from forvalue_index.backbone import Backbone
 from forvalue_index.baselines import bm25_scores, hidden_similarity
 from forvalue_index.calibrating import CALIBRATION_SAMPLES, calibrate
 from forvalue_index.calibration import Calibration
+from forvalue_index.durable import write_durably
 from forvalue_index.exact import gradient
 from forvalue_index.features import Embedder, Feature, geometry_of
 from forvalue_index.hash_tables import Layout, draw_tables, geometry_tables
 from forvalue_index.label_tokens import LabelReader, LabelTokens, Prepared
 from forvalue_index.model_profile import profile_model
 from forvalue_index.records import Encoded, Sample
-from forvalue_index.segments import write_durably
 from forvalue_index.settings import Settings
 from forvalue_index.sketch import make_sketch
 from forvalue_index.training import add_gradients, trainable

@@ -15,6 +15,7 @@ from typing import Any
 from forvalue_index import ValuationIndex
 from forvalue_index.contracts import OnProgress
 from forvalue_index.demo_data import write_demo_data
+from forvalue_index.durable import write_durably
 from forvalue_index.evaluation.evidence import EvaluationData
 from forvalue_index.evaluation.fidelity import evaluate_fidelity
 from forvalue_index.evaluation.mislabeled import evaluate_mislabeled
@@ -26,7 +27,6 @@ from forvalue_index.evaluation_reports import (
     retrieval_document,
     tail_patch_document,
 )
-from forvalue_index.segments import write_durably
 
 Document = dict[str, Any]
 GEOMETRY = "raw,centered,fisher,kfac"

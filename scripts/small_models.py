@@ -22,10 +22,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from forvalue_index.backbone import Backbone
 from forvalue_index.contracts import OnProgress
+from forvalue_index.durable import write_durably
 from forvalue_index.exceptions import SettingsMismatchError
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import Sample
-from forvalue_index.segments import write_durably
 from forvalue_index.sources import open_sources
 from forvalue_index.training import Recipe, fine_tune, trainable
 

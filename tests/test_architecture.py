@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 # Index = height: a module imports only what stands in a set above its own.
 LAYERS = [
     {"exceptions", "records"},  # words
+    {"images"},
     {"settings", "contracts", "results", "evaluation_results", "extras"},  # promises
     {
         "prediction_error",
@@ -22,10 +23,15 @@ LAYERS = [
         "memory",
         "devices",
         "batching",
-        "prompts",
+        "durable",
+        "cells",
+        "chat_templates",
+        "vision",
+        "model_digests",
     }
-    | {"reports", "explanation_page", "model_files", "metrics", "evaluation_reports"},  # kernels
-    {"sketch", "label_tokens", "calibration"},
+    | {"reports", "model_files", "metrics", "evaluation_reports"},  # kernels
+    {"prompts", "processors", "turns", "pages", "heads"},
+    {"sketch", "label_tokens", "calibration", "explanation_page", "sample_page"},
     {"stored_rows", "columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
     | {"sqlite_connections"},
     {"repeats", "rejects", "windows", "interrupts", "catalog_runs", "writer_lock", "formats"},
@@ -40,14 +46,16 @@ LAYERS = [
         "removal",
         "features",
         "model_profile",
+        "image_check",
     },  # joins
     {"manifest", "baselines", "view", "rescoring", "calibrating", "training"},
-    {"code_files", "gpu_rows"},
+    {"code_files", "gpu_rows", "media"},
     {"search_indexes", "storage", "index_samples", "validation", "exact_matrices"},
     {"window_plans", "parallel"},
     {"ingest", "valuation", "tuning", "compaction", "checkup", "loading"},  # use-cases
     {"scoring", "valuers"},
     {"explaining"},
+    {"index_model"},
     {"index_queries"},
     {"index"},
     {"evaluation", "evaluation.evidence", "evaluation.fields", "evaluation.lds"},
@@ -67,7 +75,8 @@ SQL = {
 # A name that ends in a dot stands for all that begins with it.
 HOMES = {
     "faiss": {"search."},
-    "transformers": {"backbone", "model_files"},
+    "transformers": {"backbone", "model_files", "processors"},
+    "PIL": {"images"},
     "peft": {"adapters"},
     "huggingface_hub": {"model_files", "adapters"},
     "sqlalchemy": SQL,
@@ -88,7 +97,8 @@ HOMES = {
 WITHOUT_TORCH = {
     *("exceptions", "records", "settings", "contracts", "manifest", "reports"),
     *("evaluation_results", "evaluation_reports", "extras", "metrics", "plots"),
-    *("hash_tables", "explanation_page"),
+    *("hash_tables", "pages", "explanation_page", "sample_page"),
+    *("cells", "turns", "images", "media", "durable", "chat_templates", "prompts"),
     *("sources", "columns", "demo_data", "exports", "forvalue_index", "cli", "cli."),
     *(
         "formats",

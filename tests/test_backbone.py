@@ -302,7 +302,7 @@ def test_a_part_of_the_head_that_is_overlooked_is_noticed(kind, field):
     plain = type(understood.head)(understood.head.weight)
     understood.head = plain
     with pytest.raises(ModelError, match="has a head that is more"):
-        understood._check_head()
+        understood._choose_head([])
     assert getattr(model.config, field) is not None
 
 
@@ -337,13 +337,13 @@ def test_a_missing_gguf_file_is_said(tmp_path):
 def test_a_damaged_file_is_one_line(llama, name, content):
     (llama / name).write_bytes(content)
     said = reason(llama, of=ForValueError)
-    assert said.startswith(f"{llama} cannot be loaded as a causal language model: ")
+    assert said.startswith(f"{llama} cannot be loaded as a language model: ")
     assert said.endswith("a directory with config.json, weights and tokenizer, or a GGUF file")
 
 
 def test_missing_weights_are_one_line(llama):
     (llama / "model.safetensors").unlink()
-    assert reason(llama).startswith(f"{llama} cannot be loaded as a causal language model: ")
+    assert reason(llama).startswith(f"{llama} cannot be loaded as a language model: ")
 
 
 def test_a_missing_tokenizer_is_one_line(tmp_path):

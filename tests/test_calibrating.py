@@ -16,6 +16,7 @@ from forvalue_index.columns import to_sample
 from forvalue_index.exceptions import ModelError, SettingsMismatchError, UsageError
 from forvalue_index.features import Embedder, features_of
 from forvalue_index.hash_tables import draw_tables, geometry_tables, layout_of, part_widths
+from forvalue_index.image_check import open_content
 from forvalue_index.label_tokens import Prepared
 from forvalue_index.loading import make_reader
 from forvalue_index.records import Encoded
@@ -40,7 +41,7 @@ class Setup:
             for name in self.settings.geometries
         }
         self.tables = draw_tables(VOCAB, HIDDEN, dim=dim, seed=3, layouts=layouts)
-        self.reader = make_reader(self.backbone, self.settings, self.tables)
+        self.reader = make_reader(self.backbone, self.settings, self.tables, open_content)
 
     def prepared(self, samples=DATA):
         return [self.reader.prepare(sample) for sample in samples]

@@ -149,7 +149,7 @@ def test_parse_columns():
     assert parse_columns("prompt=Q, response = A b") == {"prompt": "Q", "response": "A b"}
     assert parse_columns("text=a=b") == {"text": "a=b"}
     for text in ("", "prompt", "prompt=", "=Q", "prompt=Q,", "prompt=Q,prompt=R"):
-        with pytest.raises(UsageError, match="prompt, response, messages, text, id"):
+        with pytest.raises(UsageError, match="prompt, response, messages, text, images, id"):
             parse_columns(text)
     with pytest.raises(UsageError, match="unknown fields: input; use prompt, response"):
         parse_columns("input=Q")
@@ -198,7 +198,7 @@ BLANK = "is empty or blank at its end; nothing there to score"
         ),
         (
             turns(("user", [{"type": "text"}])),
-            "the content of turn 1 of 'messages' is list, wanted text",
+            "the text of part 1 of turn 1 of 'messages' is null, wanted text",
         ),
         (turns((None, "Q")), "the role of turn 1 of 'messages' is null, wanted text"),
         (

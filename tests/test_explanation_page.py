@@ -1,16 +1,16 @@
-import os
 from html.parser import HTMLParser
 
 import pytest
 
-from forvalue_index.exceptions import UsageError
-from forvalue_index.explanation_page import GREEN, RED, PageError, page, refuse_page, write_page
-from forvalue_index.records import Message, Sample
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.explanation_page import GREEN, RED, explanation_page
+from forvalue_index.images import blank
+from forvalue_index.records import Image, Message, Sample
 from forvalue_index.results import ExplainedSample, Explanation, Scoring, TokenTerm
 
 NASTY = "<script>alert('x')</script> & \"q\" </b></div><img src=x onerror=y> ]]> <!-- {{ a }} `"
 OVERRIDE = "\u202eabc"
-VOID = ("meta",)
+VOID = ("meta", "img")
 
 
 def sample(key="k"):
@@ -34,6 +34,10 @@ def explanation(tokens, key="k", validation=(), **how):
         validation_label_tokens=56789,
         validation=tuple(validation),
     )
+
+
+def page(explanation, open_image=None):
+    return explanation_page(explanation, open_image)
 
 
 class Page(HTMLParser):
@@ -193,45 +197,35 @@ def test_no_label_and_no_score():
     assert Page(page(explanation([]))).texts("div") == [""]
 
 
-def test_a_page_is_written_in_utf_8_and_over_an_old_one(tmp_path):
-    path = tmp_path / "x.HTML"
-    path.write_text("old and longer" * 1000)
-    one = explanation([("ü→😀", 1.0, 1.0)])
-    write_page(path, one)
-    assert path.read_bytes().decode("utf-8") == page(one)
+def with_image(open_image):
+    """A page of two context tokens around an image, and a label."""
+    image = Image("0" * 32, 40, 30, at=4, path="a/<b>.png")
+    asked = Message("user", "see this", images=(image,))
+    terms = (
+        TokenTerm(0, 7, "see "),
+        TokenTerm(1, 9, "[image]", image=0),
+        TokenTerm(5, 3, "this"),
+        TokenTerm(6, 4, "cab", 2.0, 0.5),
+    )
+    explained = ExplainedSample(Sample((asked,), own_id="k"), 2.0, terms)
+    return Page(page(Explanation(1, Scoring(), explained, 1, 1), open_image))
 
 
-@pytest.mark.parametrize(("name", "said"), [("x.pdf", r"\.pdf"), ("x", "no suffix")])
-def test_an_unknown_suffix_is_refused(tmp_path, name, said):
-    for call in (refuse_page, lambda path: write_page(path, explanation(TOKENS))):
-        with pytest.raises(UsageError, match=rf"{name} ends in {said}; use \.html$"):
-            call(tmp_path / name)
-    assert list(tmp_path.iterdir()) == []
+def test_an_image_is_part_of_its_page():
+    asked = []
+    found = with_image(lambda image: asked.append(image) or blank(40, 30))
+    (shown,) = found.all("img")
+    assert shown[1]["src"].startswith("data:image/png;base64,")
+    assert shown[1]["width"] == "40"
+    assert shown[1]["alt"] == shown[1]["title"] == "image 40 x 30, a/<b>.png"
+    assert [image.path for image in asked] == ["a/<b>.png"]
+    assert found.texts("i") == ["see ", "this"]
 
 
-def test_a_missing_directory_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"none is not a directory; create it, or write elsew"):
-        refuse_page(tmp_path / "none" / "x.html")
+def test_a_lost_image_is_told_in_its_place():
+    def lost(image):
+        raise BadSampleError("<it> is missing")
 
-
-def test_a_read_only_directory_is_refused(tmp_path, monkeypatch):
-    """To root, who may write everywhere, no directory is read-only."""
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(PageError, match="the directory is read-only; write elsewhere"):
-        refuse_page(tmp_path / "x.html")
-
-
-def test_a_full_disk_is_told(tmp_path):
-    (tmp_path / "x.html").write_text("an older page")
-    (tmp_path / "x.html.partial").symlink_to("/dev/full")
-    with pytest.raises(PageError, match=r"x\.html cannot be written \(No space left on device\)"):
-        write_page(tmp_path / "x.html", explanation(TOKENS))
-    assert (tmp_path / "x.html").read_text() == "an older page"
-    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
-
-
-def test_a_page_that_cannot_be_written_says_why(tmp_path):
-    (tmp_path / "x.html").mkdir()
-    with pytest.raises(PageError, match=r"x\.html cannot be written \(Is a directory\); write"):
-        write_page(tmp_path / "x.html", explanation(TOKENS))
-    assert PageError.exit_code == 1
+    found = with_image(lost)
+    assert found.texts("i") == ["see ", "[<it> is missing]", "this"]
+    assert not found.all("img")

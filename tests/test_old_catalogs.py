@@ -24,7 +24,7 @@ from forvalue_index.database import (
     migrations_directory,
 )
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.records import Message, Sample
+from forvalue_index.records import Message, Sample, StoredSample
 from forvalue_index.tables import metadata
 
 pytest_plugins = ("databases",)
@@ -162,7 +162,7 @@ def check_old_content(catalog):
     with catalog.snapshot() as snapshot:
         assert snapshot.live_ids().tolist() == expected_live
         assert snapshot.removed_ids().tolist() == sorted(REMOVED)
-        assert list(snapshot.damaged_samples()) == []
+        assert all(isinstance(found, StoredSample) for _, found in snapshot.every_sample())
         assert [(s.first_id, s.file.n_rows) for s in snapshot.segments()] == list(SEGMENTS)
         stored = snapshot.samples(range(1001))
         assert stored.keys() == set(range(1000))
@@ -212,7 +212,7 @@ def test_an_old_catalog_can_be_changed_once_it_is_migrated(engine, database_url)
         assert Now(catalog).sample("own-1").sample == again
         assert Now(catalog).live_ids("metadata.topic = 'war'").tolist() == [2]
         assert Now(catalog).sample("own-5").id == 1001
-        assert Now(catalog).damaged_samples() == []
+        assert all(isinstance(found, StoredSample) for _, found in Now(catalog).every_sample())
         old = [f"first-{first}" for first, _ in SEGMENTS[:2]]
         live = Now(catalog).live_ids("id < 600")
         catalog.replace_segments(old, segment(len(live)), first_id=0)

@@ -109,12 +109,13 @@ def test_the_fingerprint_of_an_index_never_changes():
         with_model(tokenizer_digest="x"),
         with_model(vocab_size=289),
         with_model(hidden_size=33),
+        with_model(processor_digest="x"),
         dataclasses.replace(MANIFEST, sketch_digest="x"),
     ],
     ids=[
         *("dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
         *("geometry", "geometries", "damping", "max_label_tokens", "hardest"),
-        *("weights", "tokenizer", "vocab", "hidden", "sketch"),
+        *("weights", "tokenizer", "vocab", "hidden", "processor", "sketch"),
     ],
 )
 def test_whatever_rows_depend_on_changes_the_fingerprint(other):
@@ -129,10 +130,11 @@ def test_whatever_rows_depend_on_changes_the_fingerprint(other):
         with_settings(adapter="an/adapter"),
         with_settings(trust_remote_code=True),
         with_settings(payload="reference"),
+        with_settings(media="copy"),
         dataclasses.replace(MANIFEST, uid="other"),
         dataclasses.replace(MANIFEST, catalog="postgresql://h/d"),
     ],
-    ids=["model", "revision", "adapter", "trust", "payload", "uid", "catalog"],
+    ids=["model", "revision", "adapter", "trust", "payload", "media", "uid", "catalog"],
 )
 def test_where_things_lie_does_not_change_the_fingerprint(other):
     """The digest of the weights, adapter merged, says what the model is."""
@@ -142,7 +144,7 @@ def test_where_things_lie_does_not_change_the_fingerprint(other):
 def test_every_setting_is_either_a_row_fact_or_a_place():
     """A new field must be put on one side, and into one of the two tests above."""
     assert {f.name for f in dataclasses.fields(Settings)} == {
-        *("model", "adapter", "revision", "trust_remote_code", "payload"),
+        *("model", "adapter", "revision", "trust_remote_code", "payload", "media"),
         *("dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
         *("geometry", "damping", "max_label_tokens", "hardest"),
     }

@@ -27,7 +27,7 @@ def everything(snapshot):
         "count": snapshot.count("loss >= 0"),
         "identities": list(snapshot.identities()),
         "summary": snapshot.summary(),
-        "damaged": list(snapshot.damaged_samples()),
+        "every": list(snapshot.every_sample()),
         "of segments": {
             s.file.uid: (snapshot.segment_ids(s.file.uid).tolist(), snapshot.norms(s.file.uid))
             for s in snapshot.segments()

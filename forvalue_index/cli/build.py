@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from forvalue_index.cli.options import (
-    columns_of,
     data_options,
     index_argument,
     json_option,
     model_option,
     print_json,
+    reading_options,
     trust_option,
     wait_option,
 )
@@ -25,6 +25,7 @@ from forvalue_index.settings import (
     DEFAULT_GEOMETRY,
     DTYPES,
     LABELS,
+    MEDIA,
     PAYLOADS,
     ROW_DTYPES,
     TEMPLATES,
@@ -84,6 +85,13 @@ from forvalue_index.settings import (
     help="Keep the texts, or refer to them: files and offsets, below the directory of INDEX.",
 )
 @click.option(
+    "--media",
+    type=click.Choice(MEDIA),
+    default="reference",
+    show_default=True,
+    help="Refer to the files of images, or keep copies in INDEX.",
+)
+@click.option(
     "--geometry",
     default=DEFAULT_GEOMETRY,
     show_default=True,
@@ -130,16 +138,14 @@ def init(index: Path, as_json: bool, calibration: str | None, **settings: Any) -
 @click.command()
 @index_argument
 @click.argument("data", nargs=-1)
-@click.option(
-    "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
-)
+@reading_options
 @model_option
 @wait_option
 @json_option
 def calibrate(
     index: Path,
     data: tuple[str, ...],
-    columns: str | None,
+    reading: dict[str, Any],
     model: str | None,
     trust_remote_code: bool,
     wait: bool,
@@ -150,15 +156,12 @@ def calibrate(
     DATA are files as for `add`, or the directory of an index made with the same options, whose
     calibration is taken over.
     """
-    mapping = columns_of(columns)
     from forvalue_index.reports import calibration_document
 
     trusted = trust_remote_code if data else None
     with opened_index(index, model, trust_remote_code=trusted) as opened:
         chosen = data[0] if len(data) == 1 else list(data)
-        found = (
-            opened.calibrate(chosen, columns=mapping, wait=wait) if data else opened.calibration()
-        )
+        found = opened.calibrate(chosen, wait=wait, **reading) if data else opened.calibration()
     if as_json:
         print_json(calibration_document(found))
     else:
@@ -176,8 +179,7 @@ def calibrate(
 def add(
     index: Path,
     data: tuple[str, ...],
-    columns: str | None,
-    on_bad: str,
+    reading: dict[str, Any],
     model: str | None,
     trust_remote_code: bool,
     wait: bool,
@@ -189,11 +191,10 @@ def add(
     input. Stop at any time: the same command goes on where it stopped. Samples that were removed
     come back; known ones get the metadata of their rows.
     """
-    mapping = columns_of(columns)
     from forvalue_index.reports import add_document
 
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
-        report = opened.add(list(data), columns=mapping, on_bad=on_bad, wait=wait)
+        report = opened.add(list(data), wait=wait, **reading)
     if as_json:
         print_json(add_document(report))
     else:

@@ -85,8 +85,8 @@ def print_query(result: QueryResult) -> None:
     console.print(f"[dim]{seconds}[/]")
 
 
-def print_sample(stored: StoredSample) -> None:
-    """One sample whole."""
+def print_sample(stored: StoredSample, page: Path | None = None) -> None:
+    """One sample whole, and where a page of it was written."""
     console = readable_console()
     sample, statistics = stored.sample, stored.statistics
     console.print(
@@ -102,7 +102,10 @@ def print_sample(stored: StoredSample) -> None:
     for name, value in sample.metadata.items():
         console.print(f"[dim]{shown(str(name))}[/] {shown(str(value))}")
     for message in sample.messages:
-        console.print(f"[cyan]{shown(message.role)}[/] {shown(message.content)}", soft_wrap=True)
+        text = message.text(lambda image: f"[{image}] ")
+        console.print(f"[cyan]{shown(message.role)}[/] {shown(text)}", soft_wrap=True)
+    if page is not None:
+        console.print(f"written to {shown(str(page))}", soft_wrap=True)
 
 
 def print_list(found: Sequence[StoredSample], matching: int) -> None:

@@ -12,7 +12,6 @@ import click
 from forvalue_index.cli.options import (
     RESUMES,
     Command,
-    columns_of,
     data_options,
     index_argument,
     json_option,
@@ -58,17 +57,16 @@ def _opened(
     index: Path,
     *,
     data: tuple[str, ...],
-    columns: str | None,
+    reading: dict[str, Any],
     model: str | None,
     trust_remote_code: bool,
     **how: Any,
 ) -> Iterator[tuple[ValuationIndex, EvaluationData]]:
     """The index, and what it is to be evaluated with."""
-    mapping = columns_of(columns)
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         from forvalue_index.evaluation.evidence import EvaluationData
 
-        yield opened, EvaluationData(list(data), mapping, **how)
+        yield opened, EvaluationData(list(data), **reading, **how)
 
 
 @evaluate.command()

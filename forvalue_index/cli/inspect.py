@@ -30,20 +30,32 @@ def info(index: Path, as_json: bool) -> None:
 @click.command()
 @index_argument
 @click.argument("sample")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write an HTML page with its images as well.",
+)
 @json_option
-def show(index: Path, sample: str, as_json: bool) -> None:
+def show(index: Path, sample: str, output: Path | None, as_json: bool) -> None:
     """Show one sample of INDEX whole. SAMPLE is its key or its number."""
     from forvalue_index.index_samples import open_samples
+    from forvalue_index.pages import refuse_page, write_page
     from forvalue_index.reports import sample_document
+    from forvalue_index.sample_page import sample_page
 
+    if output is not None:
+        refuse_page(output)
     with open_samples(index) as opened:
         stored = opened.sample(sample)
+        if output is not None:
+            write_page(output, sample_page(stored, opened.pixels))
     if as_json:
         print_json(sample_document(stored))
     else:
         from forvalue_index.cli.display import print_sample
 
-        print_sample(stored)
+        print_sample(stored, output)
 
 
 @click.command("list")

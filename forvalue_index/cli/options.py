@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,39 @@ def scoring_options(command: Command) -> Command:
     return command
 
 
+def reading_options(command: Command) -> Command:
+    """--columns and --media-root, which a command takes as the options `reading` of what reads."""
+
+    @wraps(command)
+    def read(*arguments: Any, columns: str | None, media_root: Path | None, **options: Any) -> Any:
+        from forvalue_index.columns import parse_columns
+
+        mapping = None if columns is None else parse_columns(columns)
+        reading = options.pop("reading", {}) | {"columns": mapping, "media_root": media_root}
+        return command(*arguments, reading=reading, **options)
+
+    for decorate in (
+        click.option(
+            "--media-root",
+            type=click.Path(path_type=Path),
+            help="Where paths of images count from, and stay in.  [default: beside the data]",
+        ),
+        click.option(
+            "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
+        ),
+    ):
+        read = decorate(read)
+    return read
+
+
 def data_options(command: Command) -> Command:
-    """DATA..., --columns and --on-bad."""
+    """DATA..., and --columns, --media-root and --on-bad as the options `reading`."""
+    reads = reading_options(command)
+
+    @wraps(command)
+    def read(*arguments: Any, on_bad: str, **options: Any) -> Any:
+        return reads(*arguments, reading={"on_bad": on_bad}, **options)
+
     for decorate in (
         click.option(
             "--on-bad",
@@ -57,20 +89,10 @@ def data_options(command: Command) -> Command:
             show_default=True,
             help="What to do about a row of DATA that is no usable sample.",
         ),
-        click.option(
-            "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
-        ),
         click.argument("data", nargs=-1, required=True),
     ):
-        command = decorate(command)
-    return command
-
-
-def columns_of(text: str | None) -> dict[str, str] | None:
-    """The mapping that --columns gives."""
-    from forvalue_index.columns import parse_columns
-
-    return None if text is None else parse_columns(text)
+        read = decorate(read)
+    return read
 
 
 def print_json(document: Any) -> None:

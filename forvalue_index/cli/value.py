@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from forvalue_index.cli.options import (
-    columns_of,
     data_options,
     index_argument,
     json_option,
@@ -38,8 +37,7 @@ from forvalue_index.settings import SEARCH_KINDS
 def query(
     index: Path,
     data: tuple[str, ...],
-    columns: str | None,
-    on_bad: str,
+    reading: dict[str, Any],
     model: str | None,
     trust_remote_code: bool,
     as_json: bool,
@@ -50,7 +48,6 @@ def query(
     **how: Any,
 ) -> None:
     """Show the samples of INDEX that helped the validation set DATA most, and hurt it most."""
-    mapping = columns_of(columns)
     from forvalue_index.reports import query_document
 
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
@@ -60,8 +57,7 @@ def query(
             bottom=bottom,
             per_sample=per_sample,
             rerank=rerank,
-            columns=mapping,
-            on_bad=on_bad,
+            **reading,
             **how,
         )
     if as_json:
@@ -91,8 +87,7 @@ def query(
 def values(
     index: Path,
     data: tuple[str, ...],
-    columns: str | None,
-    on_bad: str,
+    reading: dict[str, Any],
     output: Path,
     exact: bool,
     where: str | None,
@@ -102,15 +97,13 @@ def values(
     **how: Any,
 ) -> None:
     """Write the score of every sample of INDEX for the validation set DATA to a file."""
-    mapping = columns_of(columns)
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         scored = opened.values(
             list(data),
             output=output,
             exact=exact,
             where=where,
-            columns=mapping,
-            on_bad=on_bad,
+            **reading,
             **how,
         )
     if as_json:
@@ -137,8 +130,7 @@ def explain(
     index: Path,
     sample: str,
     data: tuple[str, ...],
-    columns: str | None,
-    on_bad: str,
+    reading: dict[str, Any],
     validation_tokens: bool,
     output: Path | None,
     model: str | None,
@@ -147,8 +139,8 @@ def explain(
     **how: Any,
 ) -> None:
     """Show which tokens of SAMPLE, by key or number, carry its exact score for DATA."""
-    mapping = columns_of(columns)
-    from forvalue_index.explanation_page import refuse_page, write_page
+    from forvalue_index.explanation_page import explanation_page
+    from forvalue_index.pages import refuse_page, write_page
     from forvalue_index.reports import explanation_document
 
     if output is not None:
@@ -158,12 +150,11 @@ def explain(
             sample,
             list(data),
             validation_tokens=validation_tokens,
-            columns=mapping,
-            on_bad=on_bad,
+            **reading,
             **how,
         )
-    if output is not None:
-        write_page(output, explanation)
+        if output is not None:
+            write_page(output, explanation_page(explanation, opened.pixels))
     if as_json:
         print_json(explanation_document(explanation))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TypeVar
 
 import numpy as np
@@ -43,14 +44,15 @@ HIDDEN_STATE = "hidden state"
 class EvaluationData:
     """What an index is evaluated with: a validation set, and how much of the index.
 
-    `data` is what `ValuationIndex.query` takes, with its `columns` and `on_bad`. With a `limit`,
-    so many training samples are drawn by `seed` instead of all. `exact` asks for exact scores
-    beside sketched ones, from the model and the texts.
+    `data` is what `ValuationIndex.query` takes, with its `columns`, `on_bad` and `media_root`. With
+    a `limit`, so many training samples are drawn by `seed` instead of all. `exact` asks for exact
+    scores beside sketched ones, from the model and the texts.
     """
 
     data: Data
     columns: Mapping[str, str] | None = None
     on_bad: str = "fail"
+    media_root: str | PathLike[str] | None = None
     limit: int | None = None
     exact: bool = False
     seed: int = 0
@@ -218,7 +220,7 @@ def _exact(
 
 
 def _read_validation(wanted: EvaluationData, warnings: list[str]) -> list[Sample]:
-    sources = open_sources(wanted.data, wanted.columns)
+    sources = open_sources(wanted.data, wanted.columns, wanted.media_root)
     rows = [row for source in sources for row in source.samples()]
     samples = _usable(rows, wanted.on_bad, warnings)
     if not samples:

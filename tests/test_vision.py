@@ -1,0 +1,257 @@
+"""Samples with images, in every family of models: tokens, labels, rows and exact values.
+
+The oracle is autograd on the whole model, fed by its own processor: of one sample at a time, and
+with labels found by what the processor makes of the text before the answer.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from vision_models import (
+    VISION_CONFIGS,
+    VISION_KINDS,
+    save_tiny_vision,
+    tiny_image,
+    tiny_vision_model,
+    tiny_vision_processor,
+)
+
+from forvalue_index import ValuationIndex
+from forvalue_index.backbone import Backbone
+from forvalue_index.batching import batches, collate
+from forvalue_index.exceptions import ModelError
+from forvalue_index.geometry import Geometry
+from forvalue_index.image_check import open_content
+from forvalue_index.images import ImageFiles
+from forvalue_index.label_tokens import LabelReader
+from forvalue_index.prompts import PromptEncoder
+from forvalue_index.records import Message, Sample
+from forvalue_index.rescoring import exact_values, validation_gradient
+from forvalue_index.vision import VisionProcessor, processor_digest
+
+KINDS = tuple(kind for kind in VISION_KINDS if kind != "paligemma")
+SIZES = [(40, 30), (60, 28), (28, 80), (64, 64), (33, 47)]
+
+
+def image(number, size):
+    return ImageFiles(Path()).read(tiny_image(*size, number), "image")
+
+
+IMAGES = [image(number, size) for number, size in enumerate(SIZES)]
+
+
+def asked(images, prompt, *answers):
+    turns = [Message("user", prompt, images=tuple(images))]
+    for answer in answers:
+        turns += [Message("assistant", answer), Message("user", f"and {answer}?")]
+    return Sample(tuple(turns[:-1]), source="s")
+
+
+SAMPLES = [
+    asked(IMAGES[:1], "what is this", "the cab"),
+    asked(IMAGES[1:3], "both", "a hall and an abc, on the other side of it"),
+    asked([], "no image at all", "none in here"),
+    asked(IMAGES[3:4], "two turns", "the first", "then the other one"),
+    asked(IMAGES[4:5], "x", "y"),
+]
+
+
+@pytest.fixture(scope="module")
+def backbones():
+    """By kind; the last one made is kept, as tests go through kinds in order."""
+    kept = {}
+
+    def backbone(kind, dtype=torch.float32):
+        if (kind, dtype) not in kept:
+            kept.clear()
+            processor = tiny_vision_processor(kind)
+            processor.tokenizer.chat_template = processor.chat_template
+            kept[kind, dtype] = Backbone(
+                tiny_vision_model(kind, dtype), processor.tokenizer, processor=processor
+            )
+        return kept[kind, dtype]
+
+    return backbone
+
+
+def encoder(backbone, **options):
+    options = {"template": "chat", "labels": "response", "max_length": 512} | options
+    vision = VisionProcessor(backbone.processor, open_content)
+    return PromptEncoder(backbone.tokenizer, vision=vision, **options)
+
+
+def conversation(sample, upto=None):
+    return [
+        {
+            "role": message.role,
+            "content": [{"type": "image"} for _ in message.images]
+            + [{"type": "text", "text": message.content}],
+        }
+        for message in sample.messages[:upto]
+    ]
+
+
+def their_inputs(backbone, sample, upto=None):
+    """What the model's own processor makes of a sample, or of what comes before an answer."""
+    text = backbone.tokenizer.apply_chat_template(
+        conversation(sample, upto), tokenize=False, add_generation_prompt=upto is not None
+    )
+    pixels = [open_content(one) for one in sample.images]
+    images = {"images": [pixels]} if pixels else {}
+    found = backbone.processor(text=[text], add_special_tokens=False, **images)
+    found.pop("labels", None)
+    return {name: torch.as_tensor(np.asarray(value)) for name, value in found.items()}
+
+
+def their_labels(backbone, sample):
+    """Which tokens the assistant says: what is longer with an answer than before it."""
+    end = backbone.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ids = their_inputs(backbone, sample)["input_ids"][0].tolist()
+    labels = []
+    for turn, message in enumerate(sample.messages):
+        if message.role == "assistant":
+            start = their_inputs(backbone, sample, turn)["input_ids"].shape[1]
+            labels += range(start, ids.index(end, start) + 1)
+    return labels
+
+
+def their_gradient(backbone, sample):
+    """Minus the gradient of the summed loss w.r.t. the head weight, by autograd."""
+    inputs, labels = their_inputs(backbone, sample), their_labels(backbone, sample)
+    layer = backbone.model.get_output_embeddings()
+    kept, layer.weight = layer.weight, torch.nn.Parameter(layer.weight.detach().clone())
+    try:
+        dtype = layer.weight.dtype
+        inputs = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
+        logits = backbone.model(**inputs, use_cache=False).logits[0]
+        at = torch.tensor(labels)
+        loss = torch.nn.functional.cross_entropy(
+            logits[at - 1], inputs["input_ids"][0, at], reduction="sum"
+        )
+        (found,) = torch.autograd.grad(loss, layer.weight)
+    finally:
+        layer.weight = kept
+    return -found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_and_labels_are_those_of_the_processor(kind, backbones):
+    backbone = backbones(kind)
+    for sample in SAMPLES:
+        encoded = encoder(backbone).encode(sample)
+        theirs = their_inputs(backbone, sample)["input_ids"][0].tolist()
+        assert encoded.token_ids.tolist() == theirs
+        assert np.flatnonzero(encoded.label_mask).tolist() == their_labels(backbone, sample)
+        assert len(encoded.image_tokens) == len(sample.images)
+        assert not any(encoded.label_mask[s:e].any() for s, e in encoded.image_tokens)
+        assert (encoded.n_patches > 0) == bool(sample.images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_labels_are_all_but_what_stands_for_images(kind, backbones):
+    for sample in SAMPLES:
+        encoded = encoder(backbones(kind), labels="all").encode(sample)
+        of_images = {i for span in encoded.image_tokens for i in range(*span)}
+        expected = [i for i in range(1, len(encoded)) if i not in of_images]
+        assert np.flatnonzero(encoded.label_mask).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_do_not_depend_on_the_batch(kind, backbones):
+    """Sizes and numbers of images, and texts without any, in one go."""
+    backbone = backbones(kind)
+    encoded = [encoder(backbone).encode(sample) for sample in SAMPLES + SAMPLES[::-1]]
+    alone = [backbone.hidden_states(collate([one], [0])) for one in encoded]
+    largest = max(float(states.abs().max()) for states in alone)
+    for budget in (64, 256, 10_000):
+        seen = []
+        for batch in batches(encoded, token_budget=budget):
+            states = backbone.hidden_states(batch)
+            for row, place in enumerate(batch.indices):
+                mine = states[torch.from_numpy(batch.label_rows) == row]
+                assert (mine - alone[place]).abs().max() <= 1e-5 * largest
+            seen += batch.indices
+        assert sorted(seen) == list(range(len(encoded)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_values_are_those_of_autograd(kind, backbones, tmp_path):
+    """Through an index on disk: rows that are gradients, and scores of the model itself."""
+    model = save_tiny_vision(tmp_path / "model", kind)
+    with ValuationIndex.create(
+        tmp_path / "index", str(model), dim=2**17, row_dtype="float32", media="copy"
+    ) as index:
+        assert index.manifest.exact_rows
+        data = [row_of(sample) for sample in SAMPLES]
+        assert index.add(data).added == len(SAMPLES)
+        backbone = index.backbone
+        gradients = torch.stack([their_gradient(backbone, s) for s in SAMPLES]).double()
+        expected = torch.einsum("vh,ivh->i", gradients[:2].mean(0), gradients).numpy()
+        scale = np.abs(expected).max()
+        sketched = index.values(data[:2])
+        np.testing.assert_allclose(sketched.scores, expected, atol=1e-4 * scale)
+        exact = index.values(data[:2], exact=True)
+        np.testing.assert_allclose(exact.scores, expected, atol=1e-4 * scale)
+        hits = index.query(data[:2], top=5, rerank=5).helpful
+        assert [hit.exact for hit in hits] == [True] * 5
+        assert [hit.id for hit in hits] == np.argsort(-expected).tolist()
+        explained = index.explain(0, data[:2])
+        assert explained.score == pytest.approx(expected[0], abs=1e-4 * scale)
+        assert [t.text for t in explained.training.tokens if t.image == 0] == ["[image 40 x 30]"]
+
+
+def row_of(sample):
+    return {
+        "messages": [
+            {
+                "role": message.role,
+                "content": [{"type": "image", "image": one.content} for one in message.images]
+                + [{"type": "text", "text": message.content}],
+            }
+            for message in sample.messages
+        ]
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signs_and_values_in_float64(kind, backbones):
+    """Exact values of all pairs, the harmful ones too, to the precision of float64."""
+    backbone = backbones(kind, torch.float64)
+    index_reader = reader(backbone)
+    prepared = [index_reader.prepare(sample) for sample in SAMPLES]
+    gradients = torch.stack([their_gradient(backbone, sample) for sample in SAMPLES])
+    expected = torch.einsum("vh,ivh->i", gradients[1] - gradients[4], gradients).numpy()
+    targets = [
+        validation_gradient(index_reader, Geometry("raw"), [prepared[place]]) for place in (1, 4)
+    ]
+    found = [exact_values(index_reader, target, prepared) for target in targets]
+    np.testing.assert_allclose(found[0] - found[1], expected, rtol=1e-9, atol=1e-9)
+    assert expected.min() < 0 < expected.max()
+
+
+def reader(backbone):
+    order = torch.arange(backbone.head.weight.shape[0])
+    return LabelReader(backbone, backbone.head, encoder=encoder(backbone), vocab_order=order)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_is_loaded_as_it_was_saved(kind, legacy, tmp_path):
+    """Both layouts of files, of transformers 5 and of most checkpoints on the hub."""
+    model = save_tiny_vision(tmp_path / "model", kind, legacy=legacy)
+    with ValuationIndex.create(tmp_path / "index", str(model), dim=64) as index:
+        expected = processor_digest(tiny_vision_processor(kind))
+        assert processor_digest(index.backbone.processor) == expected
+        assert index.manifest.model.processor_digest == expected
+        family = VISION_CONFIGS[kind]
+        assert index.backbone.tokenizer.chat_template == family.template
+        assert index.manifest.settings.template == "chat"
+
+
+def test_paligemma_is_refused(tmp_path):
+    model = save_tiny_vision(tmp_path / "model", "paligemma")
+    with pytest.raises(ModelError, match="PaliGemma"):
+        ValuationIndex.create(tmp_path / "index", str(model))
+    assert not (tmp_path / "index").exists()
