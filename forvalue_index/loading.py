@@ -86,7 +86,9 @@ def create_storage(
     on_progress(Progress("loading", 1, 1))
     settings = resolve(wanted, backbone)
     if backbone.processor is not None:
-        refuse_misread_images(backbone, make_encoder(backbone, settings, open_content))
+        # Neither cut nor labelled in part, whatever samples of the index will be.
+        whole = replace(settings, max_length=backbone.context, max_label_tokens=None)
+        refuse_misread_images(backbone, make_encoder(backbone, whole, open_content))
     storage = Storage.create(
         path,
         settings,

@@ -1,0 +1,219 @@
+"""Images as rows give them: every way to give one, and everything that can be wrong with one."""
+
+import base64
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from forvalue_index import images
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.images import MOST_PIXELS, ImageFiles, data_url, decode, digest_of
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+PICTURE = Pillow.fromarray(PIXELS)
+
+
+def file_of(picture=PICTURE, kind="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+PNG = file_of()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Images below `data`, beside a secret that nobody may read."""
+    (tmp_path / "secret.png").write_bytes(PNG)
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "a.png").write_bytes(PNG)
+    (data / "sub" / "b.png").write_bytes(PNG)
+    return ImageFiles(data)
+
+
+def reason(files, value):
+    with pytest.raises(BadSampleError) as raised:
+        files.read(value, "'image'")
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+GIVEN = {
+    "path": lambda root: "a.png",
+    "path below": lambda root: "sub/../sub/b.png",
+    "absolute path": lambda root: str(root / "a.png"),
+    "file address": lambda root: f"file://{root / 'a.png'}",
+    "bytes": lambda root: PNG,
+    "bytearray": lambda root: bytearray(PNG),
+    "data URL": lambda root: "data:image/png;base64," + base64.b64encode(PNG).decode(),
+    "data URL without type": lambda root: "DATA:;base64," + base64.b64encode(PNG).decode(),
+    "Pillow image": lambda root: PICTURE,
+    "Pillow file": lambda root: Pillow.open(root / "a.png"),
+    "datasets, bytes": lambda root: {"bytes": PNG, "path": "whatever.png"},
+    "datasets, path": lambda root: {"bytes": None, "path": "a.png"},
+    "part with image": lambda root: {"image": "a.png"},
+    "part with url": lambda root: {"url": "a.png"},
+    "part of OpenAI": lambda root: {"image_url": {"url": "a.png", "detail": "low"}},
+    "part with base64": lambda root: {"base64": base64.b64encode(PNG).decode()},
+}
+
+
+@pytest.mark.parametrize("way", GIVEN)
+def test_an_image_may_be_given_in_many_ways(files, way):
+    """All of them are one image: what it is known by are its pixels."""
+    found = files.read(GIVEN[way](files.root), "'image'")
+    assert (found.digest, found.width, found.height) == (digest_of(PICTURE), 30, 20)
+    held = found.content if found.path is None else (files.root / found.path).read_bytes()
+    assert np.array_equal(np.asarray(decode(io.BytesIO(held), "it")), PIXELS)
+    assert (found.path is None) == (found.content is not None)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"])
+def test_formats(files, kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    found = files.read(file_of(kind=kind, **options), "'image'")
+    assert (found.width, found.height) == (30, 20)
+    if kind not in ("GIF", "JPEG"):
+        assert found.digest == digest_of(PICTURE)
+
+
+def test_exif_turns_an_image_upright(files):
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    found = files.read(file_of(exif=exif), "'image'")
+    assert (found.width, found.height) == (20, 30)
+    assert found.digest == digest_of(PICTURE.transpose(Pillow.Transpose.ROTATE_270))
+    upright = files.read(Pillow.open(io.BytesIO(file_of(exif=exif))), "'image'")
+    assert upright.digest == found.digest
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
+def test_every_mode_is_read_as_rgb(files, mode):
+    picture = PICTURE.convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        picture = Pillow.fromarray(np.asarray(picture).astype(np.uint16))
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    found = files.read(file_of(picture, kind), "'image'")
+    assert found.digest == digest_of(decode(io.BytesIO(file_of(picture, kind)), "it"))
+
+
+@given(st.tuples(st.integers(1, 12), st.integers(1, 12)), st.integers(0, 2**16))
+def test_other_pixels_or_another_shape_have_another_digest(size, seed):
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+    digest = digest_of(Pillow.fromarray(pixels))
+    assert digest == digest_of(Pillow.open(io.BytesIO(file_of(Pillow.fromarray(pixels)))))
+    other = pixels.copy()
+    other[random.integers(size[0]), random.integers(size[1]), random.integers(3)] ^= 1
+    assert digest_of(Pillow.fromarray(other)) != digest
+    if size[0] != size[1]:
+        turned = pixels.reshape(size[1], size[0], 3)
+        assert digest_of(Pillow.fromarray(turned)) != digest
+
+
+def test_a_digest_is_what_it_was():
+    """It is part of content hashes and of the names of copies."""
+    grey = Pillow.new("RGB", (3, 2), (1, 2, 3))
+    assert (
+        digest_of(grey)
+        == images.hashlib.blake2b(b"3 2;" + bytes([1, 2, 3]) * 6, digest_size=16).hexdigest()
+    )
+
+
+def test_paths_that_lead_out_are_refused(files):
+    root = files.root
+    (root / "link.png").symlink_to(root.parent / "secret.png")
+    for path in ("../secret.png", str(root.parent / "secret.png"), "link.png", "sub/../../x.png"):
+        assert reason(files, path) == (
+            f"'image' is {path}, which does not lie below {root}, where the images of this data "
+            "are looked for; name another directory with --media-root"
+        )
+    assert ImageFiles(root.parent).read("secret.png", "'image'").width == 30
+    assert ImageFiles(root.parent / "data" / "..").read("data/link.png", "'image'").width == 30
+
+
+def bomb(width, height):
+    """A PNG of a few hundred bytes that says it has so many pixels."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(b"\0" * 1000)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(MOST_PIXELS + 1, 1), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
+def test_a_bomb_is_not_decoded(files, size, monkeypatch):
+    def decoded(*_):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", decoded)
+    (files.root / "bomb.png").write_bytes(bomb(*size))
+    for value in ("bomb.png", bomb(*size)):
+        assert "decoded" in reason(files, value)
+        assert "make it smaller" in reason(files, value)
+
+
+def test_a_pillow_image_may_be_a_bomb(files):
+    large = Pillow.new("1", (MOST_PIXELS // 1000 + 1, 1000))
+    assert "are not read; make it smaller" in reason(files, large)
+
+
+WRONG = {
+    "missing": ("none.png", "none.png, is missing; put the image there, or mend the path"),
+    "directory": ("sub", "sub, is missing"),
+    "empty path": ("", "'image' is str, wanted a path, bytes, a data URL or an image"),
+    "null": (None, "'image' is NoneType, wanted a path"),
+    "number": (7, "'image' is int, wanted a path"),
+    "nothing in it": ({"bytes": None, "path": None}, "'image' is NoneType, wanted a path"),
+    "no bytes": (b"", "no image of a format that is read; use JPEG, PNG, WEBP"),
+    "text": (b"not an image", "no image of a format that is read"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a format that is read"),
+    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a format"),
+    "ICO": (file_of(kind="ICO"), "no image of a format that is read"),
+    "truncated PNG": (PNG[: len(PNG) // 2], "cannot be decoded"),
+    "truncated JPEG": (file_of(kind="JPEG")[:-200], "cannot be decoded"),
+    "only a header": (PNG[:40], "no image of a format that is read"),
+    "address": ("https://host/a.png", "is the address https://host/a.png, and nothing is fetched"),
+    "data URL as text": ("data:image/png,abc", "is a data URL without base64 data"),
+    "data URL damaged": ("data:image/png;base64,@@@", "is a data URL whose base64 is damaged"),
+    "NUL": ("a\0.png", "is a path with a NUL in it"),
+    "too long": ("x" * 5000, "'image'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_an_image_is_one_line(files, case):
+    value, said = WRONG[case]
+    assert said in reason(files, value)
+
+
+def test_a_device_is_no_file():
+    assert "is missing" in reason(ImageFiles(images.Path("/dev")), "zero")
+
+
+def test_a_data_url_of_a_page(tmp_path):
+    """Small images as they are, large ones smaller."""
+    kind, _, data = data_url(PICTURE).partition(";base64,")
+    assert kind == "data:image/png"
+    shown = Pillow.open(io.BytesIO(base64.b64decode(data)))
+    assert np.array_equal(np.asarray(shown), PIXELS)
+    large = Pillow.new("RGB", (3000, 1000), "red")
+    kind, _, data = data_url(large).partition(";base64,")
+    assert kind == "data:image/jpeg"
+    assert Pillow.open(io.BytesIO(base64.b64decode(data))).size == (512, 171)
+    assert large.size == (3000, 1000)
+    assert json.loads(json.dumps(data_url(PICTURE))).startswith("data:")
