@@ -8,6 +8,7 @@ never valued wrongly.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import sys
@@ -40,7 +41,7 @@ from forvalue_index.prediction_error import Head
 from forvalue_index.processors import load_processor
 from forvalue_index.records import Batch
 from forvalue_index.settings import ModelIdentity, Settings
-from forvalue_index.vision import placeholders, processor_digest, stacked
+from forvalue_index.vision import REPLACED_TOKEN, placeholders, processor_digest, stacked
 
 LOG = logging.getLogger(__name__)
 # Rotary embeddings that turn a position alike however long the text is; others look at its length.
@@ -112,6 +113,8 @@ class Backbone:
             processor = None
             if image_type is not None:
                 processor = load_processor(found, tokenizer, model_type=image_type, trusted=trusted)
+                # One for texts and one for texts with images, which other threads read.
+                tokenizer = copy.deepcopy(processor.tokenizer)
                 tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
         if settings.adapter is not None:
             model = merge_adapter(model, settings.adapter)
@@ -127,6 +130,13 @@ class Backbone:
     def placeholders(self) -> set[int]:
         """The ids of tokens that stand for something else, such as a part of an image."""
         return set() if self.processor is None else placeholders(self._model.config.to_dict())
+
+    @property
+    def replaced_tokens(self) -> set[int]:
+        """Those of them in whose place something else is read."""
+        if self.processor is None:
+            return set()
+        return placeholders(self._model.config.to_dict(), REPLACED_TOKEN)
 
     @property
     def context(self) -> int | None:

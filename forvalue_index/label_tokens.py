@@ -7,13 +7,15 @@ never exist.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from forvalue_index.batching import batches
@@ -71,6 +73,7 @@ class LabelReader:
     """Reads samples with one model; `vocab_order` says how it orders the vocabulary.
 
     With `hardest`, only that share of each sample's label tokens counts: those of highest loss.
+    `replaced_tokens` are ids in whose place the model reads parts of images.
     """
 
     def __init__(
@@ -81,12 +84,14 @@ class LabelReader:
         encoder: PromptEncoder,
         vocab_order: Int[Tensor, " vocab"],
         hardest: float | None = None,
+        replaced_tokens: Collection[int] = (),
     ) -> None:
         self.trunk = trunk
         self.head = head.reordered(vocab_order)
         self.vocab_order = vocab_order
         self._encoder = encoder
         self._hardest = hardest
+        self._replaced_tokens = sorted(replaced_tokens)
         # Where each vocabulary entry went, so that labels follow the reordered head.
         self._place = torch.argsort(vocab_order)
         self._chunk_tokens = CHUNK_TOKENS[head.weight.device.type]
@@ -98,17 +103,27 @@ class LabelReader:
             encoded = self._encoder.encode(sample)
         except BadSampleError as error:
             return bad_row(sample, str(error))
-        known = encoded.token_ids.copy()
+        of_text = np.ones(len(encoded), dtype=bool)
         for start, end in encoded.image_tokens:
-            known[start:end] = 0  # which may be none of the head's
-        largest, vocab_size = int(known.max()), len(self._place)
+            of_text[start:end] = False
+        reason = self._unreadable(encoded.token_ids[of_text])
+        return bad_row(sample, reason) if reason else Prepared(sample, encoded)
+
+    def _unreadable(self, token_ids: NDArray[np.int64]) -> str | None:
+        """Why tokens of a text cannot be read, or None."""
+        largest, vocab_size = int(token_ids.max()), len(self._place)
+        reserved = token_ids[np.isin(token_ids, self._replaced_tokens)]
+        if len(reserved):
+            return (
+                f"its text holds {self.decode(reserved[:1].tolist())}, which stands for a part of "
+                "an image or the like in this model; take it out"
+            )
         if largest >= vocab_size:
-            reason = (
+            return (
                 f"it has token {largest:,}, and the model knows {vocab_size:,} tokens; the "
                 "tokenizer is of another model, or was extended alone"
             )
-            return bad_row(sample, reason)
-        return Prepared(sample, encoded)
+        return None
 
     def open_images(self, sample: Sample) -> None:
         """Raise BadSampleError where an image of a sample cannot be opened."""

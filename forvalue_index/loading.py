@@ -186,7 +186,12 @@ def make_reader(
     encoder = make_encoder(backbone, settings, open_image)
     order = torch.from_numpy(np.array(tables[VOCAB_ORDER])).to(backbone.device)
     return LabelReader(
-        backbone, backbone.head, encoder=encoder, vocab_order=order, hardest=settings.hardest
+        backbone,
+        backbone.head,
+        encoder=encoder,
+        vocab_order=order,
+        hardest=settings.hardest,
+        replaced_tokens=backbone.replaced_tokens,
     )
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,10 @@ PATCH_VALUES = 3 * 14 * 14
 REPLACED = {"add_special_tokens": False, "return_text_replacement_offsets": True}
 # Of the images that a processor is known by.
 KNOWN_SIZES = ((96, 64), (56, 80))
-PLACEHOLDER = re.compile(r"(image|video|audio|vision|boi|eoi).*_(token_id|token_index)$")
+# Names of fields of a configuration: tokens in whose place something else is read, and, with
+# them, those that stand around it.
+REPLACED_TOKEN = re.compile(r"^(image|video|audio)_token_(id|index)$")
+PLACEHOLDER = re.compile(r"(image|video|audio|vision|boi|eoi).*_token_(id|index)$")
 # Inputs [1, token, ...]; all others run over images or parts of them.
 PER_TOKEN = {"token_type_ids", "mm_token_type_ids", "cross_attention_mask"}
 # What a processor gives besides, and its caller knows or nobody reads.
@@ -50,6 +54,9 @@ class VisionProcessor:
         self.image_token: str = processor.image_token
         self._processor = processor
         self.open = open_image
+        # Images of one batch are read while samples of the next window are tokenised, and no
+        # tokenizer serves two threads.
+        self._lock = Lock()
         # Many data sets have images of few sizes.
         self._replaced = lru_cache(maxsize=2**16)(self._replaced_by)
 
@@ -78,7 +85,8 @@ class VisionProcessor:
     ) -> tuple[list[int], Inputs]:
         """The token ids of a text that is not expanded, and what else the model reads."""
         pixels = [self.open(image) for image in images]
-        found = _processed(self._processor, text, pixels, add_special_tokens=add_special_tokens)
+        with self._lock:
+            found = _processed(self._processor, text, pixels, add_special_tokens=add_special_tokens)
         inputs = {name: np.asarray(value) for name, value in found.items() if name not in NOT_READ}
         return [int(i) for i in found["input_ids"][0]], inputs
 
@@ -93,7 +101,8 @@ class VisionProcessor:
     def _replaced_by(self, sizes: tuple[Size, ...]) -> _Replaced:
         images = [blank(*size) for size in sizes]
         text = " ".join([self.image_token] * len(sizes))
-        found = _processed(self._processor, text, images, **REPLACED)
+        with self._lock:
+            found = _processed(self._processor, text, images, **REPLACED)
         arrays = [np.asarray(value) for name, value in found.items() if name not in NOT_READ]
         n_values = sum(array.size for array in arrays if array.dtype.kind == "f")
         return _Replaced(_replacements(found), n_values // PATCH_VALUES)
@@ -139,7 +148,7 @@ def _replacements(found: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(one["replacement"] for one in offsets)
 
 
-def placeholders(config: Mapping[Any, Any]) -> set[int]:
+def placeholders(config: Mapping[Any, Any], named: re.Pattern[str] = PLACEHOLDER) -> set[int]:
     """The ids of tokens that stand for images and the like, as a model's configuration names them.
 
     Those that end a text or fill it up are plain tokens.
@@ -147,8 +156,8 @@ def placeholders(config: Mapping[Any, Any]) -> set[int]:
     found = set()
     for name, value in config.items():
         if isinstance(value, Mapping):
-            found |= placeholders(value)
-        elif PLACEHOLDER.search(str(name)) and isinstance(value, int):
+            found |= placeholders(value, named)
+        elif named.search(str(name)) and isinstance(value, int):
             found.add(value)
     return found
 

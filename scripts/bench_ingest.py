@@ -9,6 +9,10 @@ batch begin with once, such as the system prompt of a chat template; with `--tem
 samples begin with nothing in common. An index is calibrated once, on 128 samples at most, which is
 measured apart.
 
+With `--images` each sample has a picture, of the sizes of photographs made smaller, and the model
+must be one that reads them (scripts/random_vlm.py makes one). The reference has them read and
+resized already, as it has its texts tokenised.
+
 `--peers PYTHON` also measures other libraries, in every round; scripts/peers.py says how to make
 the environment of that interpreter and what is timed.
 """
@@ -23,22 +27,27 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from peer_runs import PeerRuns, peers_table
+from PIL import Image
 
 from forvalue_index import ValuationIndex
 from forvalue_index.demo_data import math_problems, sentence_transformations
 from forvalue_index.devices import default_device
 from forvalue_index.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
+from forvalue_index.records import Batch
 from forvalue_index.settings import ROW_DTYPES
 from forvalue_index.sources import open_sources
+
+SIZES = ((640, 480), (480, 640), (500, 375), (1024, 768), (320, 320))
 
 
 def main() -> None:
     """Measure and print."""
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
-        data = write_data(Path(folder) / "data.jsonl", options.samples)
+        data = write_data(Path(folder) / "data.jsonl", options.samples, images=options.images)
         peers = PeerRuns(options.peers, options.model, Path(folder), options.only_peers)
         forward_s, ingest_s, calibrate_s, sizes = measure(Path(folder), data, options, peers)
     ratios = [ours / bare for ours, bare in zip(ingest_s, forward_s, strict=True)]
@@ -53,6 +62,7 @@ def main() -> None:
         "bytes_per_sample": round(sizes["row_bytes"] / options.samples),
         "samples": options.samples,
         "tokens": sizes["tokens"],
+        "images": sizes["images"],
         "label_tokens": sizes["label_tokens"],
         "labels": options.labels,
         "dim": options.dim,
@@ -83,6 +93,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--labels", choices=("response", "all"), default="response")
     parser.add_argument("--template", choices=("auto", "plain"), default="auto")
     parser.add_argument("--row-dtype", choices=tuple(ROW_DTYPES), default="bfloat16")
+    parser.add_argument("--images", action="store_true", help="a picture with each sample")
     parser.add_argument("--chunk-tokens", type=int, help="label tokens that the head takes at once")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has other libraries")
     parser.add_argument("--only-peers", metavar="NAME,...", help="of them, these alone")
@@ -95,13 +106,28 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def write_data(path: Path, n_samples: int) -> Path:
+def write_data(path: Path, n_samples: int, *, images: bool) -> Path:
     """Sentence transformations and arithmetic with reasons, in turn, as one JSONL file."""
     sentences, _ = sentence_transformations(seed=0)
     problems, _ = math_problems(seed=0, reasons=True)
     rows = [row for pair in zip(sentences, problems, strict=True) for row in pair]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:n_samples]))
+    rows = rows[:n_samples]
+    if images:
+        rows = [row | {"image": write_picture(path.parent, i)} for i, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def write_picture(folder: Path, number: int) -> str:
+    """A JPEG file with about as much detail as a photograph; returns its name."""
+    random = np.random.default_rng(number)
+    width, height = SIZES[number % len(SIZES)]
+    coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    noise = random.normal(0, 6, (height, width, 3))
+    pixels = np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)
+    return f"{number}.jpg"
 
 
 def measure(
@@ -118,12 +144,15 @@ def measure(
     for round_ in range(-1, options.rounds):
         with ValuationIndex.create(folder / f"{round_}", options.model, **settings) as index:
             prepared = prepare(index, data)
+            batches = list(index.reader.batches(prepared))
+            images = sum(len(batch.inputs) for batch in batches)  # read before anything is timed
             calibrated_s = timed(lambda: index.calibrate(data))
-            tasks = [lambda: bare_forward(index, prepared), lambda: index.add(data)]  # noqa: B023
+            tasks = [lambda: bare_forward(index, batches), lambda: index.add(data)]  # noqa: B023
             # Each goes first in every other round, so that neither finds the warmer caches.
             order = (0, 1) if round_ % 2 else (1, 0)
             seconds = {i: timed(tasks[i]) for i in order}
         if round_ < 0:
+            sizes["images"] = images
             sizes["tokens"] = sum(len(p.encoded) for p in prepared)
             sizes["label_tokens"] = sum(p.encoded.n_label_tokens for p in prepared)
             segments = (folder / f"{round_}" / "segments").glob("*.safetensors")
@@ -144,11 +173,11 @@ def prepare(index: ValuationIndex, data: Path) -> list[Prepared]:
 
 
 @torch.inference_mode()
-def bare_forward(index: ValuationIndex, prepared: list[Prepared]) -> None:
+def bare_forward(index: ValuationIndex, batches: list[Batch]) -> None:
     """The trunk on all tokens, head and log-softmax on label tokens, in the index's batches."""
     reader: LabelReader = index.reader
     chunk = CHUNK_TOKENS[reader.head.weight.device.type]
-    for batch in reader.batches(prepared):
+    for batch in batches:
         for hidden in reader.trunk.differentiable_states(batch).split(chunk):
             torch.log_softmax(reader.head.logits(hidden), dim=-1)
 

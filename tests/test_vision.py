@@ -25,9 +25,9 @@ from forvalue_index.exceptions import ModelError
 from forvalue_index.geometry import Geometry
 from forvalue_index.image_check import open_content
 from forvalue_index.images import ImageFiles
-from forvalue_index.label_tokens import LabelReader
+from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import Message, Sample
+from forvalue_index.records import BadRow, Message, Sample
 from forvalue_index.rescoring import exact_values, validation_gradient
 from forvalue_index.vision import VisionProcessor, processor_digest
 
@@ -233,7 +233,13 @@ def test_signs_and_values_in_float64(kind, backbones):
 
 def reader(backbone):
     order = torch.arange(backbone.head.weight.shape[0])
-    return LabelReader(backbone, backbone.head, encoder=encoder(backbone), vocab_order=order)
+    return LabelReader(
+        backbone,
+        backbone.head,
+        encoder=encoder(backbone),
+        vocab_order=order,
+        replaced_tokens=backbone.replaced_tokens,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -248,6 +254,19 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(kind, legacy, tmp_path):
         family = VISION_CONFIGS[kind]
         assert index.backbone.tokenizer.chat_template == family.template
         assert index.manifest.settings.template == "chat"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_holds_what_stands_for_images_is_refused(kind, backbones):
+    """Raw errors of a model that misses an image would end an ingestion in its middle."""
+    backbone = backbones(kind)
+    for token in backbone.replaced_tokens | {backbone.processor.image_token}:
+        token = token if isinstance(token, str) else backbone.tokenizer.decode([token])
+        for images in ([], IMAGES[:1]):
+            bad = reader(backbone).prepare(asked(images, f"a {token} in it", "the cab"))
+            assert isinstance(bad, BadRow)
+            assert "stands for" in bad.reason
+    assert all(isinstance(reader(backbone).prepare(sample), Prepared) for sample in SAMPLES)
 
 
 def test_paligemma_is_refused(tmp_path):

@@ -330,10 +330,10 @@ def test_a_bad_image_is_one_line_and_costs_nothing_else(case, model_kind, home, 
 
 
 def test_an_image_beyond_the_maximum_length_is_refused(home, model):
-    index = made(home, model, "--max-length", 12)
+    index = made(home, model, "--max-length", 7)
     said = refused("add", index, home / "data" / "train.jsonl")
     assert "its images end at token" in said
-    assert "--max-length is 12; make them smaller, or build an index with a larger one" in said
+    assert "--max-length is 7; make them smaller, or build an index with a larger one" in said
 
 
 def test_a_text_that_holds_the_token_of_an_image_is_refused(home, model):

@@ -135,12 +135,13 @@ def suspicions(evidence: Evidence, groups: Groups) -> Iterator[Suspicion]:
 def like_prompts(evidence: Evidence) -> Marks:
     """The validation samples [validation, training] with the prompts most like a sample's own.
 
-    None at all where there is one validation sample, or where no prompts share a word.
+    None at all where there is one validation sample, where no prompts share a word, or where all
+    are alike, as where the question is an image.
     """
     queries, documents = evidence.validation_samples, evidence.training_samples
     alike = bm25_scores([one.prompt for one in queries], [one.prompt for one in documents])
     places = np.argsort(np.argsort(-alike, axis=0, kind="stable"), axis=0, kind="stable")
-    near: Marks = (places < min(NEAREST, len(queries) // 2)) & alike.any()
+    near: Marks = (places < min(NEAREST, len(queries) // 2)) & (alike != alike[:1]).any()
     return near
 
 
