@@ -106,6 +106,8 @@ def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) 
         "max_length": settings.max_length,
         "seed": settings.seed,
         "payload": settings.payload,
+        # None where the model reads no images.
+        "media": settings.media if manifest.model.processor_digest else None,
         "geometry": settings.geometry,
         "damping": settings.damping,
         "max_label_tokens": settings.max_label_tokens,

@@ -3,21 +3,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forvalue_index.batching import PAD, batches, collate, halves, shared_tokens
+from forvalue_index.batching import PAD, PATCHES, batches, collate, halves, shared_tokens
 from forvalue_index.records import Encoded
 
 
-def encoded(token_ids, labels_at):
+def encoded(token_ids, labels_at, n_images=0, n_patches=0):
     mask = np.zeros(len(token_ids), dtype=bool)
     mask[list(labels_at)] = True
-    return Encoded(np.array(token_ids, dtype=np.int64), mask)
+    return Encoded(
+        np.array(token_ids, dtype=np.int64),
+        mask,
+        image_tokens=((0, 1),) * n_images,
+        read_inputs=(lambda: {"n": np.array(n_images)}) if n_images else None,
+        n_patches=n_patches,
+    )
 
 
 @st.composite
 def samples(draw):
+    """What samples are made of: types that are checked at random are not to be made here."""
     length = draw(st.integers(2, 40))
     at = draw(st.sets(st.integers(1, length - 1), min_size=1, max_size=6))
-    return encoded(draw(st.lists(st.integers(1, 99), min_size=length, max_size=length)), at)
+    ids = draw(st.lists(st.integers(1, 99), min_size=length, max_size=length))
+    n_images = draw(st.integers(0, 2))
+    return ids, at, n_images, n_images * draw(st.integers(1, 400))
+
+
+def made(drawn):
+    return [encoded(*one) for one in drawn]
 
 
 def inputs(sample):
@@ -38,20 +51,29 @@ def test_a_batch_by_hand():
 
 
 @given(st.lists(samples(), max_size=12), st.integers(1, 120))
-def test_batches_hold_every_sample_once_within_the_budget_longest_first(given_samples, budget):
-    made = list(batches(given_samples, token_budget=budget))
-    indices = [i for batch in made for i in batch.indices]
+def test_batches_hold_every_sample_once_within_the_budget_longest_first(drawn, budget):
+    """Longest first among those of as many images, which are never mixed."""
+    given_samples = made(drawn)
+    found = list(batches(given_samples, token_budget=budget))
+    indices = [i for batch in found for i in batch.indices]
     assert sorted(indices) == list(range(len(given_samples)))
-    lengths = [inputs(given_samples[i]) for i in indices]
-    assert lengths == sorted(lengths, reverse=True)
-    for batch in made:
+    counts = [len(given_samples[i].image_tokens) for i in indices]
+    order = [(count, inputs(given_samples[i])) for count, i in zip(counts, indices, strict=True)]
+    assert order == sorted(order, reverse=True)
+    for batch in found:
         assert batch.token_ids.size <= budget or len(batch.indices) == 1
+        patches = sum(given_samples[i].n_patches for i in batch.indices)
+        assert patches <= PATCHES * budget or len(batch.indices) == 1
+        (count,) = {len(given_samples[i].image_tokens) for i in batch.indices}
+        assert len(batch.readers) == (len(batch.indices) if count else 0)
+        assert [int(read["n"]) for read in batch.inputs] == [count] * len(batch.readers)
         assert batch.token_ids.shape == batch.attention_mask.shape
         assert batch.token_ids.shape[1] == max(inputs(given_samples[i]) for i in batch.indices)
 
 
 @given(st.lists(samples(), min_size=1, max_size=8), st.integers(1, 120))
-def test_a_batch_says_what_its_samples_say(given_samples, budget):
+def test_a_batch_says_what_its_samples_say(drawn, budget):
+    given_samples = made(drawn)
     for batch in batches(given_samples, token_budget=budget):
         for row, i in enumerate(batch.indices):
             sample = given_samples[i]
@@ -90,8 +112,9 @@ def test_one_label_after_one_token_is_the_shortest_sample(budget):
 
 
 @given(st.lists(samples(), max_size=20), st.integers(1, 120), st.data())
-def test_batches_are_the_same_without_the_first_ones(found, token_budget, data):
+def test_batches_are_the_same_without_the_first_ones(drawn, token_budget, data):
     """What an ingestion that goes on after a stop relies on, for rows that are equal to the bit."""
+    found = made(drawn)
     whole = list(batches(found, token_budget=token_budget))
     done = data.draw(st.integers(0, len(whole)))
     stored = {i for batch in whole[:done] for i in batch.indices}
@@ -105,7 +128,8 @@ def test_batches_are_the_same_without_the_first_ones(found, token_budget, data):
 
 
 @given(st.lists(samples(), min_size=2, max_size=20))
-def test_halves_are_batches_of_their_samples(found):
+def test_halves_are_batches_of_their_samples(drawn):
+    found = made([(ids, at, 1, 1) for ids, at, _, _ in drawn])
     batch = collate(found, range(len(found)))
     middle = (len(found) + 1) // 2
     for half, indices in zip(
@@ -113,6 +137,7 @@ def test_halves_are_batches_of_their_samples(found):
     ):
         expected = collate([found[i] for i in indices], indices)
         assert half.indices == expected.indices
+        assert list(half.readers) == list(expected.readers)
         for name in ("token_ids", "attention_mask", "label_rows", "label_columns", "labels"):
             assert np.array_equal(getattr(half, name), getattr(expected, name)), name
 

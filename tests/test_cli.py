@@ -21,19 +21,20 @@ pytest_plugins = ("tiny",)
 
 MODEL_OPTIONS = ("--model", "--trust-remote-code")
 SCORING_OPTIONS = ("--geometry", "--normalize", "--whiten")
-EVALUATION_OPTIONS = ("--columns", "--on-bad", "--limit", "--seed", "--json", *MODEL_OPTIONS)
+READING_OPTIONS = ("--columns", "--media-root")
+EVALUATION_OPTIONS = (*READING_OPTIONS, "--on-bad", "--limit", "--seed", "--json", *MODEL_OPTIONS)
 # A sub-command stands under its group's name and its own.
 OPTIONS = {
     "init": {
         *("--model", "--adapter", "--revision", "--dim", "--seed", "--labels", "--template"),
         *("--max-length", "--row-dtype", "--dtype", "--catalog", "--trust-remote-code", "--json"),
         *("--payload", "--geometry", "--damping", "--calibration", "--max-label-tokens"),
-        "--hardest",
+        *("--hardest", "--media"),
     },
-    "calibrate": {"--columns", "--wait", "--json", *MODEL_OPTIONS},
-    "add": {"--columns", "--on-bad", "--wait", "--json", *MODEL_OPTIONS},
+    "calibrate": {*READING_OPTIONS, "--wait", "--json", *MODEL_OPTIONS},
+    "add": {*READING_OPTIONS, "--on-bad", "--wait", "--json", *MODEL_OPTIONS},
     "query": {
-        "--columns",
+        *READING_OPTIONS,
         "--on-bad",
         "--json",
         *MODEL_OPTIONS,
@@ -45,15 +46,17 @@ OPTIONS = {
         *SCORING_OPTIONS,
     },
     "values": {
-        *("--columns", "--on-bad", "--json", "-o", "--output", "--exact", "--where"),
+        *("--on-bad", "--json", "-o", "--output", "--exact", "--where"),
+        *READING_OPTIONS,
         *MODEL_OPTIONS,
         *SCORING_OPTIONS,
     },
     "explain": {
-        *("--columns", "--on-bad", "--json", "-o", "--output", "--validation-tokens"),
+        *("--on-bad", "--json", "-o", "--output", "--validation-tokens"),
+        *READING_OPTIONS,
         *("--geometry", "--normalize", *MODEL_OPTIONS),
     },
-    "show": {"--json"},
+    "show": {"--json", "-o", "--output"},
     "list": {"--where", "--limit", "--offset", "--json"},
     "info": {"--json"},
     "evaluate": set(),
@@ -77,7 +80,7 @@ OPTIONS = {
 INFO_KEYS = [
     *("samples", "removed", "segments", "bytes", "dim", "row_dtype", "model", "adapter"),
     *("revision", "trust_remote_code", "dtype", "labels", "template", "max_length", "seed"),
-    *("payload", "geometry", "damping", "max_label_tokens", "hardest", "fingerprint"),
+    *("payload", "media", "geometry", "damping", "max_label_tokens", "hardest", "fingerprint"),
     *("index_version", "catalog", "search", "sources", "loss", "label_error_mass", "warnings"),
     "stopped",
 ]
