@@ -10,6 +10,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,8 +85,8 @@ def _logits(backbone: Backbone, sample: Encoded) -> Tensor:
 
 
 def _without_last(sample: Encoded) -> Encoded:
-    """The same but for its last two tokens: the last label is not read anyway."""
-    cut = slice(len(sample) - 1)
+    """The same before its last label."""
+    cut = slice(int(np.flatnonzero(sample.label_mask)[-1]))
     return Encoded(
         sample.token_ids[cut],
         sample.label_mask[cut],

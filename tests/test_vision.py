@@ -4,6 +4,7 @@ The oracle is autograd on the whole model, fed by its own processor: of one samp
 with labels found by what the processor makes of the text before the answer.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,13 @@ from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import BadRow, Message, Sample
 from forvalue_index.rescoring import exact_values, validation_gradient
-from forvalue_index.vision import VisionProcessor, processor_digest
+from forvalue_index.vision import (
+    REPLACED_TOKEN,
+    VisionProcessor,
+    placeholders,
+    processor_digest,
+    stacked,
+)
 
 KINDS = tuple(kind for kind in VISION_KINDS if kind != "paligemma")
 SIZES = [(40, 30), (60, 28), (28, 80), (64, 64), (33, 47)]
@@ -274,3 +281,67 @@ def test_paligemma_is_refused(tmp_path):
     with pytest.raises(ModelError, match="PaliGemma"):
         ValuationIndex.create(tmp_path / "index", str(model))
     assert not (tmp_path / "index").exists()
+
+
+def test_inputs_of_samples_follow_each_other_padded_with_zeros():
+    """By hand: what runs over tokens is as long as the batch, all else as the largest."""
+    first = {
+        "token_type_ids": np.array([[0, 1, 1, 0, 0, 0]]),
+        "cross_attention_mask": np.ones((1, 6, 1, 2), dtype=np.int64),
+        "pixel_values": np.ones((1, 2, 2), dtype=np.float32),
+        "image_grid_thw": np.array([[1, 2, 3]]),
+    }
+    second = {
+        "token_type_ids": np.array([[0, 1, 0]]),
+        "cross_attention_mask": np.full((1, 3, 2, 1), 2),
+        "pixel_values": np.full((2, 1, 3), 2, dtype=np.float32),
+        "image_grid_thw": np.array([[4, 5, 6], [7, 8, 9]]),
+    }
+    found = stacked([first, second], 4)
+    assert found["token_type_ids"].tolist() == [[0, 1, 1, 0], [0, 1, 0, 0]]
+    assert found["pixel_values"].tolist() == [
+        [[1, 1, 0], [1, 1, 0]],
+        [[2, 2, 2], [0, 0, 0]],
+        [[2, 2, 2], [0, 0, 0]],
+    ]
+    assert found["image_grid_thw"].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert found["cross_attention_mask"].shape == (2, 4, 2, 2)
+    assert found["cross_attention_mask"][1].tolist() == [
+        *[[[2, 0], [2, 0]]] * 3,
+        [[0, 0], [0, 0]],
+    ]
+    assert {tensor.dtype for tensor in found.values()} == {torch.int64, torch.float32}
+
+
+def test_tokens_that_stand_for_something_else():
+    config = {
+        "image_token_id": 7,
+        "text_config": {"eos_token_id": 1, "pad_token_id": 0, "vocab_size": 9},
+        "vision_start_token_id": 8,
+        "video_token_index": 3,
+        "id2label": {0: "x"},
+        "image_token_index": None,
+    }
+    assert placeholders(config) == {7, 8, 3}
+    assert placeholders(config, REPLACED_TOKEN) == {7, 3}
+
+
+def test_texts_and_images_are_tokenised_at_once(backbones):
+    """By two threads, of one model, as an ingestion does."""
+    backbone = backbones("aya-vision")
+    tokenised = encoder(backbone)
+    encoded = [tokenised.encode(sample) for sample in SAMPLES]
+    expected = [one.token_ids.tolist() for one in encoded]
+
+    def read():
+        for _ in range(30):
+            for one in encoded:
+                if one.read_inputs is not None:
+                    one.read_inputs()
+
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(read)
+        while not reading.done():
+            found = encoder(backbone)
+            assert [found.encode(sample).token_ids.tolist() for sample in SAMPLES] == expected
+        reading.result()

@@ -1,0 +1,95 @@
+"""How conversations with images are rendered, and where in the text the assistant speaks.
+
+What texts alone are rendered to is told by test_prompts.
+"""
+
+import pytest
+from models import CHATML, GENERATION, NO_SYSTEM, tiny_tokenizer
+
+from forvalue_index.chat_templates import ChatTemplate
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.records import Image, Message
+
+IMAGE = Image("0" * 32, 4, 3, at=4)
+ASKED = Message("user", "see it?", images=(IMAGE,))
+TURNS = (ASKED, Message("assistant", "yes"), Message("user", "sure?"), Message("assistant", "no"))
+HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+TAIL = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+PARTS = (
+    "{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}"
+    "{% endfor %}"
+)
+# As many templates of language models that learned to see: lists of parts only from the user.
+FROM_USER = (
+    "{% if m.role == 'user' and m.content is not string %}"
+    + PARTS
+    + "{% else %}{{ m.content + '' }}{% endif %}"
+)
+EITHER = "{% if m.content is string %}{{ m.content }}{% else %}" + PARTS + "{% endif %}"
+MARKED = (
+    HEAD
+    + "{% if m.role == 'assistant' %}{% generation %}"
+    + PARTS
+    + "<|im_end|>{% endgeneration %}{% else %}"
+    + PARTS
+    + "<|im_end|>{% endif %}{{ '\\n' }}{% endfor %}"
+)
+# Its generation prompt lacks a space that stands before answers, as that of LLaVA-OneVision.
+UNLIKE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} \n" + PARTS + "<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+EXPECTED = (
+    "<|im_start|>user\nsee <image>it?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+    "<|im_start|>user\nsure?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+)
+
+
+def template(text, image_token="<image>"):
+    return ChatTemplate(tiny_tokenizer(text), image_token=image_token)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [HEAD + PARTS + TAIL, HEAD + FROM_USER + TAIL, HEAD + EITHER + TAIL, CHATML],
+    ids=["lists alone", "lists from the user", "either", "text alone"],
+)
+def test_every_kind_of_template_renders_images_in_their_places(text):
+    found = template(text)
+    rendered = found.render(TURNS)
+    assert rendered == EXPECTED
+    spans = found.assistant_spans(TURNS, rendered)
+    assert [rendered[slice(*span)] for span in spans] == ["yes<|im_end|>", "no<|im_end|>"]
+
+
+def test_a_template_that_marks_turns():
+    found = template(MARKED)
+    rendered = found.render(TURNS)
+    assert rendered == EXPECTED
+    spans = found.assistant_spans(TURNS, rendered)
+    assert [rendered[slice(*span)] for span in spans] == ["yes<|im_end|>", "no<|im_end|>"]
+    plain = template(GENERATION, image_token=None)
+    spans = plain.assistant_spans(TURNS[:2], plain.render(TURNS[:2]))
+    assert len(spans) == 1
+
+
+def test_an_answer_is_found_where_the_generation_prompt_is_another():
+    found = template(UNLIKE)
+    rendered = found.render(TURNS)
+    assert not rendered.startswith(
+        "<|im_start|>user \nsee <image>it?<|im_end|><|im_start|>assistant\n"
+    )
+    spans = found.assistant_spans(TURNS, rendered)
+    assert [rendered[slice(*span)] for span in spans] == ["yes<|im_end|>", "no<|im_end|>"]
+
+
+def test_without_images_content_is_text():
+    """To a template that renders lists as they are written in Python."""
+    assert "type" not in template(CHATML).render(TURNS)
+    assert template(CHATML, image_token=None).render(TURNS[1:]) in EXPECTED
+
+
+def test_a_refusal_is_told():
+    system = Message("system", "be kind")
+    with pytest.raises(BadSampleError, match="the chat template refuses the roles system, user"):
+        template(NO_SYSTEM).render((system, *TURNS))
