@@ -44,6 +44,8 @@ def storable(value: Any) -> Any:
         return {storable(str(name)): storable(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [storable(item) for item in value]
+    if hasattr(value, "width") and hasattr(value, "height"):
+        return f"<image {value.width} x {value.height}>"
     if hasattr(value, "isoformat"):
         return value.isoformat()
     return storable(value.tolist()) if hasattr(value, "tolist") else storable(str(value))

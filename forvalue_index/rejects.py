@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from forvalue_index.cells import storable
 from forvalue_index.records import BadRow
 
 
@@ -29,7 +30,7 @@ class Rejects:
             self._path.parent.mkdir(exist_ok=True)
             self._file = self._path.open("w", encoding="utf-8")
         entry = {"source": row.source, "position": row.position, "reason": row.reason}
-        self._file.write(json.dumps({**entry, "row": row.raw}, default=str) + "\n")
+        self._file.write(json.dumps({**entry, "row": row.raw}, default=storable) + "\n")
         self.count += 1
 
     def close(self) -> None:

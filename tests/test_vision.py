@@ -184,6 +184,22 @@ def test_hidden_states_do_not_depend_on_the_batch(kind, backbones):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_response_is_cut_alone(kind, backbones):
+    """Tokens up to the maximum length are read as if there were no more of them."""
+    backbone = backbones(kind)
+    whole = encoder(backbone).encode(SAMPLES[1])
+    cut = encoder(backbone, max_length=len(whole) - 5).encode(SAMPLES[1])
+    assert (cut.truncated, whole.truncated) == (True, False)
+    assert 0 < cut.n_label_tokens == whole.n_label_tokens - 4  # and a line break after them
+    expected = backbone.hidden_states(collate([whole], [0]))[: cut.n_label_tokens]
+    for members in ([cut], [whole, cut]):
+        batch = collate(members, range(len(members)))
+        mine = torch.from_numpy(batch.label_rows) == len(members) - 1
+        found = backbone.hidden_states(batch)[mine]
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_exact_values_are_those_of_autograd(kind, backbones, tmp_path):
     """Through an index on disk: rows that are gradients, and scores of the model itself."""
     model = save_tiny_vision(tmp_path / "model", kind)
