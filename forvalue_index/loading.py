@@ -83,12 +83,12 @@ def create_storage(
     refuse_occupied(path)
     on_progress(Progress("loading", 0, 1))
     backbone = Backbone.load(wanted, device=default_device())
-    on_progress(Progress("loading", 1, 1))
     settings = resolve(wanted, backbone)
     if backbone.processor is not None:
         # Neither cut nor labelled in part, whatever samples of the index will be.
         whole = replace(settings, max_length=backbone.context, max_label_tokens=None)
         refuse_misread_images(backbone, make_encoder(backbone, whole, open_content))
+    on_progress(Progress("loading", 1, 1))
     storage = Storage.create(
         path,
         settings,

@@ -15,6 +15,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from forvalue_index.exceptions import MissingDependencyError, ModelError
 from forvalue_index.model_files import ModelFiles
+from forvalue_index.vision import image_token_of
 
 # Families whose processors would pass, by what keeps their samples from being valued.
 REFUSED = {
@@ -42,7 +43,7 @@ def load_processor(found: ModelFiles, tokenizer: Any, *, model_type: str, truste
     options = {name: value for name, value in written.items() if name in taken}
     options.setdefault("chat_template", tokenizer.chat_template)
     processor = _without_other_media(kind)(**parts | {"tokenizer": tokenizer}, **options)
-    if not getattr(processor, "image_token", None):
+    if not image_token_of(processor):
         raise ModelError(
             f"{found.name}: {kind.__name__} has no token that stands for an image, so samples with "
             "images cannot be told apart from their prompts; use another model"

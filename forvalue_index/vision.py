@@ -51,7 +51,7 @@ class VisionProcessor:
     """The contracts.Vision of a Hugging Face processor; `open_image` gives pixels."""
 
     def __init__(self, processor: Any, open_image: OpenPixels) -> None:
-        self.image_token: str = processor.image_token
+        self.image_token = image_token_of(processor)
         self._processor = processor
         self.open = open_image
         # Images of one batch are read while samples of the next window are tokenised, and no
@@ -108,13 +108,19 @@ class VisionProcessor:
         return _Replaced(_replacements(found), n_values // PATCH_VALUES)
 
 
+def image_token_of(processor: Any) -> str:
+    """What stands for an image in a text; empty where nothing does."""
+    token = getattr(processor, "image_token", None)
+    return str(getattr(token, "content", token) or "")
+
+
 def processor_digest(processor: Any) -> str:
     """Digest of what a processor makes of known images, which tells what it does to others.
 
     Of their values the means and standard deviations, to three decimals: another release of a
     library may round them otherwise.
     """
-    token = processor.image_token
+    token = image_token_of(processor)
     images = [known_image(size) for size in KNOWN_SIZES]
     found = _processed(processor, " ".join([token] * len(images)), images, **REPLACED)
     facts: dict[str, Any] = {"texts": _replacements(found)}
