@@ -12,7 +12,7 @@ import numpy as np
 
 from forvalue_index.contracts import Tokenizer
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.records import Message
+from forvalue_index.records import Image, Message
 
 Span = tuple[int, int]
 Conversation = list[dict[str, Any]]
@@ -22,8 +22,22 @@ TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
 DATE_DIRECTIVES = ("-d", "-m", "-H", "-I", "-M", *"aAbBcdFHIjmMpSTUwWxXyYZ")
 SENTINEL = "\N{OBJECT REPLACEMENT CHARACTER}content"
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Which of the user's and the assistant's content may be lists of parts, best first.
-PART_ROLES = (("user", "assistant"), ("user",))
+ASKED, SAID = "user", "assistant"
+
+
+_ASKED, _SAID = Message(ASKED, "x"), Message(SAID, SENTINEL)
+
+
+def _conversations_with(role: str) -> Iterator[list[Message]]:
+    """Conversations in which a role says something known, where templates may expect it."""
+    known = Message(role, SENTINEL)
+    if role == ASKED:
+        yield [known, Message(SAID, "x")]
+    elif role == SAID:
+        yield [_ASKED, known]
+    else:
+        yield [known, _ASKED, Message(SAID, "x")]
+        yield [_ASKED, Message(SAID, "x"), known, Message(SAID, "x")]
 
 
 class ChatTemplate:
@@ -36,19 +50,44 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer, *, image_token: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._image_token = image_token
-        # Processors of images replace the list of the first kind.
-        added = tokenizer.added_tokens_decoder.values()
-        special = {*tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
+        special = set(tokenizer.all_special_tokens)
+        if image_token:  # processors of images replace that list by one of their own tokens
+            added = tokenizer.added_tokens_decoder.values()
+            special |= {token.content for token in added if token.special}
         self._special = tuple(token for token in special if token)
         self._fixed_date = _fixed_date(tokenizer.chat_template)
         self._marks_turns = bool(GENERATION_BLOCK.search(str(tokenizer.chat_template)))
-        taken = (roles for roles in PART_ROLES if image_token and self._takes_parts(roles))
-        self._part_roles: tuple[str, ...] = next(taken, ())
+        # By role, whether content is to be a list of parts.
+        self._takes_parts: dict[str, bool] = {}
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation. Raises BadSampleError where the template refuses it."""
+        """The text of a conversation.
+
+        Raises BadSampleError where the template refuses it, or, of a model of images, leaves out
+        what somebody says.
+        """
         text: str = self._rendered([self._turn(message) for message in messages])
+        for message in messages if self._image_token else ():
+            lost = [p for p in message.parts if isinstance(p, str) and p.strip() not in text]
+            if lost:
+                raise BadSampleError(
+                    f"the chat template leaves out what the role {message.role} says; use a model "
+                    "whose template renders it, or leave that turn out"
+                )
         return text
+
+    def image_mark(self) -> str:
+        """What the template writes for an image between two texts."""
+        token = self._image_token or ""
+        image = Image("", 1, 1, at=len(SENTINEL))
+        try:
+            text = self._rendered(
+                [self._turn(Message(ASKED, 2 * SENTINEL, images=(image,))), self._turn(_SAID)]
+            )
+        except BadSampleError:
+            return token
+        between = text.split(SENTINEL)
+        return between[1] if len(between) == 3 and between[1].count(token) == 1 else token
 
     def assistant_spans(self, messages: Sequence[Message], text: str) -> list[Span]:
         """Where the rendered text holds what the assistant says, end token included.
@@ -64,14 +103,14 @@ class ChatTemplate:
             if message.role != "assistant":
                 continue
             content = message.content.strip()
-            start = self._start(conversation, turn, content, text)
+            start = self._start(conversation, turn, text)
             said = self._rendered_turn(conversation[: turn + 1], content, text, start)
             spans.append((start, start + len(self._without_trailing_space(said))))
         return spans
 
     def _turn(self, message: Message) -> dict[str, Any]:
         """A message as the template takes it."""
-        if message.role in self._part_roles or (self._part_roles and message.images):
+        if self._image_token and self._in_parts(message.role):
             parts = [
                 {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
                 for part in message.parts
@@ -80,15 +119,21 @@ class ChatTemplate:
         content = message.text(lambda _: self._image_token or "")
         return {"role": message.role, "content": content, **message.extra}
 
-    def _takes_parts(self, roles: tuple[str, ...]) -> bool:
-        """Whether text in parts is rendered for these roles, and as itself."""
-        self._part_roles = roles
-        asked, said = (Message(role, SENTINEL) for role in ("user", "assistant"))
+    def _in_parts(self, role: str) -> bool:
+        """Whether what a role says is rendered, and as itself, where it is a list of parts."""
+        if role not in self._takes_parts:
+            self._takes_parts[role] = True
+            self._takes_parts[role] = any(
+                self._renders_once(conversation) for conversation in _conversations_with(role)
+            )
+        return self._takes_parts[role]
+
+    def _renders_once(self, conversation: Sequence[Message]) -> bool:
         try:
-            text = self.render([asked, said])
+            text = self._rendered([self._turn(message) for message in conversation])
         except BadSampleError:
             return False
-        return text.count(SENTINEL) == 2 and "'text'" not in text
+        return text.count(SENTINEL) == 1 and "'text'" not in text
 
     def _marked_spans(self, conversation: Conversation, text: str) -> Iterator[Span]:
         """The characters of the tokens that the template itself marks as the assistant's."""
@@ -105,34 +150,26 @@ class ChatTemplate:
             if is_said:
                 yield int(offsets[start, 0]), int(offsets[place - 1, 1])
 
-    def _start(self, conversation: Conversation, turn: int, content: str, text: str) -> int:
-        """Where in the rendered text the assistant begins to say `turn`.
+    def _start(self, conversation: Conversation, turn: int, text: str) -> int:
+        """Where in the rendered text the assistant begins to say `turn`, after its header.
 
         Where the generation prompt is not what the template writes before an answer (that of
-        LLaVA-OneVision lacks a space), the answer itself is looked for.
+        LLaVA-OneVision lacks a space), the header is what precedes a known answer.
         """
-        before = self._before(conversation, turn)
-        if text.startswith(before):
-            return len(before)
-        asked: str = self._rendered(conversation[:turn]) if turn else ""
-        found = text.find(content, len(asked)) if content and text.startswith(asked) else -1
-        if found < 0:
+        before = ""
+        if turn:  # templates cannot render no turn at all
+            before = self._rendered(conversation[:turn], add_generation_prompt=True)
+        if not before or not text.startswith(before):
+            known = {**conversation[turn], **self._turn(_SAID)}
+            marked: str = self._rendered([*conversation[:turn], known])
+            before = marked.partition(SENTINEL)[0]
+        if not text.startswith(before):
             raise BadSampleError(
                 f"the chat template renders what precedes turn {turn + 1} otherwise once the turn "
                 "is there, so the assistant's tokens cannot be told apart; use --template plain "
                 "with prompt/response columns, or --labels all"
             )
-        return found
-
-    def _before(self, conversation: Conversation, turn: int) -> str:
-        """What is rendered before the assistant says `turn`, its header included."""
-        if turn:
-            before: str = self._rendered(conversation[:turn], add_generation_prompt=True)
-            return before
-        # Templates cannot render no turn at all, so the header is what precedes a known content.
-        known = self._turn(Message(conversation[0]["role"], SENTINEL))
-        marked: str = self._rendered([{**conversation[0], **known}])
-        return marked.partition(SENTINEL)[0]
+        return len(before)
 
     def _rendered_turn(self, upto: Conversation, content: str, text: str, start: int) -> str:
         """The rendered last turn of `upto`, which stands in `text` at `start` and has `content`.
