@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -12,7 +13,9 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, TypeVar
 
+from forvalue_index.cells import UNSTORABLE
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
+from forvalue_index.images import MOST_PIXELS
 from forvalue_index.records import (
     TEXT_ROLE,
     Image,
@@ -29,6 +32,7 @@ CHUNK = 900
 MAX_METADATA_DEPTH = 50
 # PostgreSQL indexes up to 2,704 bytes.
 MAX_NAME_BYTES = 2000
+DIGEST = re.compile(r"[0-9a-f]{32}")
 _SCALARS = {str, int, float, bool, type(None)}
 # What comes here was encoded once already, for its hash, and a search for circles takes its time.
 _WRITTEN = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False).encode
@@ -234,13 +238,32 @@ def _message(fields: dict[str, Any]) -> Message:
     if not _are_images(images):
         return Message(fields["role"], fields["content"], extra)
     del extra["images"]
-    return Message(
-        fields["role"], fields["content"], extra, tuple(Image(**image) for image in images)
+    found = tuple(_image(image, len(fields["content"])) for image in images)
+    return Message(fields["role"], fields["content"], extra, found)
+
+
+def _image(fields: dict[str, Any], length: int) -> Image:
+    """A stored image; an index may come from a stranger, so nothing of it is taken on trust."""
+    path = fields.get("path")
+    sound = (
+        fields.keys() <= {"digest", "width", "height", "at", "path"}
+        and all(type(fields[name]) is int for name in ("width", "height", "at"))
+        and min(fields["width"], fields["height"]) > 0
+        and fields["width"] * fields["height"] <= MOST_PIXELS
+        and 0 <= fields["at"] <= length
+        and isinstance(fields["digest"], str)
+        and DIGEST.fullmatch(fields["digest"])
+        and (path is None or (isinstance(path, str) and not UNSTORABLE.search(path)))
     )
+    if not sound:
+        raise ValueError(f"an image of it is {fields}")
+    return Image(**fields)
 
 
 def _are_images(value: Any) -> bool:
     """Whether this is what is stored of images, and no field of a row that has that name."""
-    return isinstance(value, list) and all(
-        isinstance(one, dict) and "digest" in one for one in value
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, dict) and "digest" in one for one in value)
     )

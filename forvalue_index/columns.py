@@ -16,7 +16,7 @@ from forvalue_index.cells import kind_of, storable, text_of
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.images import ImageFiles
 from forvalue_index.records import Sample
-from forvalue_index.turns import OpenImage, messages_of
+from forvalue_index.turns import OpenImage, holds_nothing, messages_of
 
 FIELDS = ("prompt", "response", "messages", "text", "images", "id")
 # Field -> lower-case column, in order of preference.
@@ -62,8 +62,13 @@ def to_sample(
     """
     row = {str(name): value for name, value in row.items()}
     layout = layout_of(tuple(row), tuple((columns or {}).items()))
+    layout = _with_filled_images(layout, row, columns or {})
     cells = {field: row[column] for field, column in layout.items()}
-    metadata = {name: value for name, value in row.items() if name not in layout.values()}
+    metadata = {
+        name: value
+        for name, value in row.items()
+        if name not in layout.values() and not _is_empty_image(name, value)
+    }
     return Sample(
         messages=messages_of(cells, layout, open_image or ImageFiles(Path.cwd()).read),
         source=source,
@@ -71,6 +76,26 @@ def to_sample(
         own_id=_own_id(cells.get("id")),
         metadata=storable(metadata),
     )
+
+
+def _with_filled_images(
+    layout: dict[str, str], row: Mapping[str, Any], columns: Mapping[str, str]
+) -> dict[str, str]:
+    """The layout with that column of images which holds some, where there are two."""
+    usual = [name for name in row if name.lower() in BESIDE["images"]]
+    if len(usual) < 2 or "images" in columns:
+        return layout
+    filled = [name for name in usual if not holds_nothing(row[name])]
+    if len(filled) > 1:
+        raise BadSampleError(
+            f"the columns {' and '.join(filled)} both hold images; say which one is meant with "
+            f"--columns images={filled[0]}"
+        )
+    return layout | {"images": (filled or usual)[0]}
+
+
+def _is_empty_image(name: str, value: Any) -> bool:
+    return name.lower() in BESIDE["images"] and holds_nothing(value)
 
 
 def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:

@@ -10,10 +10,10 @@ import base64
 import binascii
 import hashlib
 import io
-import warnings
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
 
+from forvalue_index.cells import UNSTORABLE
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.records import Image
 
@@ -36,9 +37,13 @@ SHOWN_PIXELS, LOSSLESS_PIXELS = 512, 256
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Opens what the rows of a data set say of images: paths below `root`, or images themselves."""
+    """Opens what the rows of a data set say of images: paths below `root`, or images themselves.
+
+    Relative paths count from `root`, or from `beside`, where the data lie, if nothing is there.
+    """
 
     root: Path
+    beside: Path | None = None
 
     def read(self, value: Any, place: str) -> Image:
         """An image from a path, bytes, a data URL, a Pillow image, or what `datasets` holds.
@@ -47,6 +52,10 @@ class ImageFiles:
         BadSampleError, with `place` in the row and the reason.
         """
         value = _unwrapped(value)
+        if isinstance(value, np.ndarray):
+            value = _of_array(value, place)
+        if isinstance(value, PurePath):
+            value = str(value)
         if isinstance(value, Pillow.Image):
             value = _packed(value, place)
         elif isinstance(value, str) and value[: len(DATA_URL)].lower() == DATA_URL:
@@ -71,10 +80,16 @@ class ImageFiles:
                 f"{place} is the address {shown}, and nothing is fetched; download it and name "
                 "the file"
             )
-        if "\0" in value:
-            raise BadSampleError(f"{place} is a path with a NUL in it; mend it")
-        root = self.root.resolve()
-        path = (root / value.removeprefix("file://")).resolve()
+        if UNSTORABLE.search(value):
+            raise BadSampleError(f"{place} is a path with a NUL or half a character in it; mend it")
+        name = value.removeprefix("file://")
+        try:
+            root = self.root.resolve()
+            path = (root / name).resolve()
+            if self.beside is not None and not path.exists():
+                path = (self.beside.resolve() / name).resolve()
+        except (OSError, RuntimeError) as error:  # too long, or a link in a circle
+            raise BadSampleError(f"{place} is no path: {first_line(error)}; mend it") from error
         if not path.is_relative_to(root):
             raise BadSampleError(
                 f"{place} is {value}, which does not lie below {root}, where the images of this "
@@ -91,18 +106,15 @@ def decode(file: Path | io.BytesIO, place: str) -> Pixels:
     try:
         if isinstance(file, Path) and not file.is_file():
             raise BadSampleError(f"{place} is missing; put the image there, or mend the path")
-        with warnings.catch_warnings():
-            # Of Pillow's own limit, which is below, and of EXIF data that nobody reads.
-            warnings.simplefilter("ignore")
-            with Pillow.open(file, formats=FORMATS) as opened:
-                width, height = opened.size
-                if width * height > MOST_PIXELS:
-                    raise BadSampleError(
-                        f"{place} has {width:,} x {height:,} pixels, and more than "
-                        f"{MOST_PIXELS:,} are not decoded; make it smaller"
-                    )
-                return ImageOps.exif_transpose(opened).convert("RGB")
-    except Pillow.DecompressionBombError as error:
+        with Pillow.open(file, formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS:
+                raise BadSampleError(
+                    f"{place} has {width:,} x {height:,} pixels, and more than "
+                    f"{MOST_PIXELS:,} are not decoded; make it smaller"
+                )
+            return _rgb(ImageOps.exif_transpose(opened), place)
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise BadSampleError(f"{place} is not decoded: {error}; make it smaller") from error
     except UnidentifiedImageError as error:
         raise BadSampleError(
@@ -111,8 +123,33 @@ def decode(file: Path | io.BytesIO, place: str) -> Pixels:
     except BadSampleError:
         raise
     except Exception as error:  # Each format has errors of its own for a damaged file.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadSampleError(f"{place} cannot be decoded: {reason}; restore the image") from error
+        raise BadSampleError(
+            f"{place} cannot be decoded: {first_line(error)}; restore the image"
+        ) from error
+
+
+def _rgb(image: Pixels, place: str) -> Pixels:
+    """RGB values of an image: on white where it is transparent, of 16 bits the upper 8.
+
+    So do the processors of models, where they are given such images.
+    """
+    if image.mode in ("I", "F"):
+        raise BadSampleError(
+            f"{place} has values of 32 bits, whose black and white nobody knows; save it with 8 or "
+            "16 bits"
+        )
+    if image.mode.startswith("I;16"):
+        return Pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        upper = image.convert("RGBA")
+        white = Pillow.new("RGBA", upper.size, "white")
+        return Pillow.alpha_composite(white, upper).convert("RGB")
+    return image.convert("RGB")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def digest_of(pixels: Pixels) -> str:
@@ -146,13 +183,32 @@ def _unwrapped(value: Any) -> Any:
     """The image of an object that holds one, as `datasets` and chat formats write them."""
     while isinstance(value, Mapping):
         names = ("bytes", "image", "path", "url", "image_url", "base64")
-        held = [(n, value[n]) for n in names if value.get(n) not in (None, "", b"")]
+        held = [(n, value[n]) for n in names if not is_nothing(value.get(n))]
         if not held:
             return None
         name, value = held[0]
         if name == "base64" and isinstance(value, str):
             return f"{DATA_URL};base64,{value}"
     return value
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a cell holds no image: null, not a number as pandas has it, or empty."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str | bytes | bytearray) and not value)
+
+
+def _of_array(value: NDArray[Any], place: str) -> Any:
+    """RGB or grey values [height, width, 3] as an image; of another array its only value."""
+    if value.dtype == np.uint8 and value.ndim in (2, 3) and value.shape[2:] in ((), (3,), (4,)):
+        return Pillow.fromarray(value)
+    if value.ndim == 0:
+        return value.item()
+    raise BadSampleError(
+        f"{place} is an array of {value.dtype} with shape {value.shape}, wanted bytes of RGB: "
+        "uint8, [height, width, 3]"
+    )
 
 
 def _decoded_url(url: str, place: str) -> bytes:
@@ -162,7 +218,7 @@ def _decoded_url(url: str, place: str) -> bytes:
             f"{place} is a data URL without base64 data; write data:...;base64,..."
         )
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadSampleError(f"{place} is a data URL whose base64 is damaged: {error}") from error
 
@@ -176,9 +232,12 @@ def _packed(image: Pixels, place: str) -> bytes:
         )
     file = io.BytesIO()
     try:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = _rgb(ImageOps.exif_transpose(image), place)
         upright.save(file, "PNG", compress_level=1)
+    except BadSampleError:
+        raise
     except Exception as error:  # It may be a file that is opened only now.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadSampleError(f"{place} cannot be read: {reason}; restore the image") from error
+        raise BadSampleError(
+            f"{place} cannot be read: {first_line(error)}; restore the image"
+        ) from error
     return file.getvalue()

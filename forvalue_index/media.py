@@ -13,7 +13,7 @@ from pathlib import Path
 
 from forvalue_index.durable import write_durably
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.images import Pixels, decode, digest_of
+from forvalue_index.images import Pixels, decode, digest_of, first_line
 from forvalue_index.manifest import MEDIA
 from forvalue_index.records import Image, Message, Sample
 from forvalue_index.settings import Settings
@@ -80,7 +80,7 @@ class Media:
     def _verified(self, image: Image) -> tuple[bytes, Pixels]:
         content = self._content(image)
         pixels = decode(io.BytesIO(content), str(image))
-        if digest_of(pixels) != image.digest:
+        if pixels.size != (image.width, image.height) or digest_of(pixels) != image.digest:
             raise BadSampleError(f"{image} has other pixels than when it was added; restore it")
         return content, pixels
 
@@ -91,14 +91,22 @@ class Media:
             path = self._root / image.path
         elif self._copies is not None:
             path = _copy(self._copies, image)
+            if not path.resolve().is_relative_to(self._copies.resolve()):
+                raise BadSampleError(f"{image}: {path} is a link that leads out of the index")
         else:
             raise BadSampleError(f"{image} is no file; restore the data that it came from")
         try:
-            if not path.is_file():
-                raise BadSampleError(f"{image}: {path} is missing; put it back where it was")
-            return path.read_bytes()
-        except OSError as error:
-            raise BadSampleError(f"{image}: {path} cannot be read: {error.strerror}") from error
+            # Files that are none, as those of /proc, have no size.
+            if not path.is_file() or not (size := path.stat().st_size):
+                raise BadSampleError(
+                    f"{image}: {path} is missing or empty; put it back where it was"
+                )
+            with path.open("rb") as file:
+                return file.read(size)
+        except (OSError, RuntimeError) as error:
+            raise BadSampleError(
+                f"{image}: {path} cannot be read: {first_line(error)}; mend it"
+            ) from error
 
 
 def _copy(copies: Path, image: Image) -> Path:

@@ -19,7 +19,7 @@ body { font: 16px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
   border: 1px solid #8888; border-radius: .4rem; padding: .8rem; }
 .text i { font-style: normal; opacity: .55; }
 .text b { font-weight: normal; border-radius: .2rem; cursor: help; }
-.text img { display: block; max-width: 100%; margin: .4rem 0; image-rendering: auto; }
+.text img { display: block; max-width: 100%; margin: .4rem 0; }
 table { border-collapse: collapse; } td, th { padding: .1rem .8rem .1rem 0; text-align: left; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
 h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem; }
@@ -75,7 +75,7 @@ def image_html(image: Image, open_image: OpenPixels) -> str:
     except BadSampleError as error:
         return f"<i>[{escaped(str(error))}]</i>"
     name = escaped(str(image))
-    return f'<img src="{data_url(pixels)}" width="{image.width}" alt="{name}" title="{name}">'
+    return f'<img src="{data_url(pixels)}" width="{int(image.width)}" alt="{name}" title="{name}">'
 
 
 def escaped(text: str) -> str:

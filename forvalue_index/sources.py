@@ -136,6 +136,11 @@ def open_sources(
     return [RowSource("<iterable>", lambda: enumerate(data, 1), columns, images, rereadable)]
 
 
+def _images_of(data: Path, media: Path | None) -> ImageFiles:
+    """What opens the images of a file in directory `data`; those of a root that is named."""
+    return ImageFiles(data) if media is None else ImageFiles(media, beside=data)
+
+
 def _media_root(media_root: str | PathLike[str]) -> Path:
     root = Path(media_root).expanduser().absolute()
     if not root.is_dir():
@@ -154,7 +159,7 @@ def _open_path(path: Any, columns: Mapping[str, str], media: Path | None) -> lis
                 name,
                 partial(_rows_of, name, read, Path(name)),
                 columns,
-                ImageFiles(media or Path(name).absolute().parent),
+                _images_of(Path(name).absolute().parent, media),
                 path=Path(name),
             )
             for match in _expand(str(path))

@@ -7,12 +7,17 @@ in a column alone, and then come before the first words of the user.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from forvalue_index.cells import kind_of, storable, text_of
 from forvalue_index.exceptions import BadSampleError
+from forvalue_index.images import is_nothing
 from forvalue_index.records import TEXT_ROLE, Image, Message
 
 OpenImage = Callable[[Any, str], Image]
@@ -20,6 +25,7 @@ OpenImage = Callable[[Any, str], Image]
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE_MARK = "<image>"
 IMAGE_PARTS = {"image", "image_url", "input_image"}
+NOT_OF_IMAGES = {"type", "text", "index"}
 TEXT_PARTS = {"text", "input_text", "output_text"}
 
 
@@ -86,7 +92,12 @@ def _turn(turn: Any, place: str) -> _Turn:
     role = turn.get(names[0])
     # A null extra is how Parquet spells an absent one: dropping it keeps hashes equal over formats.
     others = {k: v for k, v in turn.items() if k not in names and v is not None}
-    images = _image_values(others.pop("images", None), f"images of {place}")
+    images: list[tuple[str, Any]] = []
+    for name in ("images", "image"):
+        if found := _image_values(others.get(name), f"{name} of {place}"):
+            if images:
+                raise BadSampleError(f"{place} has images and image; use one of them")
+            images, _ = found, others.pop(name)
     extra = {k: storable(v) for k, v in others.items()}
     calls_tools = role == "assistant" and bool(extra.get("tool_calls"))
     if missing and not (calls_tools and missing == ["content"]):
@@ -117,21 +128,32 @@ def _part(part: Any, place: str) -> str | _Slot:
     if not isinstance(part, Mapping):
         raise BadSampleError(f"{place} is {kind_of(part)}, wanted text or an image")
     kind = part.get("type") or ("text" if part.get("text") is not None else "image")
-    if kind in TEXT_PARTS:
+    if isinstance(kind, str) and kind in TEXT_PARTS:
         return text_of(part.get("text"), f"the text of {place}")
-    if kind not in IMAGE_PARTS:
+    if not isinstance(kind, str) or kind not in IMAGE_PARTS:
         raise BadSampleError(f"{place} has the type {kind!r}, and only text and images are read")
-    held = {k: v for k, v in part.items() if k not in ("type", "text") and v is not None}
+    held = {k: v for k, v in part.items() if k not in NOT_OF_IMAGES and not is_nothing(v)}
     return _Slot(place, held or None)
 
 
 def _image_values(value: Any, column: str) -> list[tuple[str, Any]]:
     """What a cell holds of images, each with its place: nothing, one, or a list."""
-    values = list(value) if isinstance(value, list | tuple) else [value]
+    if isinstance(value, str) and value.startswith("["):  # a list in a cell of a CSV file
+        with suppress(ValueError):
+            value = json.loads(value)
+    many = isinstance(value, list | tuple) or (
+        isinstance(value, np.ndarray) and (value.dtype == object or value.ndim == 4)
+    )
+    values = list(value) if many else [value]
     named = [(f"image {n} of '{column}'", one) for n, one in enumerate(values, 1)]
     if len(values) == 1:
         named = [(f"'{column}'", values[0])]
-    return [(place, one) for place, one in named if one is not None and one != ""]
+    return [(place, one) for place, one in named if not is_nothing(one)]
+
+
+def holds_nothing(value: Any) -> bool:
+    """Whether a cell for images holds none."""
+    return not _image_values(value, "")
 
 
 def _with_images(
@@ -203,7 +225,7 @@ def _message(turn: _Turn, open_image: OpenImage) -> Message:
             content += part
         else:
             image = open_image(part.value, part.place)
-            images.append(Image(**{**vars(image), "at": len(content)}))
+            images.append(replace(image, at=len(content)))
     return Message(turn.role, content, turn.extra, tuple(images))
 
 

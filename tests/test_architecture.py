@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 # Index = height: a module imports only what stands in a set above its own.
 LAYERS = [
     {"exceptions", "records"},  # words
+    {"cells"},
     {"images"},
     {"settings", "contracts", "results", "evaluation_results", "extras"},  # promises
     {
@@ -24,7 +25,6 @@ LAYERS = [
         "devices",
         "batching",
         "durable",
-        "cells",
         "chat_templates",
         "vision",
         "model_digests",

@@ -60,6 +60,10 @@ GIVEN = {
     "Pillow file": lambda root: Pillow.open(root / "a.png"),
     "datasets, bytes": lambda root: {"bytes": PNG, "path": "whatever.png"},
     "datasets, path": lambda root: {"bytes": None, "path": "a.png"},
+    "array": lambda root: PIXELS,
+    "path object": lambda root: root / "a.png",
+    "array of bytes": lambda root: {"bytes": np.array(PNG, dtype=object)},
+    "data URL in lines": lambda root: "data:image/png;base64," + base64.encodebytes(PNG).decode(),
     "part with image": lambda root: {"image": "a.png"},
     "part with url": lambda root: {"url": "a.png"},
     "part of OpenAI": lambda root: {"image_url": {"url": "a.png", "detail": "low"}},
@@ -96,14 +100,40 @@ def test_exif_turns_an_image_upright(files):
     assert upright.digest == found.digest
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
-def test_every_mode_is_read_as_rgb(files, mode):
-    picture = PICTURE.convert("L" if mode == "I;16" else mode)
-    if mode == "I;16":
-        picture = Pillow.fromarray(np.asarray(picture).astype(np.uint16))
-    kind = "TIFF" if mode == "CMYK" else "PNG"
-    found = files.read(file_of(picture, kind), "'image'")
-    assert found.digest == digest_of(decode(io.BytesIO(file_of(picture, kind)), "it"))
+def pixels_of(picture, kind="PNG", **options):
+    return np.asarray(decode(io.BytesIO(file_of(picture, kind, **options)), "it"))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK"])
+def test_every_mode_is_read_as_rgb(mode):
+    picture = PICTURE.convert(mode)
+    found = pixels_of(picture, "TIFF" if mode == "CMYK" else "PNG")
+    assert np.array_equal(found, np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode, files):
+    """As processors of models make it; and a half of a colour is half of white."""
+    picture = Pillow.new("RGBA", (3, 1), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (0, 0, 0, 255))
+    picture.putpixel((2, 0), (0, 0, 0, 128))
+    if mode == "P":
+        picture = Pillow.new("P", (3, 1), 0)
+        picture.putpalette([0, 0, 0, 0, 0, 0, 127, 127, 127])
+        picture.putpixel((1, 0), 1)
+        picture.putpixel((2, 0), 2)
+        options = {"transparency": 0}
+    else:
+        picture, options = picture.convert(mode), {}
+    assert pixels_of(picture, **options)[0].tolist() == [[255] * 3, [0] * 3, [127] * 3]
+    if not options:
+        assert files.read(picture, "it").digest == files.read(file_of(picture), "it").digest
+
+
+def test_of_16_bits_the_upper_8_are_read():
+    ramp = np.arange(0, 65536, 8192, dtype=np.uint16)[None]
+    found = pixels_of(Pillow.fromarray(ramp))
+    assert found[0].tolist() == [[level] * 3 for level in range(0, 256, 32)]
 
 
 @given(st.tuples(st.integers(1, 12), st.integers(1, 12)), st.integers(0, 2**16))
@@ -122,11 +152,7 @@ def test_other_pixels_or_another_shape_have_another_digest(size, seed):
 
 def test_a_digest_is_what_it_was():
     """It is part of content hashes and of the names of copies."""
-    grey = Pillow.new("RGB", (3, 2), (1, 2, 3))
-    assert (
-        digest_of(grey)
-        == images.hashlib.blake2b(b"3 2;" + bytes([1, 2, 3]) * 6, digest_size=16).hexdigest()
-    )
+    assert digest_of(Pillow.new("RGB", (3, 2), (1, 2, 3))) == "64c62a7e74abf785fadbe6026f039cd8"
 
 
 def test_paths_that_lead_out_are_refused(files):
@@ -190,8 +216,14 @@ WRONG = {
     "address": ("https://host/a.png", "is the address https://host/a.png, and nothing is fetched"),
     "data URL as text": ("data:image/png,abc", "is a data URL without base64 data"),
     "data URL damaged": ("data:image/png;base64,@@@", "is a data URL whose base64 is damaged"),
-    "NUL": ("a\0.png", "is a path with a NUL in it"),
+    "NUL": ("a\0.png", "is a path with a NUL or half a character in it"),
+    "half a character": ("\ud800.png", "is a path with a NUL or half a character in it"),
     "too long": ("x" * 5000, "'image'"),
+    "32 bits": (file_of(Pillow.new("I", (4, 4), 70_000), "TIFF"), "has values of 32 bits"),
+    "floats": (file_of(Pillow.new("F", (4, 4), 0.5), "TIFF"), "has values of 32 bits"),
+    "a Pillow image of floats": (Pillow.new("F", (4, 4), 0.5), "has values of 32 bits"),
+    "an array of floats": (np.zeros((4, 4, 3)), "is an array of float64 with shape (4, 4, 3)"),
+    "an array of five colours": (np.zeros((4, 4, 5), np.uint8), "wanted bytes of RGB"),
 }
 
 
@@ -199,6 +231,21 @@ WRONG = {
 def test_what_is_wrong_with_an_image_is_one_line(files, case):
     value, said = WRONG[case]
     assert said in reason(files, value)
+
+
+def test_a_link_in_a_circle_is_told(files):
+    (files.root / "loop.png").symlink_to("loop.png")
+    assert "loop.png" in reason(files, "loop.png")
+
+
+def test_paths_count_from_the_root_or_from_the_data(files):
+    """What is not there below the root may lie beside the data, if that is below the root."""
+    root = files.root.parent
+    both = ImageFiles(root, beside=root / "data" / "sub")
+    assert both.read("data/a.png", "it").path == str(root / "data" / "a.png")
+    assert both.read("../a.png", "it").path == str(root / "data" / "a.png")
+    inner = ImageFiles(root / "data" / "sub", beside=root / "data")
+    assert "does not lie below" in reason(inner, "a.png")
 
 
 def test_a_device_is_no_file():

@@ -108,9 +108,15 @@ def test_lost_and_changed_images_are_told(data, how):
     file.write_bytes(whole[:-100])
     assert "cannot be decoded" in reason(found.open, image)
     file.write_bytes(b"")
+    assert "is missing or empty" in reason(found.content, image)
+    file.write_bytes(b"text")
     assert "no image of a format that is read" in reason(found.content, image)
     file.unlink()
-    assert f"{file} is missing; put it back where it was" in reason(found.open, image)
+    assert f"{file} is missing or empty; put it back where it was" in reason(found.open, image)
+    file.symlink_to("/proc/version")
+    said = "leads out of the index" if how == "copy" else "is missing or empty"
+    assert said in reason(found.open, image)
+    file.unlink()
     file.mkdir()
     assert "is missing" in reason(found.open, image)
 

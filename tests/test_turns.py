@@ -1,5 +1,6 @@
 """Rows with images: where they stand in a conversation, and what keeps a row from being used."""
 
+import numpy as np
 import pytest
 from vision_models import tiny_image
 
@@ -130,6 +131,26 @@ ROWS = {
         {"text": "see <image> here", "image": A},
         ("text", "see <A> here"),
     ),
+    "an empty column beside a full one": (
+        {"prompt": "what?", "response": "this", "images": [], "image": A},
+        PAIR,
+    ),
+    "a null beside a full one": (
+        {"prompt": "what?", "response": "this", "image": None, "images": [A]},
+        PAIR,
+    ),
+    "an image beside the content of a turn": (
+        {"messages": [{"role": "user", "content": "what?", "image": A}, *turns("", "this")[1:]]},
+        PAIR,
+    ),
+    "an array of objects": (
+        {"prompt": "or ?", "response": "this", "images": np.array([A, B], dtype=object)},
+        [("user", "<A><B>or ?"), ("assistant", "this")],
+    ),
+    "not a number, as pandas says": (
+        {"prompt": "what?", "response": "this", "image": float("nan")},
+        None,
+    ),
     "none": ({"prompt": "<image> is a mark", "response": "yes", "image": None}, None),
     "none in a list": ({"prompt": "what?", "response": "this", "images": [None, ""]}, None),
     "an empty list": ({"prompt": "what?", "response": "this", "images": []}, None),
@@ -232,6 +253,23 @@ BAD = {
         "turn 1 of 'messages' has images, and more among its parts; use one of these",
     ),
     "a number": ({"prompt": "a", "response": "b", "image": 7}, "'image' is int, wanted a path"),
+    "a part of a strange type": (
+        {"messages": turns([{"type": ["image"]}], "this")},
+        "part 1 of turn 1 of 'messages' has the type ['image'], and only text and images are read",
+    ),
+    "two columns": (
+        {"prompt": "a", "response": "b", "image": A, "images": [B]},
+        "the columns image and images both hold images; say which one is meant with --columns",
+    ),
+    "both beside a turn": (
+        {
+            "messages": [
+                {"role": "user", "content": "x", "image": A, "images": [B]},
+                *turns("", "this")[1:],
+            ]
+        },
+        "turn 1 of 'messages' has images and image; use one of them",
+    ),
     "the second of two": (
         {"prompt": "a", "response": "b", "images": [A, "none.png"]},
         "image 2 of 'images', ",
@@ -257,8 +295,12 @@ def test_paths_count_from_the_data_file(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     (found,) = open_sources([str(data / "rows.jsonl")])[0].samples()
     assert told(found) == PAIR
-    (bad,) = open_sources([str(data / "rows.jsonl")], media_root=tmp_path)[0].samples()
-    assert "a.png, is missing" in bad.reason
+    (found,) = open_sources([str(data / "rows.jsonl")], media_root=tmp_path)[0].samples()
+    assert told(found) == PAIR  # from the directory of the data, which the root holds
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (bad,) = open_sources([str(data / "rows.jsonl")], media_root=elsewhere)[0].samples()
+    assert "does not lie below" in bad.reason
     (found,) = open_sources([{"text": "t", "image": "data/a.png"}], media_root=tmp_path)[
         0
     ].samples()
@@ -277,6 +319,25 @@ def test_the_text_of_a_message_is_split_at_its_images():
     ]
     assert found.content == "ab"
     assert list(Message("user", "").parts) == []
+
+
+def test_a_list_in_a_cell_of_a_csv_file(tmp_path):
+    A.save(tmp_path / "a.png")
+    B.save(tmp_path / "b.png")
+    (tmp_path / "x.csv").write_text(
+        'prompt,response,images\n<image>or <image>?,this,"[""a.png"", ""b.png""]"\n'
+        "<image>what?,this,a.png\nx,y,\n"
+    )
+    both, one, none = open_sources(str(tmp_path / "x.csv"))[0].samples()
+    assert (told(both), told(one), none.images) == (TWO, PAIR, ())
+
+
+def test_an_empty_list_of_a_turn_is_no_image():
+    """It stays a field of the turn, as it was before there were images, and so does its hash."""
+    turn = {"role": "user", "content": "what?", "images": []}
+    found = sample({"messages": [turn, *turns("", "this")[1:]]})
+    assert found.messages[0].extra == {"images": []}
+    assert found.images == ()
 
 
 def test_a_preview_tells_of_images():

@@ -162,16 +162,18 @@ def test_lost_images_are_found_and_told(index, home):
     lost = "images of 20 samples" if copies.exists() else "images of 19 samples"
     assert finding["what"].startswith(lost)
     found = document("query", index, validation, "--top", 3, "--rerank", COUNT)
-    assert any("is missing; put it back" in warning for warning in found["warnings"])
+    assert any("is missing or empty; put it back" in warning for warning in found["warnings"])
     assert all(
         hit["exact"] == (hit["key"] in ("s5", "s11", "s17", "s23")) or not copies.exists()
         for hit in found["helpful"]
     )
-    assert "is missing; put it back where it was" in refused("explain", index, "s1", validation)
+    assert "is missing or empty; put it back where it was" in refused(
+        "explain", index, "s1", validation
+    )
     assert "is missing" in refused("values", index, validation, "-o", home / "v.csv", "--exact")
     page = home / "page.html"
     assert run("show", index, "s1", "-o", page).exit_code == 0
-    assert "is missing; put it back where it was" in page.read_text()
+    assert "is missing or empty; put it back where it was" in page.read_text()
 
 
 def test_a_lost_segment_is_embedded_anew(index, home):
