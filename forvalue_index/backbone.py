@@ -90,12 +90,14 @@ class Backbone:
         self._shares_beginnings = self._can_share_beginnings()
 
     @classmethod
-    def load(cls, settings: Settings, *, device: torch.device) -> Backbone:
+    def load(cls, settings: Settings, *, device: torch.device, images: bool = True) -> Backbone:
         """Load the model and tokenizer that settings name, onto a device, in a resolved dtype.
 
+        With `images`, a model that reads them comes with its processor.
+
         Raises:
-            ModelError: there is no such model, it is not a causal language model that this package
-                can take apart, or it runs code of its own and is not trusted to.
+            ModelError: there is no such model, it is no language model that this package can take
+                apart, or it runs code of its own and is not trusted to.
         """
         name, trusted = settings.model, settings.trust_remote_code
         dtype = getattr(torch, resolve_dtype(settings.dtype, device))
@@ -105,7 +107,7 @@ class Backbone:
                 refuse_own_code(found)
             # Said in so many words: where nothing is said, transformers asks on the terminal.
             tokenizer = AutoTokenizer.from_pretrained(**found.place, trust_remote_code=trusted)
-            image_type = image_model_type(found)
+            image_type = image_model_type(found) if images else None
             kind = AutoModelForCausalLM if image_type is None else AutoModelForImageTextToText
             model = kind.from_pretrained(
                 **found.place, dtype=dtype, use_safetensors=True, trust_remote_code=trusted

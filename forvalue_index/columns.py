@@ -16,7 +16,7 @@ from forvalue_index.cells import kind_of, storable, text_of
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.images import ImageFiles
 from forvalue_index.records import Sample
-from forvalue_index.turns import OpenImage, holds_nothing, messages_of
+from forvalue_index.turns import holds_nothing, messages_of
 
 FIELDS = ("prompt", "response", "messages", "text", "images", "id")
 # Field -> lower-case column, in order of preference.
@@ -52,17 +52,20 @@ def to_sample(
     row: Mapping[Any, Any],
     columns: Mapping[str, str] | None = None,
     *,
-    open_image: OpenImage | None = None,
+    images: ImageFiles | None = None,
     source: str = "",
     position: int = 0,
 ) -> Sample:
-    """Convert one row; `open_image` opens its images, by default those below the working directory.
+    """Convert one row; `images` opens its images, by default those below the working directory.
 
     The BadSampleError of a bad one gives the reason, not the place.
     """
     row = {str(name): value for name, value in row.items()}
-    layout = layout_of(tuple(row), tuple((columns or {}).items()))
+    layout = dict(layout_of(tuple(row), tuple((columns or {}).items())))
+    images = images or ImageFiles(Path.cwd())
     layout = _with_filled_images(layout, row, columns or {})
+    if "images" in layout and not images.concern(row[layout["images"]]):
+        del layout["images"]
     cells = {field: row[column] for field, column in layout.items()}
     metadata = {
         name: value
@@ -70,7 +73,7 @@ def to_sample(
         if name not in layout.values() and not _is_empty_image(name, value)
     }
     return Sample(
-        messages=messages_of(cells, layout, open_image or ImageFiles(Path.cwd()).read),
+        messages=messages_of(cells, layout, images.read),
         source=source,
         position=position,
         own_id=_own_id(cells.get("id")),

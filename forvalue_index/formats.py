@@ -7,7 +7,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,9 @@ from forvalue_index.columns import layout_of
 from forvalue_index.exceptions import BadSampleError, MissingDependencyError
 
 CSV_CELL_LIMIT = 2**31 - 1
-PARQUET_BATCH_ROWS = 1024
+# Rows that are held at once; of those with images, fewer, by their bytes.
+PARQUET_BATCH_ROWS, SAVED_BATCH_ROWS = 1024, 64
+PARQUET_BATCH_BYTES = 2**26
 
 # Position, row and, where a reader can go back to it, the offset of its line in bytes.
 Rows = Iterator[tuple[int, Any] | tuple[int, Any, int]]
@@ -50,26 +52,18 @@ def datasets_loader() -> Callable[[str], Any]:
 
 def read_saved(path: Path) -> Rows:
     """Rows of a data set that the datasets library saved; images as the bytes of their files."""
-    yield from enumerate(_undecoded(datasets_loader()(str(path))), 1)
-
-
-def _undecoded(data: Any) -> Iterable[Any]:
-    """A data set whose images are the bytes of their files, or the paths of these."""
-    from datasets import Image, List
-
-    files = Image(decode=False)
-    for name, feature in data.features.items():
-        if isinstance(feature, Image):
-            data = data.cast_column(name, files)
-        elif isinstance(feature, List) and isinstance(feature.feature, Image):
-            data = data.cast_column(name, List(files))
-    return data  # type: ignore[no-any-return]
+    data = datasets_loader()(str(path)).with_format("arrow")
+    tables = data.iter(batch_size=SAVED_BATCH_ROWS)
+    yield from enumerate((row for table in tables for row in table.to_pylist()), 1)
 
 
 def read_parquet(path: Path) -> Rows:
     """Rows of a Parquet file, with a bounded number of them in memory."""
     with ParquetFile(path) as file:
-        batches = file.iter_batches(batch_size=PARQUET_BATCH_ROWS)
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        row_bytes = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
+        most = max(1, min(PARQUET_BATCH_ROWS, PARQUET_BATCH_BYTES // max(1, row_bytes)))
+        batches = file.iter_batches(batch_size=most)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
 
 

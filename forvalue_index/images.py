@@ -28,6 +28,7 @@ from forvalue_index.records import Image
 Pixels = Pillow.Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 # Pillow's own limit of what is no bomb: a quarter of a GiB of RGB.
 MOST_PIXELS = 89_478_485
 DATA_URL = "data:"
@@ -40,10 +41,24 @@ class ImageFiles:
     """Opens what the rows of a data set say of images: paths below `root`, or images themselves.
 
     Relative paths count from `root`, or from `beside`, where the data lie, if nothing is there.
+    For a model of text alone images are not `wanted`, and one that is there is refused.
     """
 
     root: Path
     beside: Path | None = None
+    wanted: bool = True
+
+    def concern(self, value: Any) -> bool:
+        """Whether a column called so holds images, or what only has their name.
+
+        Where none are wanted, an address or a number is a fact like others.
+        """
+        if self.wanted or not isinstance(value, str | int | float):
+            return True
+        return isinstance(value, str) and (
+            value[: len(DATA_URL)].lower() == DATA_URL
+            or ("://" not in value and PurePath(value).suffix.lower() in SUFFIXES)
+        )
 
     def read(self, value: Any, place: str) -> Image:
         """An image from a path, bytes, a data URL, a Pillow image, or what `datasets` holds.
@@ -51,6 +66,11 @@ class ImageFiles:
         `value` may be an object that has it as `bytes`, `path`, `image` or `url`. Raises
         BadSampleError, with `place` in the row and the reason.
         """
+        if not self.wanted:
+            raise BadSampleError(
+                f"{place} is an image, and the model of this index reads text alone; use an index "
+                "of a vision-language model, or give a column that holds none another name"
+            )
         value = _unwrapped(value)
         if isinstance(value, np.ndarray):
             value = _of_array(value, place)

@@ -39,7 +39,6 @@ from forvalue_index.results import (
 )
 from forvalue_index.search_indexes import RowKind, update_codes
 from forvalue_index.settings import DEFAULT_CATALOG, FLAT, refuse_on_bad, search_kind
-from forvalue_index.sources import open_sources
 from forvalue_index.storage import Storage
 from forvalue_index.tuning import tune
 from forvalue_index.validation import rows_of
@@ -150,7 +149,7 @@ class ValuationIndex(IndexQueries):
         """
         refuse_on_bad(on_bad)
         self._refuse_media_root(media_root)
-        sources = open_sources(data, columns, media_root)
+        sources = self.sources(data, columns, media_root)
         with self._writing(wait):
             started = time.perf_counter()
             self._valuers.clear()  # which may hold the memory that the model needs
@@ -232,7 +231,7 @@ class ValuationIndex(IndexQueries):
         if isinstance(data, str | PathLike) and is_index(Path(data)):
             return calibration_from(self._storage, Path(data))
         choice = Choice(self.manifest.settings.seed)
-        sources = open_sources(data, columns, media_root)
+        sources = self.sources(data, columns, media_root)
         for row in rows_of(self.reader, sources):
             if isinstance(row, BadRow):
                 raise BadSampleError(f"{row}. Mend the row")

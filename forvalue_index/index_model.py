@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
 from forvalue_index.backbone import Backbone
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
@@ -16,6 +20,7 @@ from forvalue_index.loading import (
     make_reader,
 )
 from forvalue_index.settings import GEOMETRIES
+from forvalue_index.sources import RowSource, open_sources
 from forvalue_index.storage import Storage
 from forvalue_index.valuers import Valuers
 
@@ -44,6 +49,16 @@ class IndexModel(IndexSamples):
         self._other_readers = None
         self._valuers.clear()
         super().close()
+
+    def sources(
+        self,
+        data: Any,
+        columns: Mapping[str, str] | None = None,
+        media_root: str | PathLike[str] | None = None,
+    ) -> list[RowSource]:
+        """Open data for this index; raises as `open_sources`."""
+        images = self.manifest.model.reads_images
+        return open_sources(data, columns, media_root, images=images)
 
     @property
     def storage(self) -> Storage:

@@ -19,7 +19,6 @@ from forvalue_index.results import Explanation, QueryResult, Scoring, Values
 from forvalue_index.search.gpu import GpuIndex
 from forvalue_index.settings import refuse_on_bad
 from forvalue_index.snapshot import Snapshot
-from forvalue_index.sources import open_sources
 from forvalue_index.validation import (
     ValidationRows,
     ValidationSet,
@@ -207,7 +206,7 @@ class IndexQueries(IndexModel):
     ) -> tuple[ValidationSet, float]:
         """A validation set, and the seconds that loading the model took."""
         refuse_on_bad(on_bad)
-        sources = open_sources(data, columns, media_root)
+        sources = self.sources(data, columns, media_root)
         started = time.perf_counter()
         reader = self.reader
         load_s = time.perf_counter() - started

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from forvalue_index.calibrating import Choice, calibrate
@@ -174,14 +174,33 @@ class _Ingestion:
 
         Whoever gave an iterable may count on it being read by the thread that calls.
         """
-        found = self._planner.plans(sources, repeats)
-        return one_ahead(found) if all(source.rereadable for source in sources) else found
+        found = map(self._with_kept_images, self._planner.plans(sources, repeats))
+        ahead = all(source.rereadable for source in sources)
+        return one_ahead(found) if ahead else (window for window in found)
+
+    def _with_kept_images(self, window: WindowPlan) -> WindowPlan:
+        """The same window with its images kept, and samples as they are to be stored.
+
+        Before anything is embedded: what is embedded is not to be lost for an image.
+        """
+        planned, window.planned = window.planned, []
+        for place, prepared in planned:
+            try:
+                kept = self._storage.media.kept(prepared.sample)
+            except BadSampleError as error:
+                window.rejected.append(bad_row(prepared.sample, str(error)))
+            else:
+                window.planned.append((place, replace(prepared, sample=kept)))
+        return window
 
     def _revise(self, window: WindowPlan) -> None:
         self.tally.read += window.n_rows
         self.tally.known += window.known
         self.tally.restored += window.returned
         self.tally.updated += window.changed
+        for sample in window.with_images:
+            with suppress(BadSampleError):  # which was read a moment ago
+                self._storage.media.restore(sample)
         if window.restored:
             self._storage.catalog.restore(window.restored)
         if window.updated:
@@ -211,7 +230,9 @@ class _Ingestion:
         members = [prepared for _, prepared in window.planned]
         if not members:
             return
-        for batch, embedded, elapsed_s in embedded_batches(self._calibrated(members), members):
+        lost: list[tuple[int, str]] = []
+        embedders = self._calibrated(members)
+        for batch, embedded, elapsed_s in embedded_batches(embedders, members, lost):
             self.tally.forward_s += elapsed_s
             self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
             rows = self._storage.packed(embedded.rows)
@@ -230,6 +251,8 @@ class _Ingestion:
             self._on_progress(progress)
             if self._is_due(elapsed_s):
                 self._store()
+        for place, reason in lost:  # of images that were there when the rows were read
+            reject(bad_row(members[place].sample, reason))
 
     def _is_due(self, batch_s: float) -> bool:
         """Whether to store what is finished, if the next batch takes as long as the last one."""

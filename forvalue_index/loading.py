@@ -31,7 +31,7 @@ from forvalue_index.memory import unless_memory_runs_out
 from forvalue_index.model_profile import profile_model
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import Progress
-from forvalue_index.settings import DEFAULT_CONTEXT, Manifest, Settings
+from forvalue_index.settings import DEFAULT_CONTEXT, NO_IMAGES, Manifest, Settings
 from forvalue_index.storage import Storage
 from forvalue_index.vision import VisionProcessor
 
@@ -57,7 +57,8 @@ class ModelAccess:
         refuse_trust(path, settings, trust_remote_code=self.trust_remote_code)
         if self.model is not None:
             settings = replace(settings, model=self.model, revision=None)
-        backbone = Backbone.load(settings, device=device)
+        images = manifest.model.reads_images
+        backbone = Backbone.load(settings, device=device, images=images)
         refuse_other_model(path, manifest.model, backbone.identity())
         return backbone
 
@@ -82,7 +83,8 @@ def create_storage(
     """
     refuse_occupied(path)
     on_progress(Progress("loading", 0, 1))
-    backbone = Backbone.load(wanted, device=default_device())
+    images = wanted.media != NO_IMAGES
+    backbone = Backbone.load(wanted, device=default_device(), images=images)
     settings = resolve(wanted, backbone)
     if backbone.processor is not None:
         # Neither cut nor labelled in part, whatever samples of the index will be.

@@ -54,7 +54,8 @@ def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
     manifest = read_manifest(path)
     refuse_strange_catalog(manifest.catalog)
     address = catalog_address(path, manifest.catalog)
-    catalog = Catalog.open(address, manifest.uid, texts=texts_of(path, manifest.settings))
+    texts = texts_of(path, manifest.settings, manifest.model)
+    catalog = Catalog.open(address, manifest.uid, texts=texts)
     if catalog.fingerprint != manifest.fingerprint:
         catalog.close()
         raise SettingsMismatchError(
@@ -92,14 +93,14 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest.from_json(text, where=str(path))
 
 
-def texts_of(path: Path, settings: Settings) -> Texts | None:
+def texts_of(path: Path, settings: Settings, model: ModelIdentity) -> Texts | None:
     """The texts that the catalog of the index at `path` refers to, or None where it holds them."""
     if settings.payload != "reference":
         return None
     # Imported here because few indexes need it, and it loads every reader of data files.
     from forvalue_index.references import FileTexts
 
-    return FileTexts(path.resolve().parent)
+    return FileTexts(path.resolve().parent, images=model.reads_images)
 
 
 def is_index(path: Path) -> bool:

@@ -53,12 +53,22 @@ class Media:
         if self._copies is None:
             path = None if image.path is None else Path(relpath(image.path, self._root)).as_posix()
             return replace(image, path=path, content=None)
-        copy = _copy(self._copies, image)
-        if not copy.is_file():
+        kept = replace(image, path=None, content=None)
+        try:
+            self._verified(kept)
+        except BadSampleError:  # there is none, or it is damaged
             content = self._verified(image)[0]
+            copy = _copy(self._copies, image)
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_durably(copy, content)
-        return replace(image, path=None, content=None)
+        return kept
+
+    def restore(self, sample: Sample) -> None:
+        """Copy images of a known sample again whose copies are lost. Raises as `open`."""
+        if self._copies is not None:
+            for image in sample.images:
+                if not _copy(self._copies, image).is_file():
+                    self._kept_image(image)
 
     def open(self, image: Image) -> Pixels:
         """The pixels of an image, RGB.

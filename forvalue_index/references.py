@@ -19,8 +19,9 @@ File = tuple[str, tuple[tuple[str, str], ...]]
 class FileTexts:
     """The contracts.Texts of data files below a directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, images: bool = True) -> None:
         self._root = root.resolve()
+        self._images = images
 
     def locate(self, name: str, path: Path | None) -> str:
         """A file's path as the catalog stores it. Raises UsageError where none can be stored."""
@@ -64,7 +65,7 @@ class FileTexts:
             raise SourceError(f"{name} leads out of {self._root}, where nothing is read")
         if not path.is_file() and not path.is_dir():
             raise SourceError(f"{path} is missing; put it back where it was")
-        sources = open_sources(str(path), columns)
+        sources = open_sources(str(path), columns, images=self._images)
         if len(sources) != 1:
             raise SourceError(f"{path} is not the data set that it was; restore it")
         return sources[0]

@@ -25,8 +25,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 ON_BAD = ("fail", "skip")
 # Where the texts of samples lie: in the catalog, or in the data files that it refers to.
 PAYLOADS = ("catalog", "reference")
-# Where images lie: in the files that rows name, or copied into the index.
-MEDIA = ("reference", "copy")
+# Where images lie: in the files that rows name, or copied into the index; with none, a model that
+# could read them reads text alone.
+MEDIA = ("reference", "copy", NO_IMAGES := "none")
 GEOMETRIES = ("raw", "centered", "fisher", "kfac")
 DEFAULT_GEOMETRY = "raw"
 FLAT, RABITQ, IVF_RABITQ = SEARCH_KINDS = ("flat", "rabitq", "ivf-rabitq")
@@ -84,7 +85,7 @@ class Settings:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("payload", self.payload, PAYLOADS)
         _one_of("media", self.media, MEDIA)
-        held = self.payload == "catalog" or self.media == "reference"
+        held = self.payload == "catalog" or self.media != "copy"
         _require(held, "media", self.media, "with --payload reference, images stay in the data")
         _one_of("trust_remote_code", self.trust_remote_code, (False, True))
         _require(16 <= self.dim <= 2**20, "dim", self.dim, "use 16 to 1,048,576")
@@ -119,6 +120,11 @@ class ModelIdentity:
     vocab_size: int
     hidden_size: int
     processor_digest: str | None = None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether samples may have images."""
+        return self.processor_digest is not None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import takewhile
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyarrow import ArrowException
 
@@ -91,7 +91,7 @@ class RowSource:
             sample = to_sample(
                 row,
                 self.columns,
-                open_image=self.images.read,
+                images=self.images,
                 source=self.name,
                 position=position,
             )
@@ -106,16 +106,18 @@ def open_sources(
     data: Any,
     columns: Mapping[str, str] | None = None,
     media_root: str | PathLike[str] | None = None,
+    *,
+    images: bool = True,
 ) -> list[RowSource]:
     """Open a path, a glob, "-" for stdin, a list of these, or an iterable of dicts.
 
     A saved data set makes one source, or one per split. `columns` says which column holds a field
     of FIELDS, where the names of the columns do not tell. Paths of images count from `media_root`,
     or else from the directory of a file, the working directory for rows without one, and no image
-    elsewhere is opened.
+    elsewhere is opened; without `images`, none at all.
     """
     columns = checked_columns(columns or {})
-    media = None if media_root is None else _media_root(media_root)
+    media = _Media(None if media_root is None else _media_root(media_root), images)
     if isinstance(data, str | Path):
         data = [data]
     if isinstance(data, list | tuple) and any(isinstance(item, str | Path) for item in data):
@@ -132,13 +134,21 @@ def open_sources(
             "iterable of dicts (for a data frame, frame.to_dict('records'))"
         )
     rereadable = iter(data) is not data
-    images = ImageFiles(media or Path.cwd())
-    return [RowSource("<iterable>", lambda: enumerate(data, 1), columns, images, rereadable)]
+    files = media.beside(Path.cwd())
+    return [RowSource("<iterable>", lambda: enumerate(data, 1), columns, files, rereadable)]
 
 
-def _images_of(data: Path, media: Path | None) -> ImageFiles:
-    """What opens the images of a file in directory `data`; those of a root that is named."""
-    return ImageFiles(data) if media is None else ImageFiles(media, beside=data)
+class _Media(NamedTuple):
+    """Where the images of data are looked for, if they are read at all."""
+
+    root: Path | None
+    wanted: bool
+
+    def beside(self, data: Path) -> ImageFiles:
+        """What opens the images of data in a directory."""
+        if self.root is None:
+            return ImageFiles(data, wanted=self.wanted)
+        return ImageFiles(self.root, beside=data, wanted=self.wanted)
 
 
 def _media_root(media_root: str | PathLike[str]) -> Path:
@@ -148,18 +158,18 @@ def _media_root(media_root: str | PathLike[str]) -> Path:
     return root
 
 
-def _open_path(path: Any, columns: Mapping[str, str], media: Path | None) -> list[RowSource]:
+def _open_path(path: Any, columns: Mapping[str, str], media: _Media) -> list[RowSource]:
     if not isinstance(path, str | Path):
         raise SourceError(f"{kind_of(path)} among paths: pass either paths or rows, not both")
     if str(path) == "-":
-        return [_open_stdin(columns, ImageFiles(media or Path.cwd()))]
+        return [_open_stdin(columns, media.beside(Path.cwd()))]
     with _readable(str(path)):
         return [
             RowSource(
                 name,
                 partial(_rows_of, name, read, Path(name)),
                 columns,
-                _images_of(Path(name).absolute().parent, media),
+                media.beside(Path(name).absolute().parent),
                 path=Path(name),
             )
             for match in _expand(str(path))

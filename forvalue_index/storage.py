@@ -69,8 +69,7 @@ class Storage:
     """One opened index, without a model."""
 
     def __init__(self, path: Path, manifest: Manifest, catalog: Catalog) -> None:
-        # Absolute, so that the program may change its working directory.
-        self.path = path.absolute()
+        self.path = path.absolute()  # the program may change its working directory
         self.manifest = manifest
         self.catalog = catalog
         self.segments = SegmentStore(self.path / SEGMENTS)
@@ -116,7 +115,7 @@ class Storage:
             catalog_address(path, catalog),
             manifest.uid,
             manifest.fingerprint,
-            texts=texts_of(path, settings),
+            texts=texts_of(path, settings, model),
         )
         write_durably(path / MANIFEST, manifest.to_json().encode())
         return cls(path, manifest, opened)
@@ -200,11 +199,13 @@ class Storage:
         samples: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
     ) -> None:
-        """Store rows and samples: images and the segment file first, then one transaction."""
-        kept = [self.media.kept(sample) for sample in samples]
+        """Store rows of each geometry and samples: the segment file first, then one transaction.
+
+        The images of samples are kept already.
+        """
         segment = self._write(rows)
         with self._unrecorded(segment):
-            self.catalog.commit_segment(segment, kept, statistics)
+            self.catalog.commit_segment(segment, samples, statistics)
 
     def replace(
         self,

@@ -57,8 +57,8 @@ class VisionProcessor:
         # Images of one batch are read while samples of the next window are tokenised, and no
         # tokenizer serves two threads.
         self._lock = Lock()
-        # Many data sets have images of few sizes.
-        self._replaced = lru_cache(maxsize=2**16)(self._replaced_by)
+        # Many data sets have images of few sizes; a text may have some 100 KB.
+        self._replaced = lru_cache(maxsize=2**11)(self._replaced_by)
 
     def expand(self, text: str, sizes: Sequence[Size]) -> Expanded:
         """Put the tokens for images of such widths and heights into a text."""

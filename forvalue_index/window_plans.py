@@ -24,7 +24,8 @@ WINDOW_CHARACTERS = 2**22
 class WindowPlan:
     """The rows of a window, sorted by what is to be done about them.
 
-    `planned` are the new samples with their places in the order of reading.
+    `planned` are the new samples with their places in the order of reading, `with_images` the known
+    ones that have some.
     """
 
     n_rows: int
@@ -35,6 +36,7 @@ class WindowPlan:
     planned: list[tuple[int, Prepared]] = field(default_factory=list)
     restored: dict[int, Sample] = field(default_factory=dict)
     updated: dict[int, dict[str, Any]] = field(default_factory=dict)
+    with_images: list[Sample] = field(default_factory=list)
 
 
 class Planner:
@@ -71,6 +73,7 @@ class Planner:
                 window.known += 1
             elif known is not None:
                 repeats.note(row)
+                window.with_images += [row] if row.images else []
                 _plan_known(row, known, window)
             elif reason := unstorable(row) or self._media.refusal(row):
                 window.rejected.append(bad_row(row, reason))

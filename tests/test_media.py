@@ -31,7 +31,7 @@ def media(data, **settings):
 
 def sample(data, image="a.png"):
     row = {"prompt": "what?", "response": "this", "image": image}
-    return to_sample(row, open_image=ImageFiles(data).read)
+    return to_sample(row, images=ImageFiles(data))
 
 
 def content(picture=PICTURE):

@@ -107,7 +107,7 @@ def test_a_device_without_the_memory_for_the_model_is_left_out(
     load = Backbone.load
     loaded = []
 
-    def refuse_second(settings, *, device):
+    def refuse_second(settings, *, device, **how):
         loaded.append(device)
         if len(loaded) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")

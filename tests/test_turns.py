@@ -187,7 +187,7 @@ def test_the_hash_covers_pixels_and_places_and_no_file(tmp_path):
     (tmp_path / "deep").mkdir()
     A.save(tmp_path / "deep" / "other.bmp")
     for path in ("a.png", "deep/other.bmp"):
-        read = to_sample(row | {"image": path}, open_image=ImageFiles(tmp_path).read)
+        read = to_sample(row | {"image": path}, images=ImageFiles(tmp_path))
         assert read.content_hash == with_a.content_hash
         assert read.images[0].path == str(tmp_path / path)
 

@@ -289,7 +289,9 @@ def test_images_from_another_directory(home, model):
 def test_an_image_in_an_index_of_text_is_refused(home, text_model):
     index = made(home, text_model)
     said = refused("add", index, home / "data" / "train.jsonl")
-    assert "train.jsonl:1: it has 1 image(s), and the model of this index reads text alone" in said
+    assert (
+        "train.jsonl:1: 'images' is an image, and the model of this index reads text alone" in said
+    )
     kept = document("add", index, home / "data" / "train.jsonl", "--on-bad", "skip")
     assert (kept["added"], kept["rejected"]) == (4, 20)
     assert "reads text alone" in refused("query", index, home / "data" / "validation.jsonl")

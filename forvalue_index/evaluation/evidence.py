@@ -28,7 +28,6 @@ from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.records import BadRow, Sample, StoredSample
 from forvalue_index.results import Scoring
 from forvalue_index.settings import ON_BAD
-from forvalue_index.sources import open_sources
 from forvalue_index.view import View, unit_rows
 
 T = TypeVar("T")
@@ -123,7 +122,7 @@ def gather(index: ValuationIndex, wanted: EvaluationData, *, check: Check = anyt
     """
     started = time.perf_counter()
     warnings: list[str] = []
-    validation = _read_validation(wanted, warnings)
+    validation = _read_validation(index, wanted, warnings)
     with index.storage.view() as view:
         stored = _read_training(view, wanted, warnings)
         training = [one.sample for one in stored]
@@ -219,8 +218,10 @@ def _exact(
     return scores
 
 
-def _read_validation(wanted: EvaluationData, warnings: list[str]) -> list[Sample]:
-    sources = open_sources(wanted.data, wanted.columns, wanted.media_root)
+def _read_validation(
+    index: ValuationIndex, wanted: EvaluationData, warnings: list[str]
+) -> list[Sample]:
+    sources = index.sources(wanted.data, wanted.columns, wanted.media_root)
     rows = [row for source in sources for row in source.samples()]
     samples = _usable(rows, wanted.on_bad, warnings)
     if not samples:
