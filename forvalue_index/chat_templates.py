@@ -82,7 +82,10 @@ class ChatTemplate:
         image = Image("", 1, 1, at=len(SENTINEL))
         try:
             text = self._rendered(
-                [self._turn(Message(ASKED, 2 * SENTINEL, images=(image,))), self._turn(_SAID)]
+                [
+                    self._turn(Message(ASKED, 2 * SENTINEL, images=(image,))),
+                    self._turn(Message(SAID, "x")),
+                ]
             )
         except BadSampleError:
             return token

@@ -132,10 +132,12 @@ class Expanded(NamedTuple):
 class Vision(Protocol):
     """The part of a Hugging Face processor that makes of images what a model reads.
 
-    In a text that is not expanded, `image_token` stands for an image.
+    In a text that is not expanded, `image_token` stands for an image. `context_tokens` are ids of
+    tokens that stand around images, and are never said.
     """
 
     image_token: str
+    context_tokens: Sequence[int]
 
     def open(self, image: Image) -> Pixels:
         """The pixels of an image. Raises BadSampleError where it is lost."""

@@ -201,7 +201,8 @@ def make_encoder(backbone: Backbone, settings: Settings, open_image: OpenPixels)
     """What tokenises samples for a model and resolved settings."""
     vision = None
     if backbone.processor is not None:
-        vision = VisionProcessor(backbone.processor, open_image)
+        around = backbone.placeholders
+        vision = VisionProcessor(backbone.processor, open_image, context_tokens=around)
     return PromptEncoder(
         backbone.tokenizer,
         template=settings.template,

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from forvalue_index.chat_templates import ChatTemplate, Span
 from forvalue_index.contracts import Expanded, Tokenizer, Vision
-from forvalue_index.exceptions import BadSampleError, ModelError
-from forvalue_index.records import Encoded, Image, Inputs, Sample
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.records import IMAGE_MARK, Encoded, Image, Inputs, Sample
 
 Mask = NDArray[np.bool_]
 
@@ -59,10 +59,13 @@ class PromptEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._vision = vision
-        self._image_token = "" if vision is None else vision.image_token
-        self._chat = None
-        if template == "chat":
-            self._chat = ChatTemplate(tokenizer, image_token=self._image_token or None)
+        image_token = None if vision is None else vision.image_token
+        chat = ChatTemplate(tokenizer, image_token=image_token) if tokenizer.chat_template else None
+        self._chat = chat if template == "chat" else None
+        # In texts without a template, an image stands as it does in those with one.
+        self._image_mark = chat.image_mark() if chat else image_token or ""
+        # Why samples with images of some form cannot be read, by the form, once that was tried.
+        self._unreadable: dict[tuple[bool, bool], str | None] = {}
         self._all_labels = labels == "all"
         self._max_length = max_length
         self._max_label_tokens = max_label_tokens
@@ -83,17 +86,22 @@ class PromptEncoder:
             mask[:] = True
         for start, end in tokens.images:
             mask[start:end] = False
+        if self._vision is not None:
+            mask &= ~np.isin(tokens.ids, self._vision.context_tokens)
         mask[:1] = False
         if self._max_label_tokens is not None:
             mask &= mask.cumsum() <= self._max_label_tokens
         self._refuse_cut(tokens)
+        read_inputs = self._inputs_of(sample, rendered, tokens.ids)
+        if read_inputs is not None:
+            self._refuse_misread(sample, read_inputs)
         cut = slice(self._max_length)
         encoded = Encoded(
             tokens.ids[cut],
             mask[cut],
             len(tokens.ids) > self._max_length,
             tuple(tokens.images),
-            self._inputs_of(sample, rendered, tokens.ids),
+            read_inputs,
             expanded.n_patches,
         )
         if encoded.n_label_tokens == 0:
@@ -113,7 +121,7 @@ class PromptEncoder:
 
     def _rendered(self, sample: Sample) -> _Rendered:
         if sample.is_text:
-            text = sample.messages[0].text(lambda _: self._image_token)
+            text = sample.messages[0].text(lambda _: self._image_mark)
             return _Rendered(text, None, add_special_tokens=True)
         if self._chat is None:
             return self._plain_pair(sample)
@@ -129,7 +137,7 @@ class PromptEncoder:
                 "index encodes plain text; use a model whose tokenizer has a chat template and "
                 "--template chat, or prompt/response columns"
             )
-        prompt, response = (m.text(lambda _: self._image_token) for m in sample.messages)
+        prompt, response = (m.text(lambda _: self._image_mark) for m in sample.messages)
         spans = [(len(prompt), len(prompt) + len(response))]
         return _Rendered(prompt + response, spans, add_special_tokens=True, ends=True)
 
@@ -142,6 +150,11 @@ class PromptEncoder:
                     "where it is no image"
                 )
             return Expanded(text, (), 0)
+        if not images and IMAGE_MARK in text:
+            raise BadSampleError(
+                f"its text holds {IMAGE_MARK}, and no image came with it; name the column that has "
+                "it with --columns images=COLUMN, or take the mark out"
+            )
         return self._vision.expand(text, [(image.width, image.height) for image in images])
 
     def _tokens(self, rendered: _Rendered, expanded: Expanded) -> _Tokens:
@@ -169,15 +182,34 @@ class PromptEncoder:
         def read() -> Inputs:
             special = rendered.add_special_tokens
             ids, inputs = vision.inputs(rendered.text, sample.images, add_special_tokens=special)
-            if ids != expected[: len(ids)].tolist():
-                raise ModelError(
-                    f"{sample.source}:{sample.position}: the processor of the model makes other "
-                    f"tokens of this sample ({len(ids):,}) than its tokenizer and its image sizes "
-                    f"say ({len(expected):,}), so its labels are not known; leave the sample out"
+            # An end token is added here where it belongs.
+            if ids != expected[: len(ids)].tolist() or len(ids) < len(expected) - rendered.ends:
+                raise BadSampleError(
+                    f"the processor of the model makes other tokens of this sample ({len(ids):,}) "
+                    f"than its tokenizer and its image sizes say ({len(expected):,}), so nobody "
+                    "knows its labels; use messages, or prompt and response, and a chat template"
                 )
             return inputs
 
         return read
+
+    def _refuse_misread(self, sample: Sample, read_inputs: Callable[[], Inputs]) -> None:
+        """Raise BadSampleError where the processor makes other tokens of samples of this form.
+
+        The first one of each form tells: texts, and conversations with or without a template.
+        """
+        form = (sample.is_text, self._chat is not None)
+        if form not in self._unreadable:
+            self._unreadable[form] = None
+            try:
+                read_inputs()
+            except BadSampleError as error:
+                if "makes other tokens" not in str(error):
+                    del self._unreadable[form]  # of this image alone
+                    raise
+                self._unreadable[form] = str(error)
+        if (reason := self._unreadable[form]) is not None:
+            raise BadSampleError(reason)
 
     def _refuse_cut(self, tokens: _Tokens) -> None:
         """Raise BadSampleError where an image does not lie within the maximum length."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 TEXT_ROLE = "text"
 PREVIEW_CHARACTERS = 80
+# What data sets write where an image belongs, whatever the model.
+IMAGE_MARK = "<image>"
 # What else a model reads of a sample than its tokens, by the names of its arguments.
 Inputs = Mapping[str, NDArray[Any]]
 

@@ -18,12 +18,11 @@ import numpy as np
 from forvalue_index.cells import kind_of, storable, text_of
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.images import is_nothing
-from forvalue_index.records import TEXT_ROLE, Image, Message
+from forvalue_index.records import IMAGE_MARK, TEXT_ROLE, Image, Message
 
 OpenImage = Callable[[Any, str], Image]
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-IMAGE_MARK = "<image>"
 IMAGE_PARTS = {"image", "image_url", "input_image"}
 NOT_OF_IMAGES = {"type", "text", "index"}
 TEXT_PARTS = {"text", "input_text", "output_text"}

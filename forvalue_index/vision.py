@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from threading import Lock
 from typing import Any, NamedTuple
@@ -50,7 +50,10 @@ class _Replaced(NamedTuple):
 class VisionProcessor:
     """The contracts.Vision of a Hugging Face processor; `open_image` gives pixels."""
 
-    def __init__(self, processor: Any, open_image: OpenPixels) -> None:
+    def __init__(
+        self, processor: Any, open_image: OpenPixels, *, context_tokens: Collection[int] = ()
+    ) -> None:
+        self.context_tokens: Sequence[int] = sorted(context_tokens)
         self.image_token = image_token_of(processor)
         self._processor = processor
         self.open = open_image
@@ -62,6 +65,13 @@ class VisionProcessor:
 
     def expand(self, text: str, sizes: Sequence[Size]) -> Expanded:
         """Put the tokens for images of such widths and heights into a text."""
+        for name in ("video_token", "audio_token"):
+            token = getattr(self._processor, name, None)
+            if isinstance(token, str) and token and token in text:
+                raise BadSampleError(
+                    f"its text holds {token}, which stands for something else in this model; take "
+                    "it out"
+                )
         places = text.count(self.image_token)
         if places != len(sizes):
             raise BadSampleError(

@@ -73,6 +73,17 @@ def test_a_template_that_marks_turns():
     assert len(spans) == 1
 
 
+@pytest.mark.parametrize("answer", ["yes", "a", "assistant", "tan", "start", "user", "\n"])
+def test_an_answer_begins_after_its_header_whatever_it_is(answer):
+    """Also where the header holds the answer, and the generation prompt is not the header."""
+    turns = (ASKED, Message("assistant", answer), Message("user", "?"), Message("assistant", "a"))
+    found = template(UNLIKE)
+    rendered = found.render(turns)
+    spans = found.assistant_spans(turns, rendered)
+    said = [rendered[slice(*span)].removesuffix("<|im_end|>") for span in spans]
+    assert said == [answer, "a"]
+
+
 def test_an_answer_is_found_where_the_generation_prompt_is_another():
     found = template(UNLIKE)
     rendered = found.render(TURNS)
@@ -87,6 +98,26 @@ def test_without_images_content_is_text():
     """To a template that renders lists as they are written in Python."""
     assert "type" not in template(CHATML).render(TURNS)
     assert template(CHATML, image_token=None).render(TURNS[1:]) in EXPECTED
+
+
+def test_what_a_template_leaves_out_is_told():
+    """As some leave out a system turn."""
+    silent = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n" + PARTS + TAIL
+    )
+    with pytest.raises(BadSampleError, match="leaves out what the role system says"):
+        template(silent).render((Message("system", "be kind"), *TURNS))
+    assert template(silent).render(TURNS) == EXPECTED
+
+
+def test_what_a_template_writes_around_an_image():
+    around = PARTS.replace("<image>", "<vision><image></vision>")
+    assert template(HEAD + around + TAIL).image_mark() == "<vision><image></vision>"
+    assert template(CHATML).image_mark() == "<image>"
+    first = "{% for p in m.content if p.type == 'image' %}<image>{% endfor %}" + PARTS.replace(
+        "<image>", ""
+    )
+    assert template(HEAD + first + TAIL).image_mark() == "<image>"
 
 
 def test_a_refusal_is_told():

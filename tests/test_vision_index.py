@@ -344,7 +344,7 @@ def test_a_text_that_holds_the_token_of_an_image_is_refused(home, model):
     index = made(home, model)
     rows = write_jsonl(home / "data" / "x.jsonl", [{"prompt": "an <image> tag", "response": "yes"}])
     said = refused("add", index, rows)
-    assert "it has 0 image(s), and the text for the model has 1 times <image>" in said
+    assert "its text holds <image>, and no image came with it; name the column that has" in said
 
 
 def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch):
