@@ -58,7 +58,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
 
 
 class Backbone:
-    """A causal language model, ready to give hidden states."""
+    """A causal or vision-language model, ready to give hidden states."""
 
     def __init__(
         self,

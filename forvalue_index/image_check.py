@@ -21,9 +21,7 @@ from forvalue_index.heads import relative_gap, tolerance
 from forvalue_index.images import ImageFiles, Pixels, decode
 from forvalue_index.prompts import PromptEncoder
 from forvalue_index.records import Encoded, Image, Message, Sample
-from forvalue_index.vision import known_image
-
-SIZES = ((96, 64), (56, 80))
+from forvalue_index.vision import KNOWN_SIZES, known_image
 
 
 def open_content(image: Image) -> Pixels:
@@ -58,11 +56,11 @@ def refuse_misread_images(backbone: Backbone, encoder: PromptEncoder) -> None:
 
 def _samples() -> list[Sample]:
     files = ImageFiles(Path())
-    first, second = (files.read(known_image(size), "an image") for size in SIZES)
+    first, second = (files.read(known_image(size), "an image") for size in KNOWN_SIZES)
     return [
         _asked((first,), "A square."),
         _asked((second,), "Another one, in colour."),
-        _asked((second, first), "Two of them."),
+        _asked((second, first), "Two of them."),  # of which only is asked that they can be read
     ]
 
 
