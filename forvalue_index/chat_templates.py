@@ -107,7 +107,8 @@ class ChatTemplate:
                 continue
             content = message.content.strip()
             start = self._start(conversation, turn, text)
-            said = self._rendered_turn(conversation[: turn + 1], content, text, start)
+            upto, last = conversation[: turn + 1], turn + 1 == len(conversation)
+            said = self._rendered_turn(upto, content, text, start, last=last)
             spans.append((start, start + len(self._without_trailing_space(said))))
         return spans
 
@@ -174,13 +175,15 @@ class ChatTemplate:
             )
         return len(before)
 
-    def _rendered_turn(self, upto: Conversation, content: str, text: str, start: int) -> str:
+    def _rendered_turn(
+        self, upto: Conversation, content: str, text: str, start: int, *, last: bool
+    ) -> str:
         """The rendered last turn of `upto`, which stands in `text` at `start` and has `content`.
 
         Templates that render the last turn of a conversation in a way of their own (Qwen3 adds
         an empty thought to it) are met by the content and what follows it.
         """
-        rendered: str = self._rendered(upto)
+        rendered: str = text if last else self._rendered(upto)
         if text.startswith(rendered):
             return rendered[start:]
         tail = rendered[rendered.rfind(content) + len(content) :]

@@ -99,13 +99,16 @@ class Tokenizer(Protocol):
     """The part of a fast Hugging Face tokenizer that prompts are made with."""
 
     chat_template: Any
-    bos_token_id: int | None
-    eos_token_id: int | None
     all_special_tokens: list[str]
+    special_tokens_map: Mapping[str, Any]
     added_tokens_decoder: Mapping[int, Any]
 
     def __call__(self, text: str, **options: Any) -> Any:
         """Tokenise one string."""
+        ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> Any:
+        """The id of one token."""
         ...
 
     def decode(self, token_ids: Sequence[int], **options: Any) -> Any:

@@ -35,8 +35,8 @@ from forvalue_index.repeats import Repeats
 from forvalue_index.results import AddReport
 from forvalue_index.storage import Storage
 from forvalue_index.stored_rows import StoredRows, joined
+from forvalue_index.threads import one_ahead
 from forvalue_index.window_plans import Planner, WindowPlan
-from forvalue_index.windows import one_ahead
 
 Reject = Callable[[BadRow], None]
 

@@ -16,7 +16,7 @@ from forvalue_index.exceptions import BadSampleError
 from forvalue_index.features import Embedded, Embedder
 from forvalue_index.label_tokens import Prepared
 from forvalue_index.records import Batch
-from forvalue_index.windows import one_ahead
+from forvalue_index.threads import one_ahead
 
 
 class Finished(NamedTuple):

@@ -59,6 +59,8 @@ class PromptEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._vision = vision
+        end = tokenizer.special_tokens_map.get("eos_token")
+        self._end_token = None if end is None else int(tokenizer.convert_tokens_to_ids(str(end)))
         image_token = None if vision is None else vision.image_token
         chat = ChatTemplate(tokenizer, image_token=image_token) if tokenizer.chat_template else None
         self._chat = chat if template == "chat" else None
@@ -165,7 +167,7 @@ class PromptEncoder:
             return _Tokens(ids, np.ones(len(ids), dtype=bool), images)
         labels = _covered(offsets, [_moved(span, expanded) for span in rendered.labels])
         if rendered.ends:
-            end_token = self._tokenizer.eos_token_id
+            end_token = self._end_token
             if end_token is not None and (len(ids) == 0 or ids[-1] != end_token):
                 ids, labels = np.append(ids, end_token), np.append(labels, True)
             labels[-1:] = True

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forvalue_index.threads import mapped
+
 TEXT_ROLE = "text"
 PREVIEW_CHARACTERS = 80
 # What data sets write where an image belongs, whatever the model.
@@ -215,7 +217,7 @@ class Batch:
     @cached_property
     def inputs(self) -> tuple[Inputs, ...]:
         """What the model reads of each sample besides tokens. Raises BadSampleError."""
-        return tuple(read() for read in self.readers)
+        return tuple(mapped(lambda read: read(), self.readers))
 
 
 @dataclass(frozen=True)

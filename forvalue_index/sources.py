@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +39,10 @@ from forvalue_index.formats import (
 )
 from forvalue_index.images import ImageFiles
 from forvalue_index.records import BadRow, Sample
+from forvalue_index.threads import mapped
 
 Place = tuple[int, int | None]
+ROWS_AT_ONCE = 64
 
 
 @dataclass(eq=False)
@@ -59,8 +61,14 @@ class RowSource:
 
     def samples(self) -> Iterator[Sample | BadRow]:
         """Every row, as a sample or as the reason why it is none. Raises SourceError."""
-        for position, row, *offset in self.read():
-            yield self._checked(position, row, *offset)
+        rows, at_once = iter(self.read()), 1
+        while group := list(islice(rows, at_once)):
+            found = mapped(lambda row: self._checked(*row), group)
+            yield from found
+            # Images are decoded and hashed by threads that do not wait for each other. Whoever
+            # gave an iterable may count on one row being taken after the other.
+            with_images = any(isinstance(one, Sample) and one.images for one in found)
+            at_once = ROWS_AT_ONCE if with_images and self.rereadable else 1
 
     def samples_at(self, places: Collection[Place]) -> dict[Place, Sample]:
         """The samples at places of a file: positions, with offsets where they are known.

@@ -6,6 +6,7 @@ their pixels, which are read when their batch is.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -47,6 +48,21 @@ class _Replaced(NamedTuple):
     n_patches: int
 
 
+class _OneAtATime:
+    """A tokenizer for one thread at a time, while many process images: it keeps how it pads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = Lock()
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        with self._lock:
+            return self._tokenizer(*texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 class VisionProcessor:
     """The contracts.Vision of a Hugging Face processor; `open_image` gives pixels."""
 
@@ -55,11 +71,9 @@ class VisionProcessor:
     ) -> None:
         self.context_tokens: Sequence[int] = sorted(context_tokens)
         self.image_token = image_token_of(processor)
-        self._processor = processor
+        self._processor = copy.copy(processor)
+        self._processor.tokenizer = _OneAtATime(processor.tokenizer)
         self.open = open_image
-        # Images of one batch are read while samples of the next window are tokenised, and no
-        # tokenizer serves two threads.
-        self._lock = Lock()
         # Many data sets have images of few sizes; a text may have some 100 KB.
         self._replaced = lru_cache(maxsize=2**11)(self._replaced_by)
 
@@ -95,8 +109,7 @@ class VisionProcessor:
     ) -> tuple[list[int], Inputs]:
         """The token ids of a text that is not expanded, and what else the model reads."""
         pixels = [self.open(image) for image in images]
-        with self._lock:
-            found = _processed(self._processor, text, pixels, add_special_tokens=add_special_tokens)
+        found = _processed(self._processor, text, pixels, add_special_tokens=add_special_tokens)
         inputs = {name: np.asarray(value) for name, value in found.items() if name not in NOT_READ}
         return [int(i) for i in found["input_ids"][0]], inputs
 
@@ -111,8 +124,7 @@ class VisionProcessor:
     def _replaced_by(self, sizes: tuple[Size, ...]) -> _Replaced:
         images = [blank(*size) for size in sizes]
         text = " ".join([self.image_token] * len(sizes))
-        with self._lock:
-            found = _processed(self._processor, text, images, **REPLACED)
+        found = _processed(self._processor, text, images, **REPLACED)
         arrays = [np.asarray(value) for name, value in found.items() if name not in NOT_READ]
         n_values = sum(array.size for array in arrays if array.dtype.kind == "f")
         return _Replaced(_replacements(found), n_values // PATCH_VALUES)

@@ -1,14 +1,11 @@
-"""Rows in windows of bounded size; the next one is made while one is at work."""
+"""Rows in windows of bounded size."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 from forvalue_index.records import BadRow, Sample
 
-Item = TypeVar("Item")
 # Bytes of images, which are held as they came, that count as much as a character, which is split
 # into tokens and messages.
 IMAGE_BYTES = 16
@@ -30,16 +27,3 @@ def windows(
             window, characters = [], 0
     if window:
         yield window
-
-
-def one_ahead(items: Iterator[Item]) -> Generator[Item]:
-    """The same items; a thread makes the next one while the caller works on one.
-
-    What `items` raises is raised in its turn. Closing it waits for the item in the making.
-    """
-    end = object()
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
-            yield item  # type: ignore[misc]  # not the end

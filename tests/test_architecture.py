@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 # Index = height: a module imports only what stands in a set above its own.
 LAYERS = [
+    {"threads"},
     {"exceptions", "records"},  # words
     {"cells"},
     {"images"},

@@ -4,6 +4,7 @@ The oracle is autograd on the whole model, fed by its own processor: of one samp
 with labels found by what the processor makes of the text before the answer.
 """
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -213,6 +214,21 @@ def test_hidden_states_do_not_depend_on_the_batch(kind, backbones):
                 assert (mine - alone[place]).abs().max() <= 1e-5 * largest
             seen += batch.indices
         assert sorted(seen) == list(range(len(encoded)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_reads_images_as_the_cpu_does(kind, backbones):
+    backbone = backbones(kind)
+    model = copy.deepcopy(backbone.model).to("cuda")
+    on_gpu = Backbone(model, backbone.tokenizer, processor=backbone.processor)
+    encoded = [encoder(backbone).encode(sample) for sample in SAMPLES]
+    batch = collate(encoded, range(len(encoded)))
+    expected = backbone.hidden_states(batch)
+    found = on_gpu.hidden_states(batch)
+    assert found.device.type == "cuda"
+    assert (found.cpu() - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS)
