@@ -230,7 +230,9 @@ class Backbone:
         options: dict[str, Any] = {"use_cache": False, **inputs}
         if self._takes_positions:
             options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        output = self._trunk(input_ids=token_ids, attention_mask=attention_mask, **options)
+        # Of images, convolutions on a GPU would else round float32 to the 10 bits of TF32.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            output = self._trunk(input_ids=token_ids, attention_mask=attention_mask, **options)
         states: Tensor = output[0].to(self.head.weight.dtype)
         return states
 

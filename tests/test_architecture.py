@@ -59,7 +59,8 @@ LAYERS = [
     {"index_model"},
     {"index_queries"},
     {"index"},
-    {"evaluation", "evaluation.evidence", "evaluation.fields", "evaluation.lds"},
+    {"evaluation", "evaluation.scores", "evaluation.fields", "evaluation.lds"},
+    {"evaluation.evidence"},
     {"evaluation.retrieval", "evaluation.mislabeled", "evaluation.fidelity"}
     | {"evaluation.tail_patch", "evaluation.retraining"},
     {"forvalue_index"},

@@ -18,6 +18,8 @@ COMMON_KEYS = [
 ]
 OURS = ["for-value raw", "for-value raw, cosine"]
 BASELINES = ["bm25", "bm25, responses alone", "hidden state"]
+# What a training sample says of itself.
+OWN = ["self-influence raw", "training loss"]
 METHODS = [*OURS, *BASELINES]
 EXACT = [*OURS, *(f"{name}, exact" for name in OURS), *BASELINES]
 ESTIMATE = ["value", "low", "high"]
@@ -88,7 +90,7 @@ def test_mislabeled(flagged, validation, tmp_path):
     assert list(found) == [*COMMON_KEYS, *keys]
     assert [one["method"] for one in found["methods"]] == [
         *(f"{name}{end}" for name in METHODS for end in ("", ", by prompt")),
-        "training loss",
+        *OWN,
     ]
     for one in found["methods"]:
         assert list(one) == ["method", "rule", "auc", "detected", "curve"]
@@ -102,7 +104,7 @@ def test_mislabeled(flagged, validation, tmp_path):
         assert one["method"] in shown
         assert f"{one['auc']['value']:.3f} [{one['auc']['low']:.3f}" in shown
         assert f"{one['detected'][2]['found']:.1%}" in shown
-    assert shown.count("Suspicious to ") == 3
+    assert shown.count("Suspicious to ") == 4
     assert "Suspicious to training loss: high mean loss" in shown
 
 
@@ -110,7 +112,7 @@ def test_mislabeled_by_class(flagged, validation):
     options = ("--flag", "bad[x]", "--label", "topic")
     found = document("mislabeled", flagged, validation, *options)
     by_class = [f"{name}{end}" for name in METHODS for end in ("", ", by prompt", ", by class")]
-    assert [one["method"] for one in found["methods"]] == [*by_class, "training loss"]
+    assert [one["method"] for one in found["methods"]] == [*by_class, *OWN]
     shown = evaluate("mislabeled", flagged, validation, *options).stdout
     assert "for-value raw, cosine, by class" in shown
     assert found["remark"] in shown
@@ -122,7 +124,7 @@ def test_exact_scores_are_asked_for(flagged, validation):
         assert [one["method"] for one in found["methods"]] == EXACT
     found = document("mislabeled", flagged, validation, "--flag", "bad[x]", "--exact")
     by_prompt = [f"{name}{way}" for name in EXACT for way in ("", ", by prompt")]
-    assert [one["method"] for one in found["methods"]] == [*by_prompt, "training loss"]
+    assert [one["method"] for one in found["methods"]] == [*by_prompt, *OWN]
 
 
 def test_fidelity(small, validation):

@@ -9,17 +9,16 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
 from forvalue_index.baselines import bm25_scores
-from forvalue_index.evaluation.evidence import (
+from forvalue_index.evaluation.evidence import EvaluationData, gather, warned
+from forvalue_index.evaluation.fields import class_names, field_values
+from forvalue_index.evaluation.scores import (
     BM25,
     BM25_RESPONSE,
     HIDDEN_STATE,
-    EvaluationData,
-    gather,
     scorings,
+    self_influences,
     sketched_scores,
-    warned,
 )
-from forvalue_index.evaluation.fields import class_names, field_values
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.records import Message, Sample
 from forvalue_index.results import Scoring
@@ -252,7 +251,7 @@ def test_sketched_scores_over_several_segments(filled):
         blocks = list(view.blocks("raw"))
         every, errors = {}, filled.storage.sketch_error("raw")
         for block in blocks:
-            every |= dict(zip(block.ids.tolist(), block.rows.numpy(), strict=True))
+            every |= dict(pairs(block))
         queries = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
         for ids in ([0], [29], [3, 19, 20, 28], sorted(every)):
             slow = np.array([[sum(q * every[i]) for i in ids] for q in queries])
@@ -263,6 +262,22 @@ def test_sketched_scores_over_several_segments(filled):
             noise = errors.scale.noise * np.linalg.norm(queries, axis=1)[:, None] * lengths / 16
             expected = np.hypot(noise, errors.scale.relative * slow)
             assert stderrs == pytest.approx(expected, rel=1e-4)
+
+
+def pairs(block):
+    return zip(block.ids.tolist(), block.rows.numpy(), strict=True)
+
+
+@pytest.mark.parametrize("ids", [[0], [3, 19, 20, 28], list(range(30))])
+def test_self_influences_are_squared_norms_of_rows(filled, ids):
+    with filled.storage.view() as view:
+        found = self_influences(filled, view, ids)
+        every = {i: row for block in view.blocks("raw") for i, row in pairs(block)}
+        stored = view.catalog.samples(ids)
+    assert list(found) == ["raw"]
+    assert found["raw"] == pytest.approx([float(every[i] @ every[i]) for i in ids], rel=1e-5)
+    norms = np.array([stored[i].statistics.norm for i in ids])
+    assert found["raw"] == pytest.approx(norms**2, rel=1e-2)  # taken before rows were rounded
 
 
 def test_fields():

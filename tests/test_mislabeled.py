@@ -45,6 +45,7 @@ def evidence_of(scores, loss):
         training=(),
         validation=(),
         loss=np.array(loss),
+        self_influences={"raw": np.array(loss) ** 2},
         sketched={"m": matrix},
         stderrs={"m": np.ones_like(matrix)},
         exact={"m": 2 * matrix},
@@ -67,15 +68,23 @@ def test_orientations_by_hand():
         "m, exact, by class": [0, 0, 9],
         "b": [-4, -2, -3],
         "b, by class": [0, 0, -4.5],
+        "self-influence raw": pytest.approx([-0.01, -0.25, -0.09]),
         "training loss": [-0.1, -0.5, -0.3],
     }
 
 
 def test_without_groups_there_is_the_mean_alone():
     found = list(suspicions(evidence_of([[1, 2]], [0.1, 0.2]), {}))
-    assert [one.method for one in found] == ["m", "m, exact", "b", "training loss"]
+    assert [one.method for one in found] == [
+        "m",
+        "m, exact",
+        "b",
+        "self-influence raw",
+        "training loss",
+    ]
     assert [one.rule for one in found] == [
         *["low mean over the validation set"] * 3,
+        "high inner product of its row with itself (TracIn, Pruthi et al. 2020)",
         "high mean loss over its label tokens",
     ]
 
@@ -96,8 +105,9 @@ def test_every_method_is_measured_alike(flagged):
     evidence = gather(flagged, EvaluationData(VALIDATION))
     marks = np.array([one.metadata["bad"] for one in evidence.training_samples])
     both = [f"{name}{end}" for name in evidence.scores for end in ("", ", by prompt")]
-    assert [one.method for one in result.methods] == [*both, "training loss"]
-    for one in result.methods[:-1:2]:
+    own = ["self-influence raw", "training loss"]
+    assert [one.method for one in result.methods] == [*both, *own]
+    for one in result.methods[:-2:2]:
         mean = evidence.scores[one.method].mean(axis=0)
         assert one.auc.value == pytest.approx(auc(-mean, marks))
         assert one.auc.low <= one.auc.value <= one.auc.high
@@ -156,6 +166,7 @@ def test_without_like_prompts_there_is_no_method_by_prompt(flagged):
         "bm25",
         "bm25, responses alone",
         "hidden state",
+        "self-influence raw",
         "training loss",
     ]
     for data in (VALIDATION[:1], [{"text": "red stone"}, {"text": "quick river"}]):

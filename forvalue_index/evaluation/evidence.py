@@ -1,7 +1,6 @@
 """What an evaluation looks at: training samples of an index, validation samples, and scores.
 
-A score matrix is [validation, training] in the order of both; larger means more alike, or more
-helpful. Training samples are in order of id.
+Training samples are in order of id.
 """
 
 from __future__ import annotations
@@ -13,30 +12,26 @@ from os import PathLike
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from forvalue_index.baselines import bm25_scores, hidden_similarity, mean_hidden_states
+from forvalue_index.evaluation.scores import (
+    Matrix,
+    all_exact,
+    all_sketched,
+    baselines,
+    self_influences,
+)
 from forvalue_index.evaluation_results import Evaluated
-from forvalue_index.exact_matrices import exact_matrices
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
-from forvalue_index.hash_tables import SketchError
 from forvalue_index.index import ValuationIndex
 from forvalue_index.index_queries import Data
 from forvalue_index.label_tokens import LabelReader, Prepared
+from forvalue_index.metrics import Numbers
 from forvalue_index.records import BadRow, Sample, StoredSample
-from forvalue_index.results import Scoring
 from forvalue_index.settings import ON_BAD
-from forvalue_index.view import View, unit_rows
+from forvalue_index.view import View
 
 T = TypeVar("T")
-Matrix = NDArray[np.float32]
-
-FOR_VALUE = "for-value"
-BM25 = "bm25"
-BM25_RESPONSE = "bm25, responses alone"
-HIDDEN_STATE = "hidden state"
 
 
 @dataclass(frozen=True)
@@ -69,12 +64,14 @@ class Evidence:
 
     `sketched` are scores of rows with their `stderrs`, `exact` those of the model for the same
     names where they were asked for. `loss` [training] is the mean cross-entropy over the label
-    tokens when a sample was added.
+    tokens when a sample was added, `self_influences` [training] by geometry are inner products of
+    rows with themselves.
     """
 
     training: tuple[Prepared, ...]
     validation: tuple[Prepared, ...]
     loss: NDArray[np.float64]
+    self_influences: Mapping[str, Numbers]
     sketched: Mapping[str, Matrix]
     stderrs: Mapping[str, Matrix]
     exact: Mapping[str, Matrix]
@@ -130,21 +127,24 @@ def gather(index: ValuationIndex, wanted: EvaluationData, *, check: Check = anyt
         reader = index.reader
         loaded = time.perf_counter()
         prepared = _prepared(reader, validation, wanted.on_bad, warnings)
-        sketched, stderrs = _sketched(index, view, prepared, [one.id for one in stored])
+        ids = [one.id for one in stored]
+        sketched, stderrs = all_sketched(index, view, prepared, ids)
+        influences = self_influences(index, view, ids)
         version = view.version
     tokenised = tuple(_tokenised(reader, training))
-    exact = _exact(index, prepared, tokenised) if wanted.exact else {}
+    exact = all_exact(index, prepared, tokenised) if wanted.exact else {}
     scored = time.perf_counter()
-    baselines = _baselines(index, prepared, tokenised)
+    compared = baselines(index, prepared, tokenised)
     manifest = index.manifest
     return Evidence(
         training=tokenised,
         validation=tuple(prepared),
         loss=np.array([one.statistics.loss for one in stored]),
+        self_influences=influences,
         sketched=sketched,
         stderrs=stderrs,
         exact=exact,
-        baselines=baselines,
+        baselines=compared,
         evaluated=Evaluated(
             index=str(index.path),
             fingerprint=manifest.fingerprint,
@@ -160,62 +160,6 @@ def gather(index: ValuationIndex, wanted: EvaluationData, *, check: Check = anyt
             warnings=tuple(warnings),
         ),
     )
-
-
-def scorings(index: ValuationIndex) -> dict[str, Scoring]:
-    """What an index can be asked for without its model: each geometry, and its cosines."""
-    return {
-        f"{FOR_VALUE} {geometry}{', cosine' if normalize else ''}": Scoring(geometry, normalize)
-        for geometry in index.manifest.settings.geometries
-        for normalize in (False, True)
-    }
-
-
-def _sketched(
-    index: ValuationIndex, view: View, prepared: Sequence[Prepared], ids: Sequence[int]
-) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
-    """Scores of rows and their standard errors, by the name of the scoring."""
-    queries = index.embedder.embed(prepared).rows
-    scores, stderrs = {}, {}
-    for name, scoring in scorings(index).items():
-        mine = queries[scoring.geometry]
-        errors = index.storage.sketch_error(scoring.geometry)
-        scores[name], stderrs[name] = sketched_scores(
-            view, unit_rows(mine) if scoring.normalize else mine, ids, scoring, errors
-        )
-    return scores, stderrs
-
-
-def sketched_scores(
-    view: View, queries: Tensor, ids: Sequence[int], scoring: Scoring, errors: SketchError
-) -> tuple[Matrix, Matrix]:
-    """Inner products of query rows with the rows of samples whose ids are in order, with errors."""
-    wanted, rows = np.asarray(ids, dtype=np.int64), queries.numpy()
-    scores = np.empty((len(rows), len(wanted)), dtype=np.float32)
-    stderrs = np.empty_like(scores)
-    for block in view.blocks(scoring.geometry, normalize=scoring.normalize):
-        here = np.isin(block.ids, wanted)
-        place = np.searchsorted(wanted, block.ids[here])
-        chosen = block.rows.numpy()[here]
-        scores[:, place] = (queries @ torch.from_numpy(chosen).T).numpy()
-        for i, row in enumerate(rows):
-            stderrs[i, place] = errors.standard_errors(row, chosen)
-    return scores, stderrs
-
-
-def _exact(
-    index: ValuationIndex, validation: Sequence[Prepared], training: Sequence[Prepared]
-) -> dict[str, Matrix]:
-    """Scores of the model, by the name of the scoring."""
-    geometries = [index.geometry(name) for name in index.manifest.settings.geometries]
-    found = exact_matrices(
-        index.reader, geometries, validation, training, on_progress=index.on_progress
-    )
-    scores = {}
-    for name, scoring in scorings(index).items():
-        mine = found[scoring.geometry]
-        scores[name] = (mine.cosines if scoring.normalize else mine.values).astype(np.float32)
-    return scores
 
 
 def _read_validation(
@@ -288,28 +232,8 @@ def _usable(rows: Iterable[T | BadRow], on_bad: str, warnings: list[str]) -> lis
     return good
 
 
-def _baselines(
-    index: ValuationIndex, validation: Sequence[Prepared], training: Sequence[Prepared]
-) -> dict[str, Matrix]:
-    queries, documents = ([p.sample for p in side] for side in (validation, training))
-    hidden = mean_hidden_states(
-        index.reader, [*validation, *training], on_progress=index.on_progress
-    )
-    return {
-        BM25: bm25_scores(list(map(_text, queries)), list(map(_text, documents))),
-        BM25_RESPONSE: bm25_scores(
-            [sample.response for sample in queries], [sample.response for sample in documents]
-        ),
-        HIDDEN_STATE: hidden_similarity(hidden[: len(validation)], hidden[len(validation) :]),
-    }
-
-
 def _tokenised(reader: LabelReader, training: Iterable[Sample]) -> Iterator[Prepared]:
     for prepared in map(reader.prepare, training):
         if isinstance(prepared, BadRow):
             raise BadSampleError(f"{prepared}. It is in the index all the same; add it anew")
         yield prepared
-
-
-def _text(sample: Sample) -> str:
-    return f"{sample.prompt}\n{sample.response}"

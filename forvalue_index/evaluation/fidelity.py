@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from forvalue_index.evaluation.evidence import EvaluationData, Matrix, gather, warned
+from forvalue_index.evaluation.evidence import EvaluationData, gather, warned
+from forvalue_index.evaluation.scores import Matrix
 from forvalue_index.evaluation_results import Fidelity, FidelityResult
 from forvalue_index.index import ValuationIndex
 from forvalue_index.metrics import mean_interval, share_kept, spearman

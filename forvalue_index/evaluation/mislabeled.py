@@ -10,13 +10,9 @@ from typing import Any
 import numpy as np
 
 from forvalue_index.baselines import bm25_scores
-from forvalue_index.evaluation.evidence import (
-    EvaluationData,
-    Evidence,
-    Matrix,
-    gather,
-)
+from forvalue_index.evaluation.evidence import EvaluationData, Evidence, gather
 from forvalue_index.evaluation.fields import class_names, field_values
+from forvalue_index.evaluation.scores import Matrix
 from forvalue_index.evaluation_results import Detection, MislabeledResult
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
@@ -39,6 +35,8 @@ BY_PROMPT_RULE = (
 )
 BY_CLASS_RULE = "low mean over validation samples of its class, less that over the others"
 LOSS_RULE = "high mean loss over its label tokens"
+SELF_INFLUENCE = "self-influence"
+SELF_INFLUENCE_RULE = "high inner product of its row with itself (TracIn, Pruthi et al. 2020)"
 REMARK = (
     "A response that is wrong here and right for another task of the validation set helps that "
     "task, so the mean over a set of several tasks may not show it. Methods by prompt, and by "
@@ -129,6 +127,8 @@ def suspicions(evidence: Evidence, groups: Groups) -> Iterator[Suspicion]:
         for kind, (rule, near) in groups.items():
             contrast = _mean_where(near, scores) - _mean_where(~near, scores)
             yield Suspicion(f"{name}, {kind}", rule, contrast)
+    for geometry, products in evidence.self_influences.items():
+        yield Suspicion(f"{SELF_INFLUENCE} {geometry}", SELF_INFLUENCE_RULE, -products)
     yield Suspicion(LOSS, LOSS_RULE, -evidence.loss)
 
 

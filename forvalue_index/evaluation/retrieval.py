@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.evaluation.evidence import EvaluationData, Matrix, gather, warned
+from forvalue_index.evaluation.evidence import EvaluationData, gather, warned
 from forvalue_index.evaluation.fields import class_names
+from forvalue_index.evaluation.scores import Matrix
 from forvalue_index.evaluation_results import Estimate, Retrieval, RetrievalResult
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
