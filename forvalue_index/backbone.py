@@ -35,6 +35,7 @@ from forvalue_index.model_files import (
     model_errors,
     quiet,
     refuse_own_code,
+    refuse_text_alone,
     without_pickle,
 )
 from forvalue_index.prediction_error import Head
@@ -107,6 +108,8 @@ class Backbone:
                 refuse_own_code(found)
             # Said in so many words: where nothing is said, transformers asks on the terminal.
             tokenizer = AutoTokenizer.from_pretrained(**found.place, trust_remote_code=trusted)
+            if not images:
+                refuse_text_alone(found)
             image_type = image_model_type(found) if images else None
             kind = AutoModelForCausalLM if image_type is None else AutoModelForImageTextToText
             model = kind.from_pretrained(

@@ -32,7 +32,7 @@ from forvalue_index.database import (
     translated_errors,
 )
 from forvalue_index.exceptions import BrokenIndexError, UsageError
-from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
+from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.tables import LIVE, indexes, samples, segments, sources
 
@@ -193,7 +193,7 @@ class Catalog:
         return removed
 
     def restore(self, restored: Mapping[int, Sample]) -> None:
-        """Make removed samples live again, by id, with source, position and metadata of these."""
+        """Make samples live, by id, with source, position, metadata and images of these."""
         with self.snapshot() as snapshot:
             stored = snapshot.samples(restored)
         with self._writing() as connection:
@@ -203,7 +203,8 @@ class Catalog:
                 # The messages are equal, though the order of their fields may not be.
                 names = ("source", "position", "offset", "metadata")
                 given = {name: getattr(sample, name) for name in names}
-                kept = dataclasses.replace(stored[id_].sample, **given)
+                messages = _with_images(stored[id_].sample.messages, sample.messages)
+                kept = dataclasses.replace(stored[id_].sample, messages=messages, **given)
                 found = sample if stored[id_].referenced else kept
                 values = revise(dataclasses.replace(stored[id_], sample=found))
                 values |= {"removed": False, "source_id": source_ids[sample.source]}
@@ -301,3 +302,11 @@ class Catalog:
             insert = sa.insert(sources).values(index_id=self._id, name=name)
             ids[name] = connection.execute(insert.returning(sources.c.id)).scalar_one()
         return ids
+
+
+def _with_images(messages: Sequence[Message], others: Sequence[Message]) -> tuple[Message, ...]:
+    """The same messages with the images of equal ones, which may lie elsewhere."""
+    return tuple(
+        dataclasses.replace(mine, images=theirs.images)
+        for mine, theirs in zip(messages, others, strict=True)
+    )

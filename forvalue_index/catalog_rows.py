@@ -68,9 +68,10 @@ def pack(
 
 
 def revise(stored: StoredSample) -> dict[str, Any]:
-    """The columns that change where a stored sample gets other metadata or another source."""
+    """The columns that change where a stored sample gets other metadata, source or images."""
     row = pack(stored.id, stored.sample, stored.statistics, referenced=stored.referenced)
-    return {name: row[name] for name in ("position", "offset", "metadata", "checksum")}
+    changing = ("position", "offset", "metadata", "payload", "checksum")
+    return {name: row[name] for name in changing}
 
 
 def unstorable(sample: Sample) -> str | None:

@@ -147,7 +147,10 @@ def _contents(
         yield Finding("changed data", what, cure)
     for source, reasons in lost.items():
         what = f"images of {len(reasons):,} samples of {source} are lost, first {reasons[0]}"
-        cure = "restore their files; queries need none, explanations and exact scores do"
+        cure = (
+            f"restore their files, or run: forvalue add INDEX {source}; queries need none, "
+            "explanations and exact scores do"
+        )
         yield Finding("lost image", what, cure)
 
 

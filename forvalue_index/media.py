@@ -41,34 +41,51 @@ class Media:
         return None
 
     def kept(self, sample: Sample) -> Sample:
-        """The sample as the catalog stores it, once its images are kept."""
+        """The sample as the catalog stores it, once its images are kept. Raises as `open`."""
+        stored = self.as_stored(sample)
+        for image, copy in zip(sample.images, stored.images, strict=True):
+            self._keep(image, copy)
+        return stored
+
+    def as_stored(self, sample: Sample) -> Sample:
+        """The sample as the catalog stores it: with paths of its images, or without."""
         if not sample.images:
             return sample
-        return replace(sample, messages=tuple(map(self._kept_message, sample.messages)))
+        return replace(sample, messages=tuple(map(self._stored_message, sample.messages)))
 
-    def _kept_message(self, message: Message) -> Message:
-        return replace(message, images=tuple(map(self._kept_image, message.images)))
+    def restore(self, sample: Sample) -> None:
+        """Copy images of a known sample again whose copies are lost or damaged.
 
-    def _kept_image(self, image: Image) -> Image:
+        Raises as `open`.
+        """
+        if self._copies is not None:
+            for image in sample.images:
+                copy = _copy(self._copies, image)
+                if not copy.is_file() or copy.read_bytes() != self._content(image):
+                    self._keep(image, self._stored_image(image))
+
+    def has_moved(self, image: Image, stored: Image) -> bool:
+        """Whether an image of a row lies elsewhere than the stored one that it equals."""
+        return self._needs_paths and self._stored_image(image).path != stored.path
+
+    def _stored_message(self, message: Message) -> Message:
+        return replace(message, images=tuple(map(self._stored_image, message.images)))
+
+    def _stored_image(self, image: Image) -> Image:
+        if self._copies is not None or image.path is None:
+            return replace(image, path=None, content=None)
+        return replace(image, path=Path(relpath(image.path, self._root)).as_posix(), content=None)
+
+    def _keep(self, image: Image, stored: Image) -> None:
         if self._copies is None:
-            path = None if image.path is None else Path(relpath(image.path, self._root)).as_posix()
-            return replace(image, path=path, content=None)
-        kept = replace(image, path=None, content=None)
+            return
         try:
-            self._verified(kept)
+            self._verified(stored)
         except BadSampleError:  # there is none, or it is damaged
             content = self._verified(image)[0]
             copy = _copy(self._copies, image)
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_durably(copy, content)
-        return kept
-
-    def restore(self, sample: Sample) -> None:
-        """Copy images of a known sample again whose copies are lost. Raises as `open`."""
-        if self._copies is not None:
-            for image in sample.images:
-                if not _copy(self._copies, image).is_file():
-                    self._kept_image(image)
 
     def open(self, image: Image) -> Pixels:
         """The pixels of an image, RGB.

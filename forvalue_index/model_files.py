@@ -90,6 +90,16 @@ def image_model_type(found: ModelFiles) -> str | None:
     return kind if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else None
 
 
+def refuse_text_alone(found: ModelFiles) -> None:
+    """Raise ModelError where a model that reads images has no part that reads text alone."""
+    kind = image_model_type(found)
+    if kind is not None and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"{found.name}: a {kind} model is not loaded for text alone; make the index without "
+            "--media none, which takes samples without images, too"
+        )
+
+
 def refuse_own_code(found: ModelFiles) -> None:
     """Raise ModelError where a model cannot be loaded without running code that comes with it.
 

@@ -70,6 +70,18 @@ class Message:
         images = {"images": [image.as_dict() for image in self.images]} if self.images else {}
         return {"role": self.role, "content": self.content, **self.extra, **images}
 
+    def as_row(self) -> dict[str, Any]:
+        """The message as a row of a data set has it, with files of images or paths to them."""
+        if not self.images:
+            return self.as_dict()
+        parts = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image", "image": part.content or part.path}
+            for part in self.parts
+        ]
+        return {"role": self.role, "content": parts, **self.extra}
+
     @property
     def parts(self) -> Iterator[str | Image]:
         """Text and images in order; no text is empty."""
@@ -167,7 +179,7 @@ class BadRow:
 def bad_row(sample: Sample, reason: str) -> BadRow:
     """Why a row that was read as a sample cannot be used, with all that it held."""
     own_id = {} if sample.own_id is None else {"id": sample.own_id}
-    messages = [message.as_dict() for message in sample.messages]
+    messages = [message.as_row() for message in sample.messages]
     raw = {**own_id, **sample.metadata, "messages": messages}
     return BadRow(sample.source, sample.position, reason, raw)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from forvalue_index.cells import storable
+from forvalue_index.images import DATA_URL
 from forvalue_index.records import BadRow
 
 
@@ -30,10 +32,25 @@ class Rejects:
             self._path.parent.mkdir(exist_ok=True)
             self._file = self._path.open("w", encoding="utf-8")
         entry = {"source": row.source, "position": row.position, "reason": row.reason}
-        self._file.write(json.dumps({**entry, "row": row.raw}, default=storable) + "\n")
+        self._file.write(json.dumps({**entry, "row": row.raw}, default=_cell) + "\n")
         self.count += 1
 
     def close(self) -> None:
         """Close the file, if there is one."""
         if self._file is not None:
             self._file.close()
+
+
+def _cell(value: Any) -> Any:
+    """What JSON can hold of a cell; images as `add` reads them again."""
+    if isinstance(value, bytes) and not _is_text(value):
+        return f"{DATA_URL};base64,{base64.b64encode(value).decode()}"
+    return storable(value)
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

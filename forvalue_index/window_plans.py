@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from forvalue_index.label_tokens import LabelReader, Prepared
 from forvalue_index.media import Media
 from forvalue_index.records import BadRow, KnownSample, Sample, bad_row
 from forvalue_index.repeats import Repeats
+from forvalue_index.snapshot import Snapshot
 from forvalue_index.windows import windows
 
 # A window holds this many rows for each token of a batch's budget, or fewer long ones.
@@ -58,7 +59,9 @@ class Planner:
 
     def _plan(self, rows: Sequence[Sample | BadRow], repeats: Repeats, place: int) -> WindowPlan:
         with self._catalog.snapshot() as snapshot:
-            held = snapshot.known(row for row in rows if isinstance(row, Sample))
+            samples = [row for row in rows if isinstance(row, Sample)]
+            held = snapshot.known(samples)
+            moved = self._moved(snapshot, [row for row in samples if row.images], held)
         window = WindowPlan(len(rows))
         for offset, row in enumerate(rows):
             if isinstance(row, BadRow):
@@ -74,7 +77,7 @@ class Planner:
             elif known is not None:
                 repeats.note(row)
                 window.with_images += [row] if row.images else []
-                _plan_known(row, known, window)
+                _plan_known(self._media.as_stored(row), known, window, moved=known.id in moved)
             elif reason := unstorable(row) or self._media.refusal(row):
                 window.rejected.append(bad_row(row, reason))
             elif isinstance(prepared := self._reader.prepare(row), Prepared):
@@ -84,16 +87,28 @@ class Planner:
                 window.rejected.append(prepared)
         return window
 
+    def _moved(
+        self, snapshot: Snapshot, rows: Sequence[Sample], held: Mapping[str, KnownSample]
+    ) -> set[int]:
+        """The ids of known samples whose images lie elsewhere by now than the catalog says."""
+        known = {held[row.key].id: row for row in rows if row.key in held}
+        stored = snapshot.samples(known)
+        return {
+            id_
+            for id_, row in known.items()
+            if any(map(self._media.has_moved, row.images, stored[id_].sample.images))
+        }
 
-def _plan_known(row: Sample, known: KnownSample, window: WindowPlan) -> None:
+
+def _plan_known(row: Sample, known: KnownSample, window: WindowPlan, *, moved: bool) -> None:
     if known.removed:
         window.returned += 1
         window.restored[known.id] = row
         return
     window.known += 1
     metadata = changed_metadata(known.metadata, row.metadata)
-    window.changed += metadata is not None
-    if known.place not in (None, (row.source, row.position, row.offset)):
+    window.changed += moved or metadata is not None
+    if moved or known.place not in (None, (row.source, row.position, row.offset)):
         window.restored[known.id] = replace(row, metadata=metadata or known.metadata)
     elif metadata is not None:
         window.updated[known.id] = metadata

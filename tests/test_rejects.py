@@ -1,8 +1,13 @@
+import io
 import json
 from contextlib import closing
 from datetime import date
 
-from forvalue_index.records import BadRow
+import pytest
+from vision_models import tiny_image
+
+from forvalue_index.columns import to_sample
+from forvalue_index.records import BadRow, bad_row
 from forvalue_index.rejects import Rejects
 
 
@@ -49,3 +54,20 @@ def test_half_a_surrogate_pair_is_written_down(tmp_path):
         rejects.write(BadRow("a", 1, "half a pair", {"text": "\ud83d"}))
     with open(rejects.path, encoding="utf-8") as file:  # noqa: PTH123
         assert json.loads(file.read())["row"] == {"text": "\ud83d"}
+
+
+@pytest.mark.parametrize("given", ["row", "sample"])
+def test_a_rejected_image_can_be_added_again(given, tmp_path):
+    """Of standard input nothing else is left of it."""
+    file = io.BytesIO()
+    tiny_image(30, 20, 0).save(file, "PNG")
+    row = {"prompt": "what is this", "response": "x", "image": {"bytes": file.getvalue()}, "n": 1}
+    sample = to_sample(row)
+    bad = BadRow("a", 1, "r", row) if given == "row" else bad_row(sample, "r")
+    with closing(Rejects(tmp_path)) as rejects:
+        rejects.write(bad)
+    with open(rejects.path, encoding="utf-8") as lines:  # noqa: PTH123
+        found = to_sample(json.loads(lines.read())["row"])
+    assert found.content_hash == sample.content_hash
+    assert [(i.digest, i.at) for i in found.images] == [(i.digest, i.at) for i in sample.images]
+    assert found.metadata == {"n": 1}

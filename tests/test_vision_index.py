@@ -176,6 +176,29 @@ def test_lost_images_are_found_and_told(index, home):
     assert "is missing or empty; put it back where it was" in page.read_text()
 
 
+@pytest.mark.parametrize("damage", ["lost", "other pixels", "no image", "removed"])
+def test_adding_again_brings_back_images(damage, index, home):
+    """Copies anew, or paths to where the images lie now; of removed samples that return, too."""
+    before, copies = values(index, home, "--exact"), index / "media"
+    if damage == "removed":
+        document("remove", index, "--where", "metadata.topic = 'law'", "--yes")
+        document("compact", index)
+    for file in copies.glob("*/*"):  # none where the index refers to images
+        if damage == "other pixels":
+            tiny_image(9, 9, 9).save(file, "PNG")
+        elif damage == "no image":
+            file.write_bytes(b"x" * 40)
+        elif damage == "lost":
+            file.unlink()
+    other = home / "other"
+    other.mkdir()
+    (home / "data").rename(other / "data")
+    assert run("check", index).exit_code == (0 if copies.exists() and damage == "removed" else 1)
+    document("add", index, other / "data" / "train.jsonl")
+    assert document("check", index)["sound"]
+    assert values(index, other, "--exact") == pytest.approx(before, rel=1e-4, abs=1e-4)
+
+
 def test_a_lost_segment_is_embedded_anew(index, home):
     before = values(index, home)
     for file in (index / "segments").glob("*.safetensors"):
@@ -206,6 +229,9 @@ def test_known_images_elsewhere_are_known(index, home):
     moved = shutil.copytree(data, home / "other")
     found = document("add", index, moved / "train.jsonl")
     assert (found["added"], found["known"]) == (0, COUNT)
+    assert found["updated"] == (0 if (index / "media").exists() else 20)  # s5, ... have none
+    again = document("add", index, moved / "train.jsonl")
+    assert (again["known"], again["updated"]) == (COUNT, 0)
     tiny_image(23, 78, 99).save(moved / "pictures" / "1.png")
     said = refused("add", index, moved / "train.jsonl")
     assert "its id 's1' is taken by a sample of other content" in said
@@ -284,6 +310,12 @@ def test_images_from_another_directory(home, model):
         "query", index, apart / "validation.jsonl", "--media-root", home / "none", code=2
     )
     assert "is not a directory; name where images lie" in said
+
+
+def test_a_model_of_images_alone_is_not_made_one_of_text(home, model):
+    said = refused("init", home / "index", "--model", model, "--media", "none")
+    assert "a llava model is not loaded for text alone; make the index without --media none" in said
+    assert not (home / "index").exists()
 
 
 def test_an_image_in_an_index_of_text_is_refused(home, text_model):
