@@ -32,7 +32,7 @@ from forvalue_index.database import (
     translated_errors,
 )
 from forvalue_index.exceptions import BrokenIndexError, UsageError
-from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
+from forvalue_index.records import Sample, SampleStatistics, SegmentRecord
 from forvalue_index.snapshot import Snapshot
 from forvalue_index.tables import LIVE, indexes, samples, segments, sources
 
@@ -200,12 +200,9 @@ class Catalog:
             self._allocate(connection, 0)
             source_ids = self._source_ids(connection, {s.source for s in restored.values()})
             for id_, sample in restored.items():
-                # The messages are equal, though the order of their fields may not be.
-                names = ("source", "position", "offset", "metadata")
-                given = {name: getattr(sample, name) for name in names}
-                messages = _with_images(stored[id_].sample.messages, sample.messages)
-                kept = dataclasses.replace(stored[id_].sample, messages=messages, **given)
-                found = sample if stored[id_].referenced else kept
+                found = sample
+                if not stored[id_].referenced:
+                    found = _with_facts_of(sample, stored[id_].sample)
                 values = revise(dataclasses.replace(stored[id_], sample=found))
                 values |= {"removed": False, "source_id": source_ids[sample.source]}
                 connection.execute(self._update(id_, values))
@@ -304,9 +301,15 @@ class Catalog:
         return ids
 
 
-def _with_images(messages: Sequence[Message], others: Sequence[Message]) -> tuple[Message, ...]:
-    """The same messages with the images of equal ones, which may lie elsewhere."""
-    return tuple(
+def _with_facts_of(sample: Sample, stored: Sample) -> Sample:
+    """A stored sample with what changes of an equal one: its place, metadata and images.
+
+    The messages are equal, though the order of their fields may not be.
+    """
+    names = ("source", "position", "offset", "metadata")
+    given = {name: getattr(sample, name) for name in names}
+    messages = tuple(
         dataclasses.replace(mine, images=theirs.images)
-        for mine, theirs in zip(messages, others, strict=True)
+        for mine, theirs in zip(stored.messages, sample.messages, strict=True)
     )
+    return dataclasses.replace(stored, messages=messages, **given)

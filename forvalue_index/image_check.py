@@ -1,4 +1,4 @@
-"""Whether a vision-language model can be taken apart, found out on two small samples.
+"""Whether a vision-language model can be taken apart, found out on a few small samples.
 
 Families of models read images in ways of their own. What this package takes for granted is tried
 before an index is made, so that a model of another kind is refused and never valued wrongly.
@@ -60,7 +60,9 @@ def _samples() -> list[Sample]:
     return [
         _asked((first,), "A square."),
         _asked((second,), "Another one, in colour."),
-        _asked((second, first), "Two of them."),  # of which only is asked that they can be read
+        # Of which is only asked that they can be read.
+        _asked((second, first), "Two of them."),
+        _asked((), "None at all."),
     ]
 
 
@@ -102,5 +104,5 @@ def _refusal(backbone: Backbone, problem: str) -> ModelError:
     kind = type(backbone.model).__name__
     return ModelError(
         f"{backbone.name}: samples with images cannot be valued with {kind}: {problem}. Use a "
-        "model of another family (README, Vision-language models)"
+        "model of another family, or another --template (README, Vision-language models)"
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forvalue_index.exceptions import SourceError, UsageError
-from forvalue_index.records import Message, Reference, Sample
+from forvalue_index.records import BadRow, Message, Reference, Sample
 from forvalue_index.sources import RowSource, open_sources
 
 File = tuple[str, tuple[tuple[str, str], ...]]
@@ -71,10 +71,11 @@ class FileTexts:
         return sources[0]
 
 
-def _checked(reference: Reference, sample: Sample | None) -> tuple[Message, ...] | str:
-    if sample is not None and sample.content_hash == reference.content_hash:
-        return sample.messages
+def _checked(reference: Reference, row: Sample | BadRow | None) -> tuple[Message, ...] | str:
+    if isinstance(row, Sample) and row.content_hash == reference.content_hash:
+        return row.messages
+    reason = f" ({row.reason})" if isinstance(row, BadRow) else ""
     return (
-        f"{reference.path}:{reference.position} has changed since it was added; restore the file "
-        "or add it again"
+        f"{reference.path}:{reference.position} has changed since it was added{reason}; restore "
+        "the file or add it again"
     )

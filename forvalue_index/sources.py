@@ -70,8 +70,8 @@ class RowSource:
             with_images = any(isinstance(one, Sample) and one.images for one in found)
             at_once = ROWS_AT_ONCE if with_images and self.rereadable else 1
 
-    def samples_at(self, places: Collection[Place]) -> dict[Place, Sample]:
-        """The samples at places of a file: positions, with offsets where they are known.
+    def samples_at(self, places: Collection[Place]) -> dict[Place, Sample | BadRow]:
+        """What is at places of a file: positions, with offsets where they are known.
 
         Raises SourceError.
         """
@@ -83,11 +83,10 @@ class RowSource:
                     found[line[0], line[2]] = self._checked(*line)
         last = max((p for p, offset in places if offset is None), default=0)
         if last:
-            for row in takewhile(lambda row: row.position <= last, self.samples()):
-                if (row.position, None) in places:
-                    found[row.position, None] = row
-        samples = ((place, found.get(place)) for place in places)
-        return {place: sample for place, sample in samples if isinstance(sample, Sample)}
+            for position, row, *_ in takewhile(lambda row: row[0] <= last, self.read()):
+                if (position, None) in places:
+                    found[position, None] = self._checked(position, row)
+        return found
 
     def _checked(self, position: int, row: Any, offset: int | None = None) -> Sample | BadRow:
         bad = partial(BadRow, self.name, position)

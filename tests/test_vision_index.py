@@ -21,8 +21,9 @@ from rows import WORDS, write_jsonl
 from test_explanation_page import Page
 from vision_models import save_tiny_vision, tiny_image
 
-from forvalue_index import ValuationIndex, ingest, window_plans
+from forvalue_index import ValuationIndex, records
 from forvalue_index.cli import main
+from forvalue_index.features import Embedder
 
 COUNT = 24
 
@@ -288,6 +289,9 @@ def test_texts_and_images_may_stay_in_the_data(home, model):
     tiny_image(9, 9, 9).save(home / "data" / "pictures" / "1.png")
     report = json.loads(run("check", index, "--json").stdout)
     assert [finding["kind"] for finding in report["findings"]] == ["changed data"]
+    (home / "data" / "pictures" / "1.png").unlink()
+    said = run("show", index, "s1").stdout.replace("\n", " ")
+    assert "has changed since it was added (image" in " ".join(said.split())
     done = run(
         "init", home / "other", "--model", model, "--payload", "reference", "--media", "copy"
     )
@@ -381,58 +385,74 @@ def test_a_text_that_holds_the_token_of_an_image_is_refused(home, model):
 
 def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch):
     """Those of the batch that is embedded, and of the next one."""
-    from forvalue_index.vision import VisionProcessor
+    read, sizes, seen = [0], [], []
+    mapped, embed = records.mapped, Embedder.embed_batch
 
-    monkeypatch.setattr(window_plans, "WINDOW_ROWS", 1)
-    read, most = [0], [0]
-    inputs = VisionProcessor.inputs
+    def counted(function, readers):
+        found = mapped(function, readers)
+        read[0] += len(found)
+        return found
 
-    def counted(self, *arguments, **options):
-        read[0] += 1
-        return inputs(self, *arguments, **options)
+    def slow(self, batch, prepared):
+        time.sleep(0.05)  # in which the next batches would be read, too
+        sizes.append(len(batch.readers))
+        seen.append(read[0])
+        return embed(self, batch, prepared)
 
-    monkeypatch.setattr(VisionProcessor, "inputs", counted)
-    index = made(home, model)
-    with ValuationIndex.open(index) as opened:
-        opened.reader.token_budget = 64
-        embedded = [0]
-        embed = opened.storage.embedder(opened.reader).__class__.embed_batch
-
-        def counting(self, batch, prepared):
-            ahead = read[0] - embedded[0]
-            most[0] = max(most[0], ahead)
-            embedded[0] += len(batch.readers)
-            return embed(self, batch, prepared)
-
-        monkeypatch.setattr("forvalue_index.features.Embedder.embed_batch", counting)
-        opened.add(str(home / "data" / "train.jsonl"))
-    assert read[0] >= 20
-    assert 0 < most[0] <= 2 * 64
+    monkeypatch.setattr(records, "mapped", counted)
+    monkeypatch.setattr(Embedder, "embed_batch", slow)
+    with ValuationIndex.open(made(home, model)) as index:
+        index.calibrate(str(home / "data" / "train.jsonl"))
+        index.reader.token_budget = 64
+        read[0] = 0
+        index.add(str(home / "data" / "train.jsonl"))
+    with_images = [size for size in sizes if size]
+    assert sum(with_images) == 20
+    assert len(with_images) >= 6
+    up_to_next = np.cumsum([*sizes[1:], 0]) + sizes[0]
+    assert (np.array(seen) <= up_to_next).all()
 
 
-@pytest.mark.parametrize("how", ["reference", "copy"])
-def test_an_add_that_is_killed_goes_on(home, model, how):
+DYING = """
+import os, signal
+from forvalue_index import ingest, media
+from forvalue_index.cli import main
+
+ingest.COMMIT_BYTES = 1  # every batch is stored
+
+def dying(function, calls=[]):
+    def call(*given, **options):
+        found = function(*given, **options)
+        calls.append(1)
+        if len(calls) == {nth}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    return call
+
+{name} = dying({name})
+main(["add", {index!r}, {data!r}])
+"""
+STORE, COPY = "ingest._Ingestion._store", "media.write_durably"
+
+
+@pytest.mark.parametrize(
+    ("how", "deaths"),
+    [("reference", [(STORE, 1), (STORE, 1)]), ("copy", [(COPY, 1), (COPY, 7), (STORE, 1)])],
+)
+def test_an_add_that_is_killed_goes_on(how, deaths, home, model):
     """Rows are the same to the bit, and every copy is whole."""
     expected = values(filled(home, model, "--media", how, "--row-dtype", "float32"), home)
     shutil.rmtree(home / "index")
     index = made(home, model, "--media", how, "--row-dtype", "float32")
-    code = (
-        "from forvalue_index import ingest, label_tokens\n"
-        "ingest.COMMIT_BYTES = 1\n"
-        "from forvalue_index.cli import main\n"
-        f"main(['add', {str(index)!r}, {str(home / 'data' / 'train.jsonl')!r}])\n"
-    )
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import forvalue_index.index"], check=True)
-    imports_s = time.perf_counter() - started
-    for part in (1.0, 1.2, 1.4):
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-        time.sleep(part * imports_s)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    document("add", index, home / "data" / "train.jsonl")
+    data = home / "data" / "train.jsonl"
+    for name, nth in deaths:
+        code = DYING.format(name=name, nth=nth, index=str(index), data=str(data))
+        done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        assert done.returncode == -signal.SIGKILL
+    with ValuationIndex.open(index) as half:
+        assert 0 < len(half) < COUNT
+    document("add", index, data)
     assert values(index, home) == expected
     findings = document("check", index, "--repair")["findings"]
     assert {finding["kind"] for finding in findings} <= {"orphan file"}
     assert document("check", index)["sound"]
-    assert ingest.COMMIT_BYTES > 1
