@@ -4,7 +4,6 @@ A tiny LLaVA stands for all families, which `test_vision` goes through.
 """
 
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -15,77 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
-from models import save_tiny
-from rows import WORDS, write_jsonl
+from rows import write_jsonl
 from test_explanation_page import Page
+from vision_commands import COUNT, document, filled, made, refused, run
 from vision_models import save_tiny_vision, tiny_image
 
 from forvalue_index import ValuationIndex, records
-from forvalue_index.cli import main
 from forvalue_index.features import Embedder
 
-COUNT = 24
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_vision(tmp_path_factory.mktemp("model"), "llava")
-
-
-@pytest.fixture(scope="module")
-def text_model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("text"), "llama")
-
-
-@pytest.fixture
-def home(tmp_path):
-    """Data with pictures of many sizes, one or two a sample, and samples of text alone."""
-    data = tmp_path / "data"
-    (data / "pictures").mkdir(parents=True)
-    chosen = random.Random(0)
-    items = []
-    for i in range(COUNT):
-        name = f"pictures/{i}.png"
-        tiny_image(20 + 3 * i, 80 - 2 * i, i).save(data / name)
-        images = {} if i % 6 == 5 else {"images": [name, "pictures/0.png"][: 1 + i % 2]}
-        words = (" ".join(chosen.choices(WORDS, k=1 + i % 5)) for _ in range(2))
-        items.append(dict(zip(("prompt", "response"), words, strict=True)) | images)
-        items[-1] |= {"id": f"s{i}", "topic": ("law", "art")[i % 2]}
-    write_jsonl(data / "train.jsonl", items)
-    write_jsonl(data / "validation.jsonl", items[:4])
-    return tmp_path
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
-
-
-def document(*arguments):
-    done = run(*arguments, "--json")
-    assert done.exit_code == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def refused(*arguments, code=1):
-    done = run(*arguments)
-    assert done.exit_code == code, done.output
-    assert done.stdout == ""
-    assert done.stderr.startswith("Error: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr.removeprefix("Error: ").rstrip("\n")
-
-
-def made(home, model, *options):
-    index = home / "index"
-    document("init", index, "--model", model, "--dim", 256, *options)
-    return index
-
-
-def filled(home, model, *options):
-    index = made(home, model, *options)
-    assert document("add", index, home / "data" / "train.jsonl")["added"] == COUNT
-    return index
+pytest_plugins = ("vision_home",)
 
 
 @pytest.fixture(params=["reference", "copy"])

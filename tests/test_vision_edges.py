@@ -1,0 +1,164 @@
+"""Images where an index does not read them, where they vanish, and where a catalog lies of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from rows import write_jsonl
+from vision_commands import COUNT, document, filled, made, refused, run
+from vision_models import save_tiny_vision, tiny_image
+
+from forvalue_index import ValuationIndex, parallel
+from forvalue_index.catalog_rows import pack
+from forvalue_index.exceptions import BadSampleError, BrokenIndexError
+from forvalue_index.manifest import CATALOG, MANIFEST, MEDIA
+from forvalue_index.records import Image, Message, Sample, SampleStatistics
+
+pytest_plugins = ("vision_home",)
+
+TEXT = [{"prompt": "a", "response": "b c", "image": "https://example.org/a.png"}]
+NUMBERED = [{"prompt": "a", "response": "b", "images": 7, "image": None}]
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """A model of images that has a part for text alone."""
+    return save_tiny_vision(tmp_path_factory.mktemp("gemma"), "gemma3")
+
+
+@pytest.fixture
+def of_text(tmp_path, gemma):
+    """An index of it that takes no images."""
+    path = tmp_path / "index"
+    document("init", path, "--model", gemma, "--dim", 64, "--media", "none")
+    return path
+
+
+@pytest.mark.parametrize(("items", "metadata"), [(TEXT, "image"), (NUMBERED, "images")])
+def test_columns_called_image_may_hold_facts_where_none_are_read(items, metadata, of_text, home):
+    data = write_jsonl(home / "text.jsonl", items)
+    assert document("add", of_text, data)["added"] == 1
+    assert document("show", of_text, "0")["metadata"][metadata] == items[0][metadata]
+    assert json.loads((of_text / MANIFEST).read_text())["model"]["processor_digest"] is None
+
+
+@pytest.mark.parametrize("image", ["pictures/1.png", {"bytes": b"x"}, "data:image/png;base64,AA"])
+def test_an_image_is_refused_where_none_are_read(image, of_text, home):
+    with ValuationIndex.open(of_text) as index:
+        row = {"prompt": "a", "response": "b", "image": image}
+        with pytest.raises(BadSampleError, match="is an image, and the model of this index reads"):
+            index.add([row])
+        assert len(index) == 0
+
+
+def test_an_index_of_text_from_before_images_stays_one(of_text, home):
+    """A model that reads images is loaded as it was then, and gives the same rows."""
+    data = write_jsonl(home / "text.jsonl", TEXT)
+    document("add", of_text, data)
+    path = of_text / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["model"]["processor_digest"]
+    del manifest["settings"]["media"]
+    manifest["format_version"] = 2
+    path.write_text(json.dumps(manifest))
+    with ValuationIndex.open(of_text) as index:
+        assert index.backbone.processor is None
+        assert index.add([{"prompt": "a", "response": "d"}]).added == 1
+        (hit, _) = index.query([{"prompt": "a", "response": "b c"}], top=2).helpful
+        assert hit.id == 0
+
+
+@pytest.mark.parametrize("how", ["reference", "copy"])
+def test_an_image_that_vanishes_while_others_are_embedded(how, home, model, monkeypatch):
+    """Its sample alone is left out, and comes back with the image."""
+    index, data = made(home, model, "--media", how), home / "data"
+    picture = data / "pictures" / "3.png"
+    kept = picture.read_bytes()
+    read_ahead = parallel._read_ahead
+
+    def vanishing(embedder, members, lost):
+        picture.unlink()
+        for copy in (index / MEDIA).glob("*/*"):
+            if copy.read_bytes() == kept:
+                copy.unlink()
+        return read_ahead(embedder, members, lost)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "_read_ahead", vanishing)
+        with ValuationIndex.open(index) as opened:
+            report = opened.add(str(data / "train.jsonl"), on_bad="skip")
+    assert (report.added, report.rejected) == (COUNT - 1, 1)
+    (line,) = map(json.loads, Path(report.rejected_file).read_text().splitlines())
+    assert line["row"]["id"] == "s3"
+    assert "missing or empty" in line["reason"]
+    picture.write_bytes(kept)
+    assert document("add", index, data / "train.jsonl")["added"] == 1
+    assert document("check", index)["sound"]
+
+
+def test_refused_at_once_where_bad_rows_end_an_add(home, model, monkeypatch):
+    index = made(home, model)
+    picture = home / "data" / "pictures" / "3.png"
+    read_ahead = parallel._read_ahead
+
+    def vanishing(embedder, members, lost):
+        picture.unlink(missing_ok=True)
+        return read_ahead(embedder, members, lost)
+
+    monkeypatch.setattr(parallel, "_read_ahead", vanishing)
+    said = refused("add", index, home / "data" / "train.jsonl")
+    assert "train.jsonl:4" in said
+    assert "3.png is missing or empty; put it back where it was" in said
+    with ValuationIndex.open(index) as opened:
+        assert len(opened) == COUNT - 1  # what was embedded is stored
+
+
+SOUND = {"digest": "0" * 32, "width": 3, "height": 2}
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image(**{**SOUND, "digest": "../../../../etc/passwd"}),
+        Image(**{**SOUND, "digest": "G" * 32}),
+        Image(**{**SOUND, "width": 0}),
+        Image(**{**SOUND, "height": -2}),
+        Image(**{**SOUND, "width": 10**6, "height": 10**6}),
+        Image(**SOUND, at=-1),
+        Image(**SOUND, at=99),
+        Image(**SOUND, path="a\0b"),
+    ],
+)
+def test_what_a_stranger_writes_of_an_image_is_not_believed(image, home, model):
+    """With the checksum that belongs to it, as whoever can write a catalog can make that, too."""
+    index = filled(home, model)
+    message = Message("user", "abc", images=(image,))
+    sample = Sample((message, Message("assistant", "on")), own_id="s0", source="s", position=1)
+    row = pack(0, sample, SampleStatistics(1, 1, False, 0.5, 0.5, 0.5))
+    engine = sa.create_engine(f"sqlite:///{index / CATALOG}")
+    with engine.begin() as connection:
+        table = sa.Table("samples", sa.MetaData(), autoload_with=connection)
+        connection.execute(sa.update(table).where(table.c.id == 0).values(payload=row["payload"]))
+    engine.dispose()
+    with ValuationIndex.open(index) as opened, pytest.raises(BrokenIndexError, match="an image of"):
+        opened.sample("s0")
+
+
+def test_images_that_are_a_link_out_of_the_index_are_not_opened(home, model):
+    index = filled(home, model, "--media", "copy")
+    (index / MEDIA).rename(home / "elsewhere")
+    (index / MEDIA).symlink_to(home / "elsewhere")
+    said = refused("show", index, "s1")
+    assert f"{index / MEDIA} is a link that leads out of the index" in said
+
+
+def test_a_copy_that_is_a_link_out_of_the_index_is_not_opened(home, model):
+    index = filled(home, model, "--media", "copy")
+    tiny_image(9, 9, 1).save(home / "secret.png")
+    copy = next((index / MEDIA).glob("*/*"))
+    copy.unlink()
+    copy.symlink_to(home / "secret.png")
+    done = run("check", index, "--json")
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert "is a link that leads out of the index" in finding["what"]
