@@ -10,7 +10,7 @@ samples begin with nothing in common. An index is calibrated once, on 128 sample
 measured apart.
 
 With `--images` each sample has a picture, of the sizes of photographs made smaller, and the model
-must be one that reads them (scripts/random_vlm.py makes one). The reference has them read and
+must be one that reads them (scripts/random_model.py makes one). The reference has them read and
 resized already, as it has its texts tokenised.
 
 `--peers PYTHON` also measures other libraries, in every round; scripts/peers.py says how to make

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""A vision-language model of a realistic size with random weights, to time with.
+"""A model of a realistic size with random weights, to time with.
 
-The shape is that of SmolVLM-256M: an encoder of images as SigLIP-B/16 at 512 x 512 pixels, whose
-1,024 patches become 64 tokens, and a language model as SmolLM2-135M, whose tokenizer it takes.
-How long a model takes does not depend on its weights, and what it says is noise.
+How long a model takes does not depend on its weights, and what it says is noise. All take the
+tokenizer of SmolLM2-135M. `smolvlm-256m` reads images: an encoder as SigLIP-B/16 at 512 x 512
+pixels, whose 1,024 patches become 64 tokens, and a language model as SmolLM2-135M.
+`smollm2-1.7b` reads text.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -22,7 +24,7 @@ TEMPLATE = (
     "{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-TEXT = {
+SMALL = {
     "model_type": "llama",
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -31,6 +33,13 @@ TEXT = {
     "num_key_value_heads": 3,
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
+}
+LARGE = SMALL | {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
 }
 VISION = {
     "hidden_size": 768,
@@ -43,21 +52,30 @@ VISION = {
 
 
 def main() -> None:
-    """Make the model."""
+    """Make a model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tokenizer", type=Path, help="directory of SmolLM2-135M-Instruct")
     parser.add_argument("directory", type=Path, help="where to save the model")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="smolvlm-256m")
     options = parser.parse_args()
-    make(options.tokenizer, options.directory)
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(options.tokenizer)
+    SHAPES[options.shape](tokenizer, options.directory)
 
 
-def make(tokenizer_of: Path, directory: Path) -> None:
+def make_text_model(tokenizer: Any, directory: Path) -> None:
+    """Save model and tokenizer."""
+    config = transformers.LlamaConfig(**LARGE, vocab_size=len(tokenizer), pad_token_id=None)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def make_vision_model(tokenizer: Any, directory: Path) -> None:
     """Save model, tokenizer and processor, as a checkpoint on the hub has them."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_of)
     tokenizer.add_special_tokens({"extra_special_tokens": list(IMAGE_TOKENS)})
     tokenizer.chat_template = TEMPLATE
     ids = tokenizer.convert_tokens_to_ids
-    text = TEXT | {"vocab_size": len(tokenizer), "eos_token_id": ids("<end_of_utterance>")}
+    text = SMALL | {"vocab_size": len(tokenizer), "eos_token_id": ids("<end_of_utterance>")}
     config = transformers.Idefics3Config(
         text_config=text,
         vision_config=VISION,
@@ -65,7 +83,6 @@ def make(tokenizer_of: Path, directory: Path) -> None:
         scale_factor=4,
         tie_word_embeddings=True,
     )
-    torch.manual_seed(0)
     transformers.Idefics3ForConditionalGeneration(config).save_pretrained(directory)
     images = Idefics3ImageProcessorPil(
         size={"longest_edge": 512}, max_image_size={"longest_edge": 512}, do_image_splitting=False
@@ -75,6 +92,8 @@ def make(tokenizer_of: Path, directory: Path) -> None:
     )
     processor.save_pretrained(directory)
 
+
+SHAPES = {"smolvlm-256m": make_vision_model, "smollm2-1.7b": make_text_model}
 
 if __name__ == "__main__":
     main()
