@@ -34,6 +34,7 @@ from forvalue_index.storage import Storage
 from forvalue_index.view import View
 
 ANSWERS, QUERIES, HELD_OUT = 100, 20, 10**9
+COPIED_ROWS = 2**16
 Ends = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
