@@ -287,13 +287,20 @@ class Backbone:
         plain = list(islice((i for i in wanted if i not in self.placeholders), 8))
         token_ids = torch.tensor([plain], device=self.device)
         mask = torch.ones_like(token_ids)
-        theirs = self._model(input_ids=token_ids, attention_mask=mask, use_cache=False).logits[0]
-        states = self._states(token_ids, mask)[0]
-        gaps = [relative_gap(head.logits(states), theirs) for head in (self.head, *others)]
+        kind = type(self._model).__name__
+        try:
+            options = {"attention_mask": mask, "use_cache": False}
+            theirs = self._model(input_ids=token_ids, **options).logits[0]
+            states = self._states(token_ids, mask)[0]
+            gaps = [relative_gap(head.logits(states), theirs) for head in (self.head, *others)]
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"{self.name}: {kind} does not read tokens alone, or not as its configuration "
+                f"says: {' '.join(str(error).split())}; use another model"
+            ) from error
         gap, at = min((gap, at) for at, gap in enumerate(gaps))
         self.head = (self.head, *others)[at]
         if not gap <= tolerance(self.head.weight.dtype):
-            kind = type(self._model).__name__
             raise ModelError(
                 f"{self.name}: {kind} has a head that is more than scale, bias and soft-capping "
                 f"(its logits differ from ours by {gap:.1e} of the largest), so its samples "

@@ -15,7 +15,7 @@ from torch import Tensor
 from forvalue_index.calibration import Calibration
 from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exact import gram
-from forvalue_index.exceptions import ModelError
+from forvalue_index.exceptions import BadSampleError, ModelError
 from forvalue_index.features import Feature, features_of, geometry_of
 from forvalue_index.geometry import Moments
 from forvalue_index.hash_tables import (
@@ -67,12 +67,20 @@ def calibrate(
 ) -> Calibration:
     """Measure on samples, in random order, what rows for `settings` need to know of data.
 
-    Tokens for which the model gives infinite or undefined numbers are left out.
+    Tokens for which the model gives infinite or undefined numbers are left out, and samples whose
+    images have vanished.
 
     Raises:
         ModelError: no token is left.
+        BadSampleError: no sample is left.
     """
-    sums = _measure(reader, prepared, on_progress)
+    try:
+        sums = _measure(reader, prepared, on_progress)
+    except BadSampleError:
+        prepared = [one for one in prepared if _is_readable(one)]
+        if not prepared:
+            raise
+        sums = _measure(reader, prepared, on_progress)
     if not sums.n_labels:
         raise ModelError(
             f"the model gives infinite or undefined numbers for all {len(prepared):,} samples of "
@@ -97,6 +105,16 @@ def calibrate(
     }
     scales = _error_scales(reader, _compared(prepared), features, widths)
     return replace(measured, error_scale=scales)
+
+
+def _is_readable(prepared: Prepared) -> bool:
+    """Whether the images of a sample, if it has some, can be read."""
+    if prepared.encoded.read_inputs is not None:
+        try:
+            prepared.encoded.read_inputs()
+        except BadSampleError:
+            return False
+    return True
 
 
 class _Sums(NamedTuple):

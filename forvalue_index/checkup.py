@@ -148,8 +148,8 @@ def _contents(
     for source, reasons in lost.items():
         what = f"images of {len(reasons):,} samples of {source} are lost, first {reasons[0]}"
         cure = (
-            f"restore their files, or run: forvalue add INDEX {source}; queries need none, "
-            "explanations and exact scores do"
+            f"restore their files, or add {source} again; queries need none, explanations and "
+            "exact scores do"
         )
         yield Finding("lost image", what, cure)
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 # Pillow's own limit of what is no bomb: a quarter of a GiB of RGB.
 MOST_PIXELS = 89_478_485
 DATA_URL = "data:"
+# Names under which objects hold an image.
+HOLDERS = ("bytes", "image", "path", "url", "image_url", "base64")
 # The longer sides of images in a page, and up to which they are without loss.
 SHOWN_PIXELS, LOSSLESS_PIXELS = 512, 256
 
@@ -53,6 +56,8 @@ class ImageFiles:
 
         Where none are wanted, an address or a number is a fact like others.
         """
+        if isinstance(value, list | tuple) and not self.wanted:
+            return any(map(self.concern, value))
         if self.wanted or not isinstance(value, str | int | float):
             return True
         return isinstance(value, str) and (
@@ -88,8 +93,10 @@ class ImageFiles:
             path = self._located(value, place)
             pixels = decode(path, f"{place}, {path},")
             return Image(digest_of(pixels), *pixels.size, path=str(path))
+        what = "no image that is known" if value is None else type(value).__name__
         raise BadSampleError(
-            f"{place} is {type(value).__name__}, wanted a path, bytes, a data URL or an image"
+            f"{place} is {what}, wanted a path, bytes, a data URL or an image, maybe as one of "
+            f"{', '.join(HOLDERS)}"
         )
 
     def _located(self, value: str, place: str) -> Path:
@@ -102,7 +109,7 @@ class ImageFiles:
             )
         if UNSTORABLE.search(value):
             raise BadSampleError(f"{place} is a path with a NUL or half a character in it; mend it")
-        name = value.removeprefix("file://")
+        name = unquote(value[len("file://") :]) if scheme == "file" else value
         try:
             root = self.root.resolve()
             path = (root / name).resolve()
@@ -125,7 +132,8 @@ def decode(file: Path | io.BytesIO, place: str) -> Pixels:
     """
     try:
         if isinstance(file, Path) and not file.is_file():
-            raise BadSampleError(f"{place} is missing; put the image there, or mend the path")
+            what = "no file" if file.exists() else "missing"
+            raise BadSampleError(f"{place} is {what}; put the image there, or mend the path")
         with Pillow.open(file, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
@@ -133,7 +141,9 @@ def decode(file: Path | io.BytesIO, place: str) -> Pixels:
                     f"{place} has {width:,} x {height:,} pixels, and more than "
                     f"{MOST_PIXELS:,} are not decoded; make it smaller"
                 )
-            return _rgb(ImageOps.exif_transpose(opened), place)
+            # Pillow reads PPM of more than 8 bits to 16, in a mode that else has 32.
+            of_16_bits = opened.format == "PPM" and opened.mode == "I"
+            return _rgb(ImageOps.exif_transpose(opened), place, of_16_bits=of_16_bits)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise BadSampleError(f"{place} is not decoded: {error}; make it smaller") from error
     except UnidentifiedImageError as error:
@@ -148,17 +158,17 @@ def decode(file: Path | io.BytesIO, place: str) -> Pixels:
         ) from error
 
 
-def _rgb(image: Pixels, place: str) -> Pixels:
+def _rgb(image: Pixels, place: str, *, of_16_bits: bool = False) -> Pixels:
     """RGB values of an image: on white where it is transparent, of 16 bits the upper 8.
 
     So do the processors of models, where they are given such images.
     """
-    if image.mode in ("I", "F"):
+    if image.mode in ("I", "F") and not of_16_bits:
         raise BadSampleError(
             f"{place} has values of 32 bits, whose black and white nobody knows; save it with 8 or "
             "16 bits"
         )
-    if image.mode.startswith("I;16"):
+    if of_16_bits or image.mode.startswith("I;16"):
         return Pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         upper = image.convert("RGBA")
@@ -202,8 +212,7 @@ def data_url(pixels: Pixels) -> str:
 def _unwrapped(value: Any) -> Any:
     """The image of an object that holds one, as `datasets` and chat formats write them."""
     while isinstance(value, Mapping):
-        names = ("bytes", "image", "path", "url", "image_url", "base64")
-        held = [(n, value[n]) for n in names if not is_nothing(value.get(n))]
+        held = [(n, value[n]) for n in HOLDERS if not is_nothing(value.get(n))]
         if not held:
             return None
         name, value = held[0]
@@ -216,6 +225,8 @@ def is_nothing(value: Any) -> bool:
     """Whether a cell holds no image: null, not a number as pandas has it, or empty."""
     if isinstance(value, float):
         return math.isnan(value)
+    if isinstance(value, Mapping):
+        return all(map(is_nothing, value.values()))
     return value is None or (isinstance(value, str | bytes | bytearray) and not value)
 
 

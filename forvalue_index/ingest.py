@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from forvalue_index.calibrating import Choice, calibrate
@@ -175,22 +175,22 @@ class _Ingestion:
         Whoever gave an iterable may count on it being read by the thread that calls.
         """
         found = map(self._with_kept_images, self._planner.plans(sources, repeats))
-        ahead = all(source.rereadable for source in sources)
+        ahead = all(source.path is not None for source in sources)
         return one_ahead(found) if ahead else (window for window in found)
 
     def _with_kept_images(self, window: WindowPlan) -> WindowPlan:
-        """The same window with its images kept, and samples as they are to be stored.
+        """The same window with its images kept.
 
         Before anything is embedded: what is embedded is not to be lost for an image.
         """
         planned, window.planned = window.planned, []
         for place, prepared in planned:
             try:
-                kept = self._storage.media.kept(prepared.sample)
+                self._storage.media.keep(prepared.sample)
             except BadSampleError as error:
                 window.rejected.append(bad_row(prepared.sample, str(error)))
             else:
-                window.planned.append((place, replace(prepared, sample=kept)))
+                window.planned.append((place, prepared))
         return window
 
     def _revise(self, window: WindowPlan) -> None:
@@ -241,7 +241,8 @@ class _Ingestion:
                 sample, statistics = members[i].sample, embedded.statistics[at]
                 if embedded.finite[at]:
                     row = {name: mine[at : at + 1] for name, mine in rows.items()}
-                    self._finished.append(_Finished(window.planned[i][0], sample, row, statistics))
+                    stored = self._storage.media.as_stored(sample)
+                    self._finished.append(_Finished(window.planned[i][0], stored, row, statistics))
                 else:
                     undefined.append(bad_row(sample, undefined_numbers(sample)))
             for bad in undefined:  # last, as a refusal ends the batch

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from os.path import relpath
 from pathlib import Path
+from threading import Lock
 
 from forvalue_index.durable import write_durably
 from forvalue_index.exceptions import BadSampleError
@@ -28,6 +29,7 @@ class Media:
     def __init__(self, path: Path, settings: Settings) -> None:
         self._root = path.resolve().parent
         self._copies = path / MEDIA if settings.media == "copy" else None
+        self._lock = Lock()
         # A data file that the index refers to has the images that it holds, too.
         self._needs_paths = settings.media == "reference" and settings.payload == "catalog"
 
@@ -40,12 +42,11 @@ class Media:
             )
         return None
 
-    def kept(self, sample: Sample) -> Sample:
-        """The sample as the catalog stores it, once its images are kept. Raises as `open`."""
-        stored = self.as_stored(sample)
-        for image, copy in zip(sample.images, stored.images, strict=True):
-            self._keep(image, copy)
-        return stored
+    def keep(self, sample: Sample) -> None:
+        """Copy the images of a sample, where the index holds copies. Raises as `open`."""
+        if self._copies is not None:
+            for image in sample.images:
+                self._keep(image, self._copies)
 
     def as_stored(self, sample: Sample) -> Sample:
         """The sample as the catalog stores it: with paths of its images, or without."""
@@ -62,7 +63,7 @@ class Media:
             for image in sample.images:
                 copy = _copy(self._copies, image)
                 if not copy.is_file() or copy.read_bytes() != self._content(image):
-                    self._keep(image, self._stored_image(image))
+                    self._keep(image, self._copies)
 
     def has_moved(self, image: Image, stored: Image) -> bool:
         """Whether an image of a row lies elsewhere than the stored one that it equals."""
@@ -76,16 +77,16 @@ class Media:
             return replace(image, path=None, content=None)
         return replace(image, path=Path(relpath(image.path, self._root)).as_posix(), content=None)
 
-    def _keep(self, image: Image, stored: Image) -> None:
-        if self._copies is None:
-            return
-        try:
-            self._verified(stored)
-        except BadSampleError:  # there is none, or it is damaged
-            content = self._verified(image)[0]
-            copy = _copy(self._copies, image)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(copy, content)
+    def _keep(self, image: Image, copies: Path) -> None:
+        # Known samples are restored while the next window is read ahead, maybe with equal images.
+        with self._lock:
+            try:
+                self._verified(self._stored_image(image))
+            except BadSampleError:  # there is none, or it is damaged
+                content = self._verified(image)[0]
+                copy = _copy(copies, image)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(copy, content)
 
     def open(self, image: Image) -> Pixels:
         """The pixels of an image, RGB.

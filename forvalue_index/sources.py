@@ -65,10 +65,10 @@ class RowSource:
         while group := list(islice(rows, at_once)):
             found = mapped(lambda row: self._checked(*row), group)
             yield from found
-            # Images are decoded and hashed by threads that do not wait for each other. Whoever
-            # gave an iterable may count on one row being taken after the other.
+            # Images of files are decoded and hashed by several threads. Rows of whoever gave an
+            # iterable may share a Pillow image, which only one thread may read.
             with_images = any(isinstance(one, Sample) and one.images for one in found)
-            at_once = ROWS_AT_ONCE if with_images and self.rereadable else 1
+            at_once = ROWS_AT_ONCE if with_images and self.path is not None else 1
 
     def samples_at(self, places: Collection[Place]) -> dict[Place, Sample | BadRow]:
         """What is at places of a file: positions, with offsets where they are known.

@@ -30,10 +30,14 @@ TEXT_PARTS = {"text", "input_text", "output_text"}
 
 @dataclass
 class _Slot:
-    """A place for an image; `value` is None until it is known what the row says of it."""
+    """A place for an image; `value` is None until it is known what the row says of it.
+
+    `index` says which one of the row's column it is, where the row says so.
+    """
 
     place: str
     value: Any = None
+    index: int | None = None
 
 
 @dataclass
@@ -132,7 +136,10 @@ def _part(part: Any, place: str) -> str | _Slot:
     if not isinstance(kind, str) or kind not in IMAGE_PARTS:
         raise BadSampleError(f"{place} has the type {kind!r}, and only text and images are read")
     held = {k: v for k, v in part.items() if k not in NOT_OF_IMAGES and not is_nothing(v)}
-    return _Slot(place, held or None)
+    index = part.get("index")
+    if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
+        raise BadSampleError(f"the index of {place} is {kind_of(index)}, wanted a number")
+    return _Slot(place, held or None, None if held else index)
 
 
 def _image_values(value: Any, column: str) -> list[tuple[str, Any]]:
@@ -184,8 +191,16 @@ def _fill(turns: list[_Turn], images: list[tuple[str, Any]], column: str) -> Non
             f"there are {len(empty)} places for images, as parts of type image or {IMAGE_MARK}, "
             f"and {held}; give each place one"
         )
-    for slot, (place, value) in zip(empty, images, strict=True):
-        slot.place, slot.value = place, value
+    indices = [slot.index for slot in empty]
+    if all(index is None for index in indices):
+        indices = list(range(len(images)))
+    if sorted(indices, key=str) != sorted(range(len(images)), key=str):
+        raise BadSampleError(
+            f"its image parts have the indices {indices}, wanted each of 0 to {len(images) - 1} "
+            "once, or none"
+        )
+    for slot, index in zip(empty, indices, strict=True):
+        slot.place, slot.value = images[index or 0]
 
 
 def _slots(turns: list[_Turn]) -> Iterator[_Slot]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from vision_models import tiny_image
 
 from forvalue_index import images
 from forvalue_index.exceptions import BadSampleError
@@ -200,11 +201,11 @@ def test_a_pillow_image_may_be_a_bomb(files):
 
 WRONG = {
     "missing": ("none.png", "none.png, is missing; put the image there, or mend the path"),
-    "directory": ("sub", "sub, is missing"),
+    "directory": ("sub", "sub, is no file"),
     "empty path": ("", "'image' is str, wanted a path, bytes, a data URL or an image"),
-    "null": (None, "'image' is NoneType, wanted a path"),
+    "null": (None, "'image' is no image that is known, wanted a path"),
     "number": (7, "'image' is int, wanted a path"),
-    "nothing in it": ({"bytes": None, "path": None}, "'image' is NoneType, wanted a path"),
+    "nothing in it": ({"bytes": None, "path": None}, "'image' is no image that is known, wanted"),
     "no bytes": (b"", "no image of a format that is read; use JPEG, PNG, WEBP"),
     "text": (b"not an image", "no image of a format that is read"),
     "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a format that is read"),
@@ -249,7 +250,7 @@ def test_paths_count_from_the_root_or_from_the_data(files):
 
 
 def test_a_device_is_no_file():
-    assert "is missing" in reason(ImageFiles(images.Path("/dev")), "zero")
+    assert "is no file" in reason(ImageFiles(images.Path("/dev")), "zero")
 
 
 def test_a_data_url_of_a_page(tmp_path):
@@ -264,3 +265,35 @@ def test_a_data_url_of_a_page(tmp_path):
     assert Pillow.open(io.BytesIO(base64.b64decode(data))).size == (512, 171)
     assert large.size == (3000, 1000)
     assert json.loads(json.dumps(data_url(PICTURE))).startswith("data:")
+
+
+@pytest.mark.parametrize("most", [65535, 1023])
+def test_of_16_bits_in_a_pgm_file_the_upper_8_count(most):
+    """Pillow spreads them over 16 bits, in a mode that else has 32."""
+    values = np.arange(16, dtype=np.uint32) * most // 15
+    file = b"P5\n4 4\n%d\n" % most + values.astype(">u2").tobytes()
+    found = images.decode(io.BytesIO(file), "it")
+    expected = (values * 65535 // most >> 8).reshape(4, 4)
+    assert np.abs(np.asarray(found)[..., 0] - expected.astype(int)).max() <= 1
+    assert np.asarray(found)[..., 0].max() == 255
+
+
+def test_a_file_address_may_have_percents(tmp_path):
+    tiny_image(9, 7, 0).save(tmp_path / "a b.png")
+    found = ImageFiles(tmp_path).read(f"file://{tmp_path}/a%20b.png", "it")
+    assert (found.width, found.height) == (9, 7)
+
+
+@pytest.mark.parametrize(
+    ("value", "concerned"),
+    [
+        (["https://x/a.jpg", "https://x/b.png"], False),
+        ([1, 2], False),
+        ([], False),
+        (["https://x/a.jpg", "a.jpg"], True),
+        ([{"bytes": b"x"}], True),
+    ],
+)
+def test_lists_of_addresses_are_facts_where_no_image_is_wanted(value, concerned, tmp_path):
+    assert ImageFiles(tmp_path, wanted=False).concern(value) is concerned
+    assert ImageFiles(tmp_path).concern(value)

@@ -40,6 +40,11 @@ def content(picture=PICTURE):
     return file.getvalue()
 
 
+def kept_by(found, one):
+    found.keep(one)
+    return found.as_stored(one)
+
+
 def reason(call, *arguments):
     with pytest.raises(BadSampleError) as raised:
         call(*arguments)
@@ -48,7 +53,7 @@ def reason(call, *arguments):
 
 def test_a_reference_is_a_path_from_the_home_of_the_index(data):
     found = media(data)
-    kept = found.kept(sample(data))
+    kept = kept_by(found, sample(data))
     assert [image.path for image in kept.images] == ["data/a.png"]
     assert kept.content_hash == sample(data).content_hash
     assert np.array_equal(np.asarray(found.open(kept.images[0])), np.asarray(PICTURE))
@@ -56,28 +61,28 @@ def test_a_reference_is_a_path_from_the_home_of_the_index(data):
 
 
 def test_index_and_data_may_move_together(data, tmp_path):
-    kept = media(data).kept(sample(data))
+    kept = kept_by(media(data), sample(data))
     moved = data.parent.rename(tmp_path / "elsewhere") / "data"
     assert media(moved).open(kept.images[0]).size == (40, 30)
 
 
 def test_a_reference_may_lead_elsewhere(data, tmp_path):
     PICTURE.save(tmp_path / "b.png")
-    kept = media(data).kept(sample(tmp_path, "b.png"))
+    kept = kept_by(media(data), sample(tmp_path, "b.png"))
     assert [image.path for image in kept.images] == ["../b.png"]
     assert media(data).open(kept.images[0]).size == (40, 30)
 
 
 def test_a_copy_is_in_the_index_whatever_becomes_of_the_file(data):
     found = media(data, media="copy")
-    kept = found.kept(sample(data))
+    kept = kept_by(found, sample(data))
     (image,) = kept.images
     assert (image.path, image.content) == (None, None)
     copy = data.parent / "index" / "media" / image.digest[:2] / image.digest
     assert copy.read_bytes() == (data / "a.png").read_bytes()
     (data / "a.png").unlink()
     assert found.content(image) == copy.read_bytes()
-    assert found.kept(sample(data, content())) == kept
+    assert kept_by(found, sample(data, content())) == kept
     assert [p.name for p in copy.parent.iterdir()] == [image.digest]
 
 
@@ -94,13 +99,13 @@ def test_an_image_without_a_file_needs_a_copy(data):
 
 def test_a_sample_without_images_is_kept_as_it_is(data):
     text = to_sample({"text": "t"})
-    assert media(data).kept(text) is text
+    assert kept_by(media(data), text) is text
 
 
 @pytest.mark.parametrize("how", ["reference", "copy"])
 def test_lost_and_changed_images_are_told(data, how):
     found = media(data, media=how)
-    (image,) = found.kept(sample(data)).images
+    (image,) = kept_by(found, sample(data)).images
     file = next((data.parent / "index" / "media").glob("*/*")) if how == "copy" else data / "a.png"
     whole = file.read_bytes()
     file.write_bytes(content(tiny_image(40, 30, 2)))
@@ -123,7 +128,7 @@ def test_lost_and_changed_images_are_told(data, how):
 
 def test_another_file_of_the_same_pixels_will_do(data):
     found = media(data)
-    (image,) = found.kept(sample(data)).images
+    (image,) = kept_by(found, sample(data)).images
     PICTURE.save(data / "a.png", "BMP")
     assert found.open(image).size == (40, 30)
 
@@ -138,8 +143,8 @@ def test_an_image_that_is_nowhere_is_told(data):
 
 def test_copies_that_no_sample_has_are_forgotten(data):
     found = media(data, media="copy")
-    (image,) = found.kept(sample(data)).images
-    (other,) = found.kept(sample(data, content(tiny_image(9, 9, 3)))).images
+    (image,) = kept_by(found, sample(data)).images
+    (other,) = kept_by(found, sample(data, content(tiny_image(9, 9, 3)))).images
     half = data.parent / "index" / "media" / image.digest[:2] / (image.digest + ".partial")
     half.write_bytes(b"half")
     found.forget_all_but({image.digest})

@@ -345,3 +345,33 @@ def test_a_preview_tells_of_images():
         sample({"prompt": "what?", "response": "this", "image": A}).preview
         == "[24x16] what? → this"
     )
+
+
+def indexed(*indices):
+    parts = [{"type": "image", "index": i} if i is not None else {"type": "image"} for i in indices]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "x"}]
+    pictures = [tiny_image(8 + n, 8, n) for n in range(len(indices))]
+    return to_sample({"messages": turns, "images": pictures})
+
+
+@pytest.mark.parametrize("indices", [(0, 1, 2), (2, 0, 1), (None, None, None)])
+def test_a_part_may_say_which_image_it_is(indices):
+    order = indices if indices[0] is not None else (0, 1, 2)
+    assert [image.width - 8 for image in indexed(*indices).images] == list(order)
+
+
+@pytest.mark.parametrize("indices", [(0, 0), (0, None), (1, 2), (-1, 0), (0, "1"), (True, 0)])
+def test_indices_of_images_that_do_not_fit_are_refused(indices):
+    with pytest.raises(BadSampleError, match=r"index of part|image parts have the indices"):
+        indexed(*indices)
+
+
+def test_an_empty_entry_is_no_image():
+    """As data sets write it that have images for some rows alone."""
+    nothing = {"bytes": None, "path": None}
+    picture = tiny_image(9, 9, 0)
+    text = {"prompt": "what?", "response": "this"}
+    assert to_sample({**text, "image": nothing}).images == ()
+    assert to_sample({**text, "images": [nothing, nothing]}).images == ()
+    assert len(to_sample({**text, "images": [nothing, picture]}).images) == 1
+    assert len(to_sample({**text, "image": nothing, "images": [picture]}).images) == 1

@@ -1,19 +1,31 @@
 """Images where an index does not read them, where they vanish, and where a catalog lies of them."""
 
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
+import torch
+from PIL import Image as Pillow
 from rows import write_jsonl
 from vision_commands import COUNT, document, filled, made, refused, run
 from vision_models import save_tiny_vision, tiny_image
 
-from forvalue_index import ValuationIndex, parallel
+from forvalue_index import ValuationIndex, ingest, parallel
 from forvalue_index.catalog_rows import pack
+from forvalue_index.columns import to_sample
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
+from forvalue_index.features import Embedder
+from forvalue_index.images import ImageFiles
 from forvalue_index.manifest import CATALOG, MANIFEST, MEDIA
+from forvalue_index.media import Media
 from forvalue_index.records import Image, Message, Sample, SampleStatistics
+from forvalue_index.settings import Settings
+from forvalue_index.sources import open_sources
 
 pytest_plugins = ("vision_home",)
 
@@ -112,6 +124,89 @@ def test_refused_at_once_where_bad_rows_end_an_add(home, model, monkeypatch):
     assert "3.png is missing or empty; put it back where it was" in said
     with ValuationIndex.open(index) as opened:
         assert len(opened) == COUNT - 1  # what was embedded is stored
+
+
+def test_an_image_that_vanishes_before_an_index_is_calibrated(home, model, monkeypatch):
+    """The others are embedded, and the calibration is measured on them."""
+    index, data = made(home, model), home / "data"
+    calibrate = ingest.calibrate
+
+    def vanishing(*given, **options):
+        (data / "pictures" / "3.png").unlink()
+        return calibrate(*given, **options)
+
+    monkeypatch.setattr(ingest, "calibrate", vanishing)
+    with ValuationIndex.open(index) as opened:
+        report = opened.add(str(data / "train.jsonl"), on_bad="skip")
+        assert opened.calibration().samples == COUNT - 1
+    assert (report.added, report.rejected) == (COUNT - 1, 1)
+
+
+@pytest.mark.parametrize("how", ["reference", "copy"])
+def test_a_sample_without_numbers_is_rejected_with_its_image(how, home, model, monkeypatch):
+    """Not as the catalog would have stored it, which is without its file."""
+    embed = Embedder.embed_batch
+
+    def broken(self, batch, prepared):
+        found = embed(self, batch, prepared)
+        return found._replace(finite=torch.zeros_like(found.finite))
+
+    monkeypatch.setattr(Embedder, "embed_batch", broken)
+    with ValuationIndex.open(made(home, model, "--media", how)) as index:
+        report = index.add(str(home / "data" / "train.jsonl"), on_bad="skip")
+    assert report.rejected == COUNT
+    lines = Path(report.rejected_file).read_text().splitlines()
+    rows = {row["id"]: row for row in (json.loads(line)["row"] for line in lines)}
+    files = ImageFiles(home)
+    found = to_sample(rows["s1"], images=files)
+    assert [image.path for image in found.images] == [
+        str(home / "data" / "pictures" / name) for name in ("1.png", "0.png")
+    ]
+
+
+def test_rows_of_python_may_share_an_image_that_is_not_loaded_yet(tmp_path):
+    """Pillow loads such an image at its first use, and for one thread alone."""
+    expected = []
+    for number in range(3):
+        random = np.random.default_rng(number).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+        Pillow.fromarray(random).save(tmp_path / f"{number}.jpg")
+        expected.append(ImageFiles(tmp_path).read(f"{number}.jpg", "it").digest)
+    for _ in range(5):
+        shared = [Pillow.open(tmp_path / f"{number}.jpg") for number in range(3)]
+        rows = [{"prompt": "a", "response": "b", "image": shared[i // 8]} for i in range(24)]
+        found = list(open_sources(rows)[0].samples())
+        assert [s.images[0].digest for s in found] == [expected[i // 8] for i in range(24)]
+
+
+def test_equal_images_may_be_kept_by_two_threads_at_once(home):
+    """Of a known sample whose copy is lost, and of a new one of the next window."""
+    media = Media(home / "index", Settings("m", media="copy"))
+    files = ImageFiles(home / "data" / "pictures")
+    sample = to_sample({"prompt": "a", "response": "b", "image": "0.png"}, images=files)
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(50):
+            list(threads.map(media.keep, [sample] * 4))
+            (copy,) = (home / "index" / MEDIA).glob("*/*")
+            assert copy.read_bytes() == (home / "data" / "pictures" / "0.png").read_bytes()
+            copy.unlink()
+
+
+def test_a_model_that_does_not_fit_its_configuration_is_refused_with_a_line(tmp_path):
+    """The part of mllama for text alone, which transformers loads, cannot read."""
+    model = save_tiny_vision(tmp_path / "model", "mllama")
+    said = refused("init", tmp_path / "index", "--model", model, "--media", "none")
+    assert "does not read tokens alone, or not as its configuration says" in said
+
+
+def test_a_refused_bomb_is_one_line(home, model):
+    Pillow.new("1", (12_000, 9_000)).save(home / "data" / "pictures" / "0.png")
+    data = home / "data" / "train.jsonl"
+    code = "from forvalue_index.cli import main; main()"
+    command = [sys.executable, "-c", code, "add", str(made(home, model)), str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "12,000 x 9,000 pixels" in done.stderr
+    assert "DecompressionBomb" not in done.stderr
 
 
 SOUND = {"digest": "0" * 32, "width": 3, "height": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import warnings
 from typing import Any
 
 import click
@@ -77,6 +78,8 @@ def main() -> None:
 
     Embed every training sample once (init, add), then ask for any validation set (query, values).
     """
+    # Pillow's, of images that are refused with a line of their own.
+    warnings.filterwarnings("ignore", message=r"Image size .* could be decompression bomb")
 
 
 READING = (query, values, explain, show, list_samples, info, evaluate)
