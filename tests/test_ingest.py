@@ -872,8 +872,11 @@ def test_files_are_read_by_a_thread_and_iterables_by_the_caller(index, tmp_path,
     index.add(row for row in rows(5))
     assert readers == [True] * 5
     readers.clear()
+    index.add(rows(5, seed=2, prefix="t"))
+    assert readers == [True] * 10  # checked first, then read again
+    readers.clear()
     index.add(write_jsonl(tmp_path / "more.jsonl", rows(5, seed=1, prefix="s")))
-    assert readers == [True] * 5 + [False] * 5  # checked first, then read again
+    assert readers == [True] * 5 + [False] * 5
 
 
 def test_a_row_refused_while_others_are_embedded_loses_nothing(index, tmp_path, monkeypatch):
