@@ -145,7 +145,9 @@ def decode(file: Path | io.BytesIO, place: str) -> Pixels:
             of_16_bits = opened.format == "PPM" and opened.mode == "I"
             return _rgb(ImageOps.exif_transpose(opened), place, of_16_bits=of_16_bits)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
-        raise BadSampleError(f"{place} is not decoded: {error}; make it smaller") from error
+        raise BadSampleError(
+            f"{place} is not decoded: {first_line(error).rstrip('.')}; make it smaller"
+        ) from error
     except UnidentifiedImageError as error:
         raise BadSampleError(
             f"{place} is no image of a format that is read; use {', '.join(FORMATS)}"

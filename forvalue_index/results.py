@@ -202,7 +202,8 @@ class Explanation:
 class AddReport:
     """What one `add` did. Each row read was added, restored, known or rejected.
 
-    Restored samples had been removed. Of the known ones, `updated` have new metadata.
+    Restored samples had been removed. Of the known ones, `updated` have new
+    metadata, or images that lie elsewhere.
     `rejected_file` holds the rows that were skipped, if any.
     """
 

@@ -52,7 +52,7 @@ def print_added(report: AddReport) -> None:
     if report.restored or report.updated:
         console.print(
             f"{report.restored:,} removed samples are back; {report.updated:,} known ones have "
-            "new metadata."
+            "new metadata or places of images."
         )
     if report.truncated:
         console.print(
