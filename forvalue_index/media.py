@@ -23,7 +23,8 @@ from forvalue_index.settings import Settings
 class Media:
     """Keeps and opens the images of the index at `path`; stored paths count from its parent.
 
-    Copies are named by the digests of their pixels.
+    Copies are named by the digests of their pixels. `keeps_paths` says whether the catalog has the
+    path of every image.
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
@@ -31,11 +32,11 @@ class Media:
         self._copies = path / MEDIA if settings.media == "copy" else None
         self._lock = Lock()
         # A data file that the index refers to has the images that it holds, too.
-        self._needs_paths = settings.media == "reference" and settings.payload == "catalog"
+        self.keeps_paths = settings.media == "reference" and settings.payload == "catalog"
 
     def refusal(self, sample: Sample) -> str | None:
         """Why an image of a sample cannot be kept, or None."""
-        if self._needs_paths and any(image.path is None for image in sample.images):
+        if self.keeps_paths and any(image.path is None for image in sample.images):
             return (
                 "it holds an image itself, and an index with --media reference keeps only paths of "
                 "image files; make the index with --media copy"
@@ -67,7 +68,7 @@ class Media:
 
     def has_moved(self, image: Image, stored: Image) -> bool:
         """Whether an image of a row lies elsewhere than the stored one that it equals."""
-        return self._needs_paths and self._stored_image(image).path != stored.path
+        return self._stored_image(image).path != stored.path
 
     def _stored_message(self, message: Message) -> Message:
         return replace(message, images=tuple(map(self._stored_image, message.images)))

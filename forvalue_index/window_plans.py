@@ -91,6 +91,8 @@ class Planner:
         self, snapshot: Snapshot, rows: Sequence[Sample], held: Mapping[str, KnownSample]
     ) -> set[int]:
         """The ids of known samples whose images lie elsewhere by now than the catalog says."""
+        if not self._media.keeps_paths:
+            return set()
         known = {held[row.key].id: row for row in rows if row.key in held}
         stored = snapshot.samples(known)
         return {
