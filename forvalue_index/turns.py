@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -137,9 +138,9 @@ def _part(part: Any, place: str) -> str | _Slot:
         raise BadSampleError(f"{place} has the type {kind!r}, and only text and images are read")
     held = {k: v for k, v in part.items() if k not in NOT_OF_IMAGES and not is_nothing(v)}
     index = part.get("index")
-    if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
+    if index is not None and (isinstance(index, bool) or not isinstance(index, Integral)):
         raise BadSampleError(f"the index of {place} is {kind_of(index)}, wanted a number")
-    return _Slot(place, held or None, None if held else index)
+    return _Slot(place, held or None, None if held or index is None else int(index))
 
 
 def _image_values(value: Any, column: str) -> list[tuple[str, Any]]:

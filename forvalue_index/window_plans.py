@@ -93,7 +93,11 @@ class Planner:
         """The ids of known samples whose images lie elsewhere by now than the catalog says."""
         if not self._media.keeps_paths:
             return set()
-        known = {held[row.key].id: row for row in rows if row.key in held}
+        known: dict[int, Sample] = {}
+        for row in rows:  # of several with one key the first counts
+            found = held.get(row.key)
+            if found is not None and found.content_hash == row.content_hash:
+                known.setdefault(found.id, row)
         stored = snapshot.samples(known)
         return {
             id_

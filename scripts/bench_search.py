@@ -5,7 +5,7 @@ One query, the 100 best. Warm: the index is open, medians over queries. Cold: a 
 the index and answers once, with rows and codes in the page cache or not, as the machine has them;
 its own memory is what is not mapped from files. Queries are rows that the index does not hold, and
 means of 100 of these; or, with `--index`, rows of that index. Where there are NVIDIA GPUs, `flat`
-lies in their memory; `reads` is its warm time by that of reading all rows there once.
+lies in their memory; `reads` is its warm time by that of moving as many bytes there.
 """
 
 from __future__ import annotations

@@ -99,5 +99,10 @@ def test_the_error_of_the_first_item_is_raised_when_all_are_done():
     assert sorted(done) == [0, 3, 4]
 
 
-def test_there_are_as_many_threads_as_processors_up_to_a_limit():
-    assert 1 <= n_threads() <= MOST_THREADS
+@pytest.mark.parametrize(("usable", "expected"), [(1, 1), (3, 3), (64, MOST_THREADS)])
+def test_there_are_as_many_threads_as_processors_up_to_a_limit(usable, expected, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(usable)), raising=False)
+    assert n_threads() == expected
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: usable)
+    assert n_threads() == expected

@@ -354,7 +354,7 @@ def indexed(*indices):
     return to_sample({"messages": turns, "images": pictures})
 
 
-@pytest.mark.parametrize("indices", [(0, 1, 2), (2, 0, 1), (None, None, None)])
+@pytest.mark.parametrize("indices", [(0, 1, 2), (2, 0, 1), (None,) * 3, (np.int64(1), 0, 2)])
 def test_a_part_may_say_which_image_it_is(indices):
     order = indices if indices[0] is not None else (0, 1, 2)
     assert [image.width - 8 for image in indexed(*indices).images] == list(order)

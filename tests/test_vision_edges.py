@@ -191,6 +191,18 @@ def test_equal_images_may_be_kept_by_two_threads_at_once(home):
             copy.unlink()
 
 
+def test_equal_rows_with_images_at_two_places_change_nothing(home, model):
+    """The first of them counts, whenever they are added."""
+    data = home / "data" / "pictures"
+    (data / "same.png").write_bytes((data / "0.png").read_bytes())
+    rows = [{"prompt": "a", "response": "b", "image": name} for name in ("0.png", "same.png")]
+    file = write_jsonl(data / "rows.jsonl", rows)
+    index = made(home, model)
+    assert document("add", index, file)["known"] == 1
+    again = document("add", index, file)
+    assert (again["known"], again["updated"]) == (2, 0)
+
+
 def test_a_model_that_does_not_fit_its_configuration_is_refused_with_a_line(tmp_path):
     """The part of mllama for text alone, which transformers loads, cannot read."""
     model = save_tiny_vision(tmp_path / "model", "mllama")
