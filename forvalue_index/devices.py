@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 
@@ -60,3 +61,26 @@ def _free_bytes(gpu: torch.device) -> int:
     except RuntimeError:  # another program has all of it, or wants the GPU for itself
         return 0
     return int(free) + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+
+
+Result = TypeVar("Result")
+# How torch says it where it has no exception of its own for it: on CPUs, and within cuBLAS.
+SAID = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+
+
+def unless_memory_runs_out(work: Callable[[], Result]) -> Result | None:
+    """What `work` gives, or None where there is not the memory for it."""
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not _out_of_memory(error):
+            raise
+    # Only here, where the error has let go of what the work held.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in str(error) for words in SAID)

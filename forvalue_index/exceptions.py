@@ -1,5 +1,10 @@
 """Every error a caller can cause or meet. Messages say what, with which values, and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ForValueError(Exception):
     """Base of all errors raised on purpose. `exit_code` is what the command line returns for it."""
@@ -47,3 +52,15 @@ class BusyIndexError(ForValueError):
 
 class ReadOnlyIndexError(ForValueError):
     """The directory of an index cannot be written to."""
+
+
+@contextmanager
+def evaluation_extra() -> Iterator[None]:
+    """Import optional libraries within. Raises MissingDependencyError where one is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"forvalue evaluate needs {error.name}, which is not installed; "
+            "pip install 'forvalue-index[evaluate]'"
+        ) from error

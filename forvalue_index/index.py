@@ -10,38 +10,35 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from forvalue_index import checkup, compaction, ingest
-from forvalue_index.calibrating import Choice, calibrate
-from forvalue_index.calibration import Calibration
-from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError, SourceError, UsageError
-from forvalue_index.index_queries import Data, IndexQueries
-from forvalue_index.loading import (
-    ModelAccess,
-    calibration_from,
-    create_storage,
-    wanted_settings,
-)
-from forvalue_index.manifest import (
+from forvalue_index.gradients.calibrating import Choice, calibrate
+from forvalue_index.gradients.calibration import Calibration
+from forvalue_index.index_queries import IndexQueries
+from forvalue_index.ingest import add as ingest
+from forvalue_index.ingest.calibration import calibration_from, summary_of
+from forvalue_index.ingest.tally import AddReport
+from forvalue_index.model.label_tokens import rows_of
+from forvalue_index.progress import OnProgress, ignore_progress
+from forvalue_index.search.building import RowKind, update_codes
+from forvalue_index.search.contract import TuneReport
+from forvalue_index.search.kinds import FLAT, search_kind
+from forvalue_index.search.tuning import tune
+from forvalue_index.settings import DEFAULT_CATALOG, refuse_on_bad
+from forvalue_index.sources.data import Data
+from forvalue_index.sources.sample import BadRow
+from forvalue_index.store import checkup, compaction
+from forvalue_index.store import repair as repairing
+from forvalue_index.store.catalog.addresses import refuse_strange_catalog
+from forvalue_index.store.create import create_storage, wanted_settings
+from forvalue_index.store.manifest import (
     SEARCH,
     is_index,
     refuse_other_catalog,
     refuse_other_settings,
-    refuse_strange_catalog,
 )
-from forvalue_index.records import BadRow
-from forvalue_index.results import (
-    AddReport,
-    CalibrationSummary,
-    CheckReport,
-    CompactReport,
-    TuneReport,
-)
-from forvalue_index.search_indexes import RowKind, update_codes
-from forvalue_index.settings import DEFAULT_CATALOG, FLAT, refuse_on_bad, search_kind
-from forvalue_index.storage import Storage
-from forvalue_index.tuning import tune
-from forvalue_index.validation import rows_of
+from forvalue_index.store.model import ModelAccess
+from forvalue_index.store.results import CalibrationSummary, CheckReport, CompactReport
+from forvalue_index.store.store import Storage
 
 
 class ValuationIndex(IndexQueries):
@@ -206,12 +203,12 @@ class ValuationIndex(IndexQueries):
                     )
             found = self._calibration_of(data, columns, media_root)
             self._storage.freeze(found)
-            return found.summary(self.manifest.settings.damping)
+            return summary_of(found, self.manifest.settings.damping)
 
     def calibration(self) -> CalibrationSummary | None:
         """What rows are calibrated with, or None where nothing was added yet."""
         found = self._storage.calibration()
-        return None if found is None else found.summary(self.manifest.settings.damping)
+        return None if found is None else summary_of(found, self.manifest.settings.damping)
 
     def _refuse_media_root(self, media_root: str | PathLike[str] | None) -> None:
         """Data files that an index refers to are read again as they lie."""
@@ -301,7 +298,7 @@ class ValuationIndex(IndexQueries):
             return checkup.check(self._storage, on_progress=self._on_progress)
         with self._writing(wait):
             self._valuers.clear()
-            return checkup.repair(
+            return repairing.repair(
                 self._storage, lambda: self.embedder, on_progress=self._on_progress
             )
 

@@ -6,23 +6,18 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from forvalue_index.backbone import Backbone
-from forvalue_index.contracts import OnProgress, ignore_progress
 from forvalue_index.exceptions import UsageError
-from forvalue_index.features import Embedder, geometry_of
-from forvalue_index.geometry import Geometry
-from forvalue_index.index_samples import IndexSamples
-from forvalue_index.label_tokens import LabelReader
-from forvalue_index.loading import (
-    ModelAccess,
-    load_backbone,
-    load_on_other_gpus,
-    make_reader,
-)
+from forvalue_index.gradients.embedder import Embedder, geometry_of
+from forvalue_index.gradients.geometry import Geometry
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.label_tokens import LabelReader
+from forvalue_index.progress import OnProgress, ignore_progress
 from forvalue_index.settings import GEOMETRIES
-from forvalue_index.sources import RowSource, open_sources
-from forvalue_index.storage import Storage
-from forvalue_index.valuers import Valuers
+from forvalue_index.sources.source import RowSource, open_sources
+from forvalue_index.store.model import ModelAccess, load_backbone, load_on_other_gpus, make_reader
+from forvalue_index.store.samples import IndexSamples
+from forvalue_index.store.store import Storage
+from forvalue_index.valuation.held_search import Valuers
 
 
 class IndexModel(IndexSamples):

@@ -9,25 +9,25 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from forvalue_index import explaining, scoring, valuation
 from forvalue_index.devices import gpus
-from forvalue_index.exports import write_values, writer_for
-from forvalue_index.hash_tables import SketchError
+from forvalue_index.gradients.exact_values import validation_gradient
+from forvalue_index.gradients.sketch_error import SketchError
 from forvalue_index.index_model import IndexModel
-from forvalue_index.rescoring import validation_gradient
-from forvalue_index.results import Explanation, QueryResult, Scoring, Values
 from forvalue_index.search.gpu import GpuIndex
 from forvalue_index.settings import refuse_on_bad
-from forvalue_index.snapshot import Snapshot
-from forvalue_index.validation import (
+from forvalue_index.sources.data import Data
+from forvalue_index.store.catalog.snapshot import Snapshot
+from forvalue_index.valuation import explain, query, scoring, values
+from forvalue_index.valuation import rerank as reranking
+from forvalue_index.valuation.exports import write_values, writer_for
+from forvalue_index.valuation.results import Explanation, QueryResult, Values
+from forvalue_index.valuation.scoring import Scoring
+from forvalue_index.valuation.validation import (
     ValidationRows,
     ValidationSet,
     embed_validation,
     read_validation,
 )
-
-Data = Any
-"""A path, a glob, `-` for standard input, a list of paths, a `datasets.Dataset`, or dicts."""
 
 
 class IndexQueries(IndexModel):
@@ -72,8 +72,8 @@ class IndexQueries(IndexModel):
             BadSampleError: a row is not usable, or the validation set has no gradient.
             SourceError, SettingsMismatchError: as for `add`.
         """
-        counts = valuation.Counts(top, top if bottom is None else bottom, per_sample, rerank)
-        valuation.refuse_counts(counts)
+        counts = query.Counts(top, top if bottom is None else bottom, per_sample, rerank)
+        query.refuse_counts(counts)
         chosen = self._scoring(how, exact=rerank is not None, rows=True)
         started = time.perf_counter()
         validation, load_s = self._validation(data, columns, on_bad, media_root)
@@ -81,7 +81,7 @@ class IndexQueries(IndexModel):
         seconds = {"load": load_s, "embed": time.perf_counter() - started - load_s}
         rescore = None
         if rerank is not None and embedded is not None:
-            rescore = scoring.rescorer(
+            rescore = reranking.rescorer(
                 self.reader,
                 self.geometry(chosen.geometry),
                 validation,
@@ -91,7 +91,7 @@ class IndexQueries(IndexModel):
             )
         started = time.perf_counter()
 
-        def asked(valuer: valuation.Valuer, snapshot: Snapshot) -> QueryResult:
+        def asked(valuer: query.Valuer, snapshot: Snapshot) -> QueryResult:
             seconds["open"] = time.perf_counter() - started
             return valuer.query(validation, embedded, snapshot, counts, rescore, where=where)
 
@@ -134,7 +134,7 @@ class IndexQueries(IndexModel):
                 on_progress=self._on_progress,
             )
             with self._catalog.snapshot() as snapshot:
-                scored = scoring.streamed_values(
+                scored = values.streamed_values(
                     snapshot, self.reader, target, where=where, on_progress=self._on_progress
                 )
                 _write(path, snapshot, scored, where)
@@ -147,7 +147,7 @@ class IndexQueries(IndexModel):
         sketched = embedded is not None
         errors = self._storage.sketch_error(chosen.geometry) if sketched else SketchError(())
         with self._storage.view() as view:
-            scored = scoring.sketched_values(
+            scored = values.sketched_values(
                 view,
                 embedded,
                 chosen,
@@ -183,7 +183,7 @@ class IndexQueries(IndexModel):
         with self._catalog.snapshot() as snapshot:
             stored = snapshot.sample(str(sample))
         validation, _ = self._validation(data, columns, on_bad, media_root)
-        return explaining.explain(
+        return explain.explain(
             self.reader,
             self.geometry(chosen.geometry),
             stored,
@@ -229,8 +229,8 @@ class IndexQueries(IndexModel):
     ) -> Values | None:
         """The values of rows that lie in the memory of GPUs; None where they do not."""
 
-        def asked(valuer: valuation.Valuer, search: GpuIndex, snapshot: Snapshot) -> Values:
-            scored = scoring.resident_values(valuer, search, embedded, snapshot, where)
+        def asked(valuer: query.Valuer, search: GpuIndex, snapshot: Snapshot) -> Values:
+            scored = values.resident_values(valuer, search, embedded, snapshot, where)
             _write(path, snapshot, scored, where)
             return scored
 
@@ -239,4 +239,4 @@ class IndexQueries(IndexModel):
 
 def _write(path: Path | None, catalog: Snapshot, scored: Values, where: str | None) -> None:
     if path is not None:
-        write_values(path, scoring.named_values(catalog, scored, where))
+        write_values(path, values.named_values(catalog, scored, where))

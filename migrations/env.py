@@ -2,13 +2,13 @@
 
 from alembic import context
 
-from forvalue_index.tables import metadata
+from forvalue_index.store.catalog.schema import metadata
 
 connection = context.config.attributes.get("connection")
 if connection is None:
     raise SystemExit(
         "The migrations run on a connection that is passed in, and none was. "
-        "Call forvalue_index.database.migrate(engine) instead of the alembic command."
+        "Call forvalue_index.store.catalog.database.migrate(engine) instead of the alembic command."
     )
 context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
 with context.begin_transaction():

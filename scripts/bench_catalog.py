@@ -21,9 +21,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from forvalue_index.catalog import Catalog
-from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
-from forvalue_index.snapshot import Snapshot
+from forvalue_index.model.encoded import SampleStatistics
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.catalog.snapshot import Snapshot
+from forvalue_index.store.records import SegmentRecord
 
 SEGMENT = 8_192
 PAGE = 50

@@ -33,12 +33,12 @@ from peer_runs import PeerRuns, peers_table
 from PIL import Image
 
 from forvalue_index import ValuationIndex
-from forvalue_index.demo_data import math_problems, sentence_transformations
 from forvalue_index.devices import default_device
-from forvalue_index.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
-from forvalue_index.records import Batch
+from forvalue_index.evaluation.demo_data import math_problems, sentence_transformations
+from forvalue_index.model.encoded import Batch
+from forvalue_index.model.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
 from forvalue_index.settings import ROW_DTYPES
-from forvalue_index.sources import open_sources
+from forvalue_index.sources.source import open_sources
 
 SIZES = ((640, 480), (480, 640), (500, 375), (1024, 768), (320, 320))
 

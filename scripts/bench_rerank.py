@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from forvalue_index import ValuationIndex
-from forvalue_index.demo_data import math_problems, sentence_transformations
-from forvalue_index.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
-from forvalue_index.rescoring import exact_values, validation_gradient
-from forvalue_index.sources import open_sources
+from forvalue_index.evaluation.demo_data import math_problems, sentence_transformations
+from forvalue_index.gradients.exact_values import exact_values, validation_gradient
+from forvalue_index.model.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
+from forvalue_index.sources.source import open_sources
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from forvalue_index import ValuationIndex
-from forvalue_index.demo_data import write_demo_data
+from forvalue_index.evaluation.demo_data import write_demo_data
 from forvalue_index.settings import GEOMETRIES, ROW_DTYPES
-from forvalue_index.stored_rows import packed
+from forvalue_index.store.rows import packed
 
 ENDS = 10
 COLUMNS = ("geometry", "row_dtype", "bytes_per_sample", "error_rms", "error_mean", "error_max")

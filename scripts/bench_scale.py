@@ -27,11 +27,11 @@ from bench_search import ANSWERS, cold_process
 from synthetic_index import grow
 
 from forvalue_index import ValuationIndex
-from forvalue_index.results import Scoring
-from forvalue_index.scoring import sketched_values
-from forvalue_index.search_indexes import RowKind, search_index, update_codes
-from forvalue_index.settings import search_kind
-from forvalue_index.validation import ValidationRows
+from forvalue_index.search.building import RowKind, search_index, update_codes
+from forvalue_index.search.kinds import search_kind
+from forvalue_index.valuation.scoring import Scoring
+from forvalue_index.valuation.validation import ValidationRows
+from forvalue_index.valuation.values import sketched_values
 
 QUERIES, ROUNDS = 9, 3
 

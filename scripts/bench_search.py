@@ -25,13 +25,14 @@ import torch
 from numpy.typing import NDArray
 from synthetic_index import Rows, synthetic_index
 
-from forvalue_index.contracts import SearchIndex
+from forvalue_index.search.building import RowKind, search_index
+from forvalue_index.search.contract import SearchIndex
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.gpu import GpuIndex
-from forvalue_index.search_indexes import RowKind, search_index
-from forvalue_index.settings import ROW_DTYPES, SEARCH_KINDS
-from forvalue_index.storage import Storage
-from forvalue_index.view import View
+from forvalue_index.search.kinds import SEARCH_KINDS
+from forvalue_index.settings import ROW_DTYPES
+from forvalue_index.store.store import Storage
+from forvalue_index.store.view import View
 
 ANSWERS, QUERIES, HELD_OUT = 100, 20, 10**9
 COPIED_ROWS = 2**16

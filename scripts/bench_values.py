@@ -22,14 +22,15 @@ from safetensors import safe_open
 from synthetic_index import synthetic_index
 
 from forvalue_index.devices import gpus
-from forvalue_index.results import Scoring
-from forvalue_index.scoring import resident_values, sketched_values
+from forvalue_index.search.building import RowKind, search_index
 from forvalue_index.search.gpu import GpuIndex
-from forvalue_index.search_indexes import RowKind, search_index
-from forvalue_index.settings import FLAT, ROW_DTYPES
-from forvalue_index.storage import Storage
-from forvalue_index.validation import ValidationRows
-from forvalue_index.valuation import Valuer
+from forvalue_index.search.kinds import FLAT
+from forvalue_index.settings import ROW_DTYPES
+from forvalue_index.store.store import Storage
+from forvalue_index.valuation.query import Valuer
+from forvalue_index.valuation.scoring import Scoring
+from forvalue_index.valuation.validation import ValidationRows
+from forvalue_index.valuation.values import resident_values, sketched_values
 
 
 def main() -> None:

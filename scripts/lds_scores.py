@@ -18,20 +18,22 @@ from numpy.typing import NDArray
 from small_models import encoder_of, load, read
 from torch import Tensor
 
-from forvalue_index.backbone import Backbone
-from forvalue_index.baselines import bm25_scores, hidden_similarity
-from forvalue_index.calibrating import CALIBRATION_SAMPLES, calibrate
-from forvalue_index.calibration import Calibration
-from forvalue_index.durable import write_durably
-from forvalue_index.exact import gradient
-from forvalue_index.features import Embedder, Feature, geometry_of
-from forvalue_index.hash_tables import Layout, draw_tables, geometry_tables
-from forvalue_index.label_tokens import LabelReader, LabelTokens, Prepared
-from forvalue_index.model_profile import profile_model
-from forvalue_index.records import Encoded, Sample
+from forvalue_index.evaluation.training import add_gradients, trainable
+from forvalue_index.gradients.calibrating import CALIBRATION_SAMPLES, calibrate
+from forvalue_index.gradients.calibration import Calibration
+from forvalue_index.gradients.embedder import Embedder, Feature, geometry_of
+from forvalue_index.gradients.exact import gradient
+from forvalue_index.gradients.hash_tables import Layout, draw_tables, geometry_tables
+from forvalue_index.gradients.model_profile import profile_model
+from forvalue_index.gradients.sketch import make_sketch
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
 from forvalue_index.settings import Settings
-from forvalue_index.sketch import make_sketch
-from forvalue_index.training import add_gradients, trainable
+from forvalue_index.sources.sample import Sample
+from forvalue_index.store.durable import write_durably
+from forvalue_index.valuation.scorers.bm25 import bm25_scores
+from forvalue_index.valuation.scorers.hidden_states import hidden_similarity
 
 Matrix = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from peer_libraries import PEERS
 
-from forvalue_index.records import Encoded
+from forvalue_index.model.encoded import Encoded
 
 TIMEOUT_S = 3600
 SCRIPT = Path(__file__).with_name("peers.py")

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from forvalue_index import ValuationIndex
-from forvalue_index.contracts import OnProgress
-from forvalue_index.demo_data import write_demo_data
-from forvalue_index.durable import write_durably
+from forvalue_index.evaluation.demo_data import write_demo_data
 from forvalue_index.evaluation.evidence import EvaluationData
 from forvalue_index.evaluation.fidelity import evaluate_fidelity
 from forvalue_index.evaluation.mislabeled import evaluate_mislabeled
 from forvalue_index.evaluation.retrieval import evaluate_retrieval
 from forvalue_index.evaluation.tail_patch import evaluate_tail_patch
-from forvalue_index.evaluation_reports import (
+from forvalue_index.progress import OnProgress
+from forvalue_index.reports.evaluation_documents import (
     fidelity_document,
     mislabeled_document,
     retrieval_document,
     tail_patch_document,
 )
+from forvalue_index.store.durable import write_durably
 
 Document = dict[str, Any]
 GEOMETRY = "raw,centered,fisher,kfac"

@@ -44,11 +44,11 @@ from real_model import real_model_part
 from small_models import build
 
 from forvalue_index.evaluation.lds import LdsStudy, linear_datamodelling_score, measured_losses
-from forvalue_index.hash_tables import Layout
-from forvalue_index.metrics import mean_interval, spearman
-from forvalue_index.records import Progress
+from forvalue_index.evaluation.metrics import mean_interval, spearman
+from forvalue_index.evaluation.training import Recipe
+from forvalue_index.gradients.hash_tables import Layout
+from forvalue_index.progress import Progress
 from forvalue_index.settings import DEFAULT_DAMPING
-from forvalue_index.training import Recipe
 
 GEOMETRIES = ("raw", "centered", "fisher", "kfac")
 DIMS = (4096, 16384)

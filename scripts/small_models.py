@@ -20,14 +20,14 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from forvalue_index.backbone import Backbone
-from forvalue_index.contracts import OnProgress
-from forvalue_index.durable import write_durably
+from forvalue_index.evaluation.training import Recipe, fine_tune, trainable
 from forvalue_index.exceptions import SettingsMismatchError
-from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import Sample
-from forvalue_index.sources import open_sources
-from forvalue_index.training import Recipe, fine_tune, trainable
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.prompts import PromptEncoder
+from forvalue_index.progress import OnProgress
+from forvalue_index.sources.sample import Sample
+from forvalue_index.sources.source import open_sources
+from forvalue_index.store.durable import write_durably
 
 # Distributions and the packages in them: fine-tuned on, and pretrained on.
 FINE_TUNED = {

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forvalue_index.manifest import is_index
-from forvalue_index.records import Message, Sample, SampleStatistics
+from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.settings import ModelIdentity, Settings
-from forvalue_index.storage import Storage
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.manifest import is_index
+from forvalue_index.store.store import Storage
 
 SEGMENT = 8192
 DIRECTIONS, NOISE, TAIL = 256, 0.35, 0.6

@@ -3,7 +3,7 @@
 import pytest
 from catalogs import UID, commit, sample
 
-from forvalue_index.catalog import Catalog
+from forvalue_index.store.catalog.catalog import Catalog
 
 pytest_plugins = ("databases",)
 

@@ -3,7 +3,9 @@
 import uuid
 from collections.abc import Iterator
 
-from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
+from forvalue_index.model.encoded import SampleStatistics
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.records import SegmentRecord
 
 UID = uuid.UUID(int=7).hex
 

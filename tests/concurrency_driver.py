@@ -27,15 +27,17 @@ import numpy as np
 import torch
 from rows import WORDS, rows, write_jsonl
 
-from forvalue_index import ValuationIndex, ingest, scoring
-from forvalue_index.backbone import Backbone
+from forvalue_index import ValuationIndex
 from forvalue_index.devices import default_device
 from forvalue_index.exceptions import BadSampleError, BusyIndexError
-from forvalue_index.loading import wanted_settings
-from forvalue_index.results import Scoring
-from forvalue_index.sources import open_sources
-from forvalue_index.validation import embed_validation, read_validation
-from forvalue_index.valuation import Counts
+from forvalue_index.ingest import add as ingest
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.sources.source import open_sources
+from forvalue_index.store.create import wanted_settings
+from forvalue_index.valuation import values
+from forvalue_index.valuation.query import Counts
+from forvalue_index.valuation.scoring import Scoring
+from forvalue_index.valuation.validation import embed_validation, read_validation
 
 WRITERS, READERS = 2, 8
 HANGS_S = 60
@@ -229,7 +231,7 @@ class Reader:
         """All scores, and what a snapshot of the same state says."""
         with self.index._storage.view() as view:
             self._advance(view.version)
-            scored = scoring.sketched_values(
+            scored = values.sketched_values(
                 view,
                 validation_set(self.index)[1],
                 Scoring(GEOMETRY),

@@ -25,11 +25,14 @@ from pathlib import Path
 
 import torch
 
-from forvalue_index import ValuationIndex, cli, ingest, label_tokens, window_plans
-from forvalue_index.backbone import Backbone
+from forvalue_index import ValuationIndex, cli
 from forvalue_index.devices import default_device
-from forvalue_index.features import Embedder
-from forvalue_index.loading import wanted_settings
+from forvalue_index.gradients.embedder import Embedder
+from forvalue_index.ingest import add as ingest
+from forvalue_index.ingest import planning
+from forvalue_index.model import label_tokens
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.store.create import wanted_settings
 
 SHIM = ctypes.CDLL(None)
 SHIM.fault_arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_char_p, ctypes.c_int)
@@ -37,7 +40,7 @@ SHIM.fault_op.restype = SHIM.fault_path.restype = ctypes.c_char_p
 
 # Windows of 16 samples, batches of two or three, and a commit after each batch.
 TOKEN_BUDGET = 128
-INGEST = ((window_plans, "WINDOW_ROWS", 0.125), (ingest, "COMMIT_BYTES", 1))
+INGEST = ((planning, "WINDOW_ROWS", 0.125), (ingest, "COMMIT_BYTES", 1))
 # Rows of the first geometry depend on the calibration, with which an `add` begins.
 SETTINGS = {"dim": 128, "row_dtype": "float32", "geometry": "fisher,raw"}
 # Seconds after which a child that neither ends nor is killed hangs.

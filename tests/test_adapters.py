@@ -13,8 +13,8 @@ from models import save_adapter, tiny_model
 from safetensors.torch import load_file
 from strangers import edit
 
-from forvalue_index.adapters import KINDS, attached_lora, merge_adapter
 from forvalue_index.exceptions import ForValueError, MissingDependencyError, ModelError
+from forvalue_index.model.huggingface.adapters import KINDS, attached_lora, merge_adapter
 
 
 @pytest.fixture
@@ -110,7 +110,9 @@ def test_initialisations_read_no_file(adapter, no_network, monkeypatch, name):
     )
     asked = []
     monkeypatch.setattr(torch, "load", lambda *a, **_: asked.append(a))
-    monkeypatch.setattr("forvalue_index.adapters.without_pickle", contextlib.nullcontext)
+    monkeypatch.setattr(
+        "forvalue_index.model.huggingface.adapters.without_pickle", contextlib.nullcontext
+    )
     with contextlib.suppress(ForValueError):
         merge_adapter(tiny_model("llama"), str(adapter))
     assert not asked

@@ -4,115 +4,56 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "forvalue_index"
-# Index = height: a module imports only what stands in a set above its own.
-LAYERS = [
-    {"threads"},
-    {"exceptions", "records"},  # words
-    {"cells"},
-    {"images"},
-    {"settings", "contracts", "results", "evaluation_results", "extras"},  # promises
-    {
-        "prediction_error",
-        "hash_tables",
-        "geometry",
-        "whitening",
-        "exact",
-        "memory",
-        "devices",
-        "batching",
-        "durable",
-        "chat_templates",
-        "vision",
-        "model_digests",
-    }
-    | {"reports", "model_files", "metrics", "evaluation_reports"},  # kernels
-    {"prompts", "processors", "turns", "pages", "heads"},
-    {"sketch", "label_tokens", "calibration", "explanation_page", "sample_page"},
-    {"stored_rows", "columns", "demo_data", "tables", "catalog_rows", "filter_syntax", "adapters"}
-    | {"sqlite_connections"},
-    {"repeats", "rejects", "windows", "interrupts", "catalog_runs", "writer_lock", "formats"},
-    {"backbone", "sources", "segments", "exports", "database", "filters", "catalog_summary"},
-    {"search", "search.library", "search.rotation", "snapshot", "references", "plots"},
-    {"search.ranking", "search.quantizer"},
-    {
-        "search.flat",
-        "search.coded",
-        "search.gpu",
-        "catalog",
-        "removal",
-        "features",
-        "model_profile",
-        "image_check",
-    },  # joins
-    {"manifest", "baselines", "view", "rescoring", "calibrating", "training"},
-    {"code_files", "gpu_rows", "media"},
-    {"search_indexes", "storage", "index_samples", "validation", "exact_matrices"},
-    {"window_plans", "parallel"},
-    {"ingest", "valuation", "tuning", "compaction", "checkup", "loading"},  # use-cases
-    {"scoring", "valuers"},
-    {"explaining"},
-    {"index_model"},
-    {"index_queries"},
-    {"index"},
-    {"evaluation", "evaluation.scores", "evaluation.fields", "evaluation.lds"},
-    {"evaluation.evidence"},
-    {"evaluation.retrieval", "evaluation.mislabeled", "evaluation.fidelity"}
-    | {"evaluation.tail_patch", "evaluation.retraining"},
-    {"forvalue_index"},
-    {"cli.options", "cli.progress", "cli.display", "cli.demo"},  # edges
-    {"cli.session", "cli.inspect", "cli.evaluation_display", "cli.explanation"},
-    {"cli.build", "cli.value", "cli.maintain", "cli.evaluate"},
-    {"cli.app"},
-    {"cli"},
-]
-SQL = {
-    *("tables", "database", "sqlite_connections", "catalog", "catalog_rows", "catalog_summary"),
-    *("snapshot", "filters", "filter_syntax", "catalog_runs"),
-}
-# A name that ends in a dot stands for all that begins with it.
+# Each imports only from itself and from what stands before it. Typing-only imports count.
+ORDER = (
+    *("exceptions", "progress", "settings", "threads", "devices"),
+    *("sources", "model", "gradients", "store", "ingest", "search", "valuation"),
+    *("index_model", "index_queries"),
+    *("index", "evaluation", "reports", "forvalue_index", "cli"),
+)
+# The one home of each framework. A name stands for a module, or for a package and all in it.
 HOMES = {
-    "faiss": {"search."},
-    "transformers": {"backbone", "model_files", "processors"},
-    "PIL": {"images"},
-    "peft": {"adapters"},
-    "huggingface_hub": {"model_files", "adapters"},
-    "sqlalchemy": SQL,
-    "alembic": SQL,
-    "sqlglot": SQL,
-    "click": {"cli", "cli."},
-    "rich": {"cli", "cli."},
-    "sqlite3": {"repeats", "sqlite_connections"},
-    "filelock": {"writer_lock"},
-    "pyarrow": {"formats", "sources", "exports"},
-    "datasets": {"formats"},
-    "safetensors": {"segments", "storage", "calibration", "code_files"},
-    "bm25s": {"baselines"},
-    "sklearn": {"metrics"},
-    "scipy": {"metrics"},
-    "matplotlib": {"plots"},
+    "PIL": {"sources.images"},
+    "datasets": {"sources.formats"},
+    "pyarrow": {"sources.formats", "sources.source", "valuation.exports"},
+    "transformers": {"model.huggingface"},
+    "peft": {"model.huggingface"},
+    "huggingface_hub": {"model.huggingface"},
+    "safetensors": {"store", "gradients.calibration", "search.code_files"},
+    "filelock": {"store.writer_lock"},
+    "sqlalchemy": {"store.catalog"},
+    "alembic": {"store.catalog"},
+    "sqlglot": {"store.catalog"},
+    "sqlite3": {"store.catalog", "ingest.seen_keys"},
+    "faiss": {"search"},
+    "bm25s": {"valuation.scorers.bm25"},
+    "sklearn": {"evaluation"},
+    "scipy": {"evaluation"},
+    "matplotlib": {"evaluation.plots"},
+    "click": {"cli"},
+    "rich": {"cli"},
 }
+# What must start at once.
 WITHOUT_TORCH = {
-    *("exceptions", "records", "settings", "contracts", "manifest", "reports"),
-    *("evaluation_results", "evaluation_reports", "extras", "metrics", "plots"),
-    *("hash_tables", "pages", "explanation_page", "sample_page"),
-    *("cells", "turns", "images", "media", "durable", "chat_templates", "prompts"),
-    *("sources", "columns", "demo_data", "exports", "forvalue_index", "cli", "cli."),
     *(
-        "formats",
-        "references",
-        "results",
-        "removal",
-        "index_samples",
-        "writer_lock",
-        "repeats",
-        "rejects",
+        "exceptions",
+        "progress",
+        "settings",
+        "threads",
+        "sources",
+        "store.catalog",
+        "reports",
+        "cli",
     ),
-    *SQL,
+    *("store.records", "store.results", "store.manifest", "store.samples", "store.media"),
+    *("store.texts", "store.durable", "store.writer_lock", "forvalue_index"),
+    *("valuation.results", "valuation.scoring"),
 }
 # What --help must not wait for.
 SLOW = {"torch", "faiss", "transformers", "sqlalchemy", "numpy", "pyarrow", "sqlglot"}
@@ -128,48 +69,35 @@ def module_name(path):
 
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
-HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 
 
-def imported(node):
-    """The full names that an import statement may load."""
-    if isinstance(node, ast.Import):
-        return {alias.name for alias in node.names}
-    if isinstance(node, ast.ImportFrom):
-        assert node.level == 0, "relative imports hide where they point"
-        return {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return set()
-
-
-def imports(tree):
-    return {name for node in ast.walk(tree) for name in imported(node)}
+def imported(tree):
+    """Full names of what an import statement, wherever in a module, may load."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they point"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def own_imports(module):
-    """Modules of the package that a module imports, wherever in its text."""
-    found = imports(TREES[module])
-    inner = {name.removeprefix("forvalue_index.") for name in found if name != "forvalue_index"}
-    return (inner & FILES.keys()) | (_package_itself(TREES[module]) - {module})
-
-
-def _package_itself(tree):
-    """`import forvalue_index`, or one of its own names and not a module of it."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import) and "forvalue_index" in imported(node):
-            return {"forvalue_index"}
-        if isinstance(node, ast.ImportFrom) and node.module == "forvalue_index":
-            names = {alias.name for alias in node.names}
-            if not names <= FILES.keys():
-                return {"forvalue_index"}
-    return set()
+    """Modules of the package that a module imports."""
+    found = set()
+    for name in imported(TREES[module]):
+        if name.partition(".")[0] == "forvalue_index":
+            inner = name.removeprefix("forvalue_index").removeprefix(".")
+            known = inner if inner in FILES else inner.rpartition(".")[0]
+            found.add(known or "forvalue_index")
+    return found - {module}
 
 
 def frameworks(tree):
-    return {name.partition(".")[0] for name in imports(tree)}
+    return {name.partition(".")[0] for name in imported(tree)}
 
 
 def lives_in(module, homes):
-    return any(module.startswith(h) if h.endswith(".") else module == h for h in homes)
+    return any(module == home or module.startswith(f"{home}.") for home in homes)
 
 
 def without_type_checking(tree):
@@ -181,15 +109,25 @@ def without_type_checking(tree):
     return Stripper().visit(ast.parse(ast.unparse(tree)))
 
 
-def test_the_table_names_every_module_once():
-    assert sum(map(len, LAYERS)) == len(HEIGHT)
-    assert HEIGHT.keys() == FILES.keys()
-
-
 @pytest.mark.parametrize("module", FILES)
-def test_imports_point_strictly_down(module):
+def test_imports_point_down(module):
+    height = ORDER.index(module.partition(".")[0])
     for other in own_imports(module):
-        assert HEIGHT[other] < HEIGHT[module], f"{module} may not import {other}: it is not below"
+        below = ORDER.index(other.partition(".")[0]) <= height
+        assert below, f"{module} may not import {other}, which stands after it"
+
+
+def test_no_imports_run_in_a_circle():
+    tuple(TopologicalSorter({module: own_imports(module) for module in FILES}).static_order())
+
+
+def test_the_package_can_be_taken_in_at_a_glance():
+    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 20
+
+
+@pytest.mark.parametrize("package", [name for name in FILES if FILES[name].stem == "__init__"])
+def test_each_package_makes_a_promise(package):
+    assert ast.get_docstring(TREES[package])
 
 
 @pytest.mark.parametrize("framework", HOMES)
@@ -203,10 +141,6 @@ def test_each_framework_has_its_home(framework):
 @pytest.mark.parametrize("module", [m for m in FILES if lives_in(m, WITHOUT_TORCH)])
 def test_torch_stays_out_of_what_must_start_at_once(module):
     assert "torch" not in frameworks(without_type_checking(TREES[module]))
-
-
-def test_torch_is_a_type_to_contracts():
-    assert "torch" in frameworks(TREES["contracts"])
 
 
 @pytest.mark.parametrize("module", FILES)

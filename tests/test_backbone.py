@@ -19,12 +19,13 @@ from models import (
     tiny_tokenizer,
 )
 
-from forvalue_index.backbone import Backbone, resolve_dtype
-from forvalue_index.batching import collate
-from forvalue_index.contracts import Tokenizer, Trunk
 from forvalue_index.devices import default_device
 from forvalue_index.exceptions import ForValueError, MissingDependencyError, ModelError
-from forvalue_index.records import Encoded
+from forvalue_index.model.batching import collate
+from forvalue_index.model.contracts import Tokenizer, Trunk
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface import shared_prefix
+from forvalue_index.model.huggingface.backbone import Backbone, resolve_dtype
 from forvalue_index.settings import Settings
 
 CPU = torch.device("cpu")
@@ -489,13 +490,18 @@ def test_a_sample_alone_is_read_at_once(llama):
     assert n_read == 32
 
 
+def shares_prefix(backbone):
+    trunk, config = backbone._trunk, backbone.model.config
+    return shared_prefix.can_share_prefix(trunk, config, backbone.head.weight)
+
+
 def test_a_model_that_reads_on_differently_is_read_as_a_whole(llama):
     backbone = load(llama)
     attention = backbone._trunk.layers[0].self_attn
     whole = attention.forward
     # Of what was read before, the model forgets what counts.
     attention.forward = lambda *args, **kwargs: whole(*args, **(kwargs | {"past_key_values": None}))
-    assert backbone._can_share_beginnings() is False
+    assert shares_prefix(backbone) is False
 
 
 @pytest.mark.parametrize(
@@ -520,5 +526,5 @@ def test_positions_that_depend_on_the_length_of_a_text_share_no_beginning(tmp_pa
 
 def test_a_model_whose_cache_fails_is_read_as_a_whole(llama, monkeypatch):
     backbone = load(llama)
-    monkeypatch.setattr(backbone, "_states_after", lambda *_: [][1])
-    assert backbone._can_share_beginnings() is False
+    monkeypatch.setattr(shared_prefix, "states_after", lambda *_: [][1])
+    assert shares_prefix(backbone) is False

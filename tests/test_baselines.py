@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import rows
 
-from forvalue_index.baselines import bm25_scores, hidden_similarity, mean_hidden_states
 from forvalue_index.exceptions import ModelError
-from forvalue_index.sources import open_sources
+from forvalue_index.sources.source import open_sources
+from forvalue_index.valuation.scorers.bm25 import bm25_scores
+from forvalue_index.valuation.scorers.hidden_states import hidden_similarity, mean_hidden_states
 
 pytest_plugins = ("tiny",)
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forvalue_index.batching import PAD, PATCHES, batches, collate, halves, shared_tokens
-from forvalue_index.records import Encoded
+from forvalue_index.model.batching import PAD, PATCHES, batches, collate, halves, shared_tokens
+from forvalue_index.model.encoded import Encoded
 
 
 def encoded(token_ids, labels_at, n_images=0, n_patches=0):

@@ -8,19 +8,25 @@ from models import HIDDEN, VOCAB, tiny_model, tiny_tokenizer
 from rows import rows
 from scipy.optimize import minimize
 
-from forvalue_index import ValuationIndex, calibrating
-from forvalue_index.backbone import Backbone
-from forvalue_index.calibrating import CALIBRATION_SAMPLES, Choice, calibrate
-from forvalue_index.calibration import Calibration
-from forvalue_index.columns import to_sample
+from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import ModelError, SettingsMismatchError, UsageError
-from forvalue_index.features import Embedder, features_of
-from forvalue_index.hash_tables import draw_tables, geometry_tables, layout_of, part_widths
-from forvalue_index.image_check import open_content
-from forvalue_index.label_tokens import Prepared
-from forvalue_index.loading import make_reader
-from forvalue_index.records import Encoded
+from forvalue_index.gradients import calibrating
+from forvalue_index.gradients.calibrating import CALIBRATION_SAMPLES, Choice, calibrate
+from forvalue_index.gradients.calibration import Calibration
+from forvalue_index.gradients.embedder import Embedder, features_of
+from forvalue_index.gradients.hash_tables import (
+    draw_tables,
+    geometry_tables,
+    layout_of,
+    part_widths,
+)
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.huggingface.image_check import open_content
+from forvalue_index.model.label_tokens import Prepared
 from forvalue_index.settings import Settings
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.store.model import make_reader
 
 pytest_plugins = ("tiny",)
 

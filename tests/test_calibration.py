@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from forvalue_index.calibration import Calibration
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
-from forvalue_index.geometry import Moments
-from forvalue_index.hash_tables import ErrorScale
+from forvalue_index.gradients.calibration import Calibration
+from forvalue_index.gradients.geometry import Moments
+from forvalue_index.gradients.sketch_error import ErrorScale
+from forvalue_index.ingest.calibration import summary_of
 
 MODEL = "m" * 32
 
@@ -155,11 +156,11 @@ def test_a_loaded_calibration_outlives_its_file(path):
 def test_a_summary_by_hand():
     """Of 1, 3 and 8, whose mean is 4, two are below a damping of 1."""
     moments = Moments(torch.tensor([1.0, 3.0, 8.0]), torch.zeros(2), torch.eye(2))
-    found = calibration(moments=moments).summary(1.0)
+    found = summary_of(calibration(moments=moments), 1.0)
     assert (found.samples, found.label_tokens, found.damping) == (128, 4321, 1.0)
     assert (found.vocab_size, found.damped_tokens) == (3, 2)
     assert found.error_scale == {
         "raw": {"noise": 1.0625, "relative": 0},
         "kfac": {"noise": 1 / 3, "relative": 0.25},
     }
-    assert calibration(moments=moments).summary(0.1).damped_tokens == 0
+    assert summary_of(calibration(moments=moments), 0.1).damped_tokens == 0

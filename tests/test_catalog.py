@@ -8,11 +8,12 @@ import pytest
 import sqlalchemy as sa
 from catalogs import UID, Now, commit, sample, segment, statistics
 
-from forvalue_index.catalog import Catalog
-from forvalue_index.database import CatalogError, connect
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
-from forvalue_index.records import KnownSample, Message, Sample
-from forvalue_index.tables import samples as samples_table
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.catalog.database import CatalogError, connect
+from forvalue_index.store.catalog.schema import samples as samples_table
+from forvalue_index.store.records import KnownSample
 
 pytest_plugins = ("catalog_fixtures",)
 
@@ -156,7 +157,7 @@ def test_removed_samples_stay_readable_but_are_not_listed(full_catalog):
 
 
 def test_identities_stream_in_order(full_catalog, monkeypatch):
-    monkeypatch.setattr("forvalue_index.snapshot.STREAMED_ROWS", 2)
+    monkeypatch.setattr("forvalue_index.store.catalog.snapshot.STREAMED_ROWS", 2)
     keys = [f"own-{n}" for n in range(3)] + [sample(n).content_hash for n in (3, 4)]
     sources = ["a.jsonl"] * 3 + ["b.jsonl"] * 2
     assert Now(full_catalog).identities() == list(zip(range(5), keys, sources, strict=True))

@@ -6,10 +6,10 @@ import pytest
 import sqlalchemy as sa
 from catalogs import UID, Now, commit, sample, segment, statistics
 
-from forvalue_index.catalog import Catalog
-from forvalue_index.database import CatalogError
-from forvalue_index.records import Message, Sample
-from forvalue_index.tables import runs, samples
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.catalog.schema import runs, samples
 
 pytest_plugins = ("catalog_fixtures",)
 
@@ -106,7 +106,7 @@ def test_an_unfinished_run_of_the_same_sources_goes_on(catalog):
 
 def test_a_median_over_some_of_many_samples(catalog, monkeypatch):
     """Without an index over the column: at random, with gaps where samples are gone."""
-    monkeypatch.setattr("forvalue_index.catalog_summary.MEDIAN_SAMPLES", 100)
+    monkeypatch.setattr("forvalue_index.store.catalog.summary.MEDIAN_SAMPLES", 100)
     n = 400
     masses = [(k * 37 % n) / n for k in range(n)]
     measured = [dataclasses.replace(statistics(0), label_error_mass=mass) for mass in masses]

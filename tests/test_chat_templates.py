@@ -6,9 +6,9 @@ What texts alone are rendered to is told by test_prompts.
 import pytest
 from models import CHATML, GENERATION, NO_SYSTEM, tiny_tokenizer
 
-from forvalue_index.chat_templates import ChatTemplate
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.records import Image, Message
+from forvalue_index.model.chat_templates import ChatTemplate
+from forvalue_index.sources.sample import Image, Message
 
 IMAGE = Image("0" * 32, 4, 3, at=4)
 ASKED = Message("user", "see it?", images=(IMAGE,))

@@ -9,10 +9,11 @@ from catalogs import Now, commit, sample
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forvalue_index.catalog_rows import changed_metadata, clean_metadata, pack
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.records import Message, Sample, SampleStatistics
-from forvalue_index.tables import samples, sources
+from forvalue_index.model.encoded import SampleStatistics
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.sample_rows import changed_metadata, clean_metadata, pack
+from forvalue_index.store.catalog.schema import samples, sources
 
 pytest_plugins = ("catalog_fixtures",)
 

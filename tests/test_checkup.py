@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from forvalue_index import ValuationIndex
-from forvalue_index.calibration import Calibration
 from forvalue_index.exceptions import BrokenIndexError, BusyIndexError
-from forvalue_index.stored_rows import row_checksums
-from forvalue_index.writer_lock import writer_lock
+from forvalue_index.gradients.calibration import Calibration
+from forvalue_index.store.rows import row_checksums
+from forvalue_index.store.writer_lock import writer_lock
 
 pytest_plugins = ("tiny",)
 
@@ -502,7 +502,8 @@ def test_orphans_of_a_writer_at_work_are_none(filled):
 
 WRITE = """
 import sys
-from forvalue_index import ValuationIndex, ingest
+from forvalue_index import ValuationIndex
+from forvalue_index.ingest import add as ingest
 ingest.COMMIT_BYTES = 1
 with ValuationIndex.open(sys.argv[1]) as index:
     index.reader.token_budget = 64

@@ -17,9 +17,8 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
 from forvalue_index.cli import main
-from forvalue_index.manifest import open_catalog
-from forvalue_index.reports import info_document
-from forvalue_index.settings import FORMAT_VERSION
+from forvalue_index.reports.documents import info_document
+from forvalue_index.store.manifest import FORMAT_VERSION, open_catalog
 
 pytest_plugins = ("tiny",)
 

@@ -244,7 +244,7 @@ def test_a_whitened_query_has_no_standard_error(case, tmp_path, geometry):
 
 def samples(opened):
     """The validation samples as an index would hold them."""
-    from forvalue_index.columns import to_sample
+    from forvalue_index.sources.columns import to_sample
 
     return [SimpleNamespace(sample=to_sample(row)) for row in VALIDATION]
 

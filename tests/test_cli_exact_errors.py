@@ -15,8 +15,8 @@ from test_cli_errors import misused, refused
 from test_cli_exact import TRAINING, VALIDATION, N, values_of
 
 from forvalue_index import ValuationIndex
-from forvalue_index.results import SATURATED
 from forvalue_index.settings import GEOMETRIES
+from forvalue_index.valuation.results import SATURATED
 
 pytest_plugins = ("tiny",)
 

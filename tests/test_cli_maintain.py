@@ -9,7 +9,7 @@ from test_migrations import configuration
 
 from forvalue_index import ValuationIndex
 from forvalue_index.cli import main
-from forvalue_index.database import connect
+from forvalue_index.store.catalog.database import connect
 
 pytest_plugins = ("tiny",)
 

@@ -8,8 +8,8 @@ from rows import rows, write_jsonl
 from test_cli import document, run
 from test_cli_errors import refused
 
-from forvalue_index import ValuationIndex, tuning
-from forvalue_index.search import coded, ranking
+from forvalue_index import ValuationIndex
+from forvalue_index.search import coded, ranking, tuning
 
 pytest_plugins = ("tiny",)
 
@@ -132,8 +132,8 @@ def test_a_recall_that_no_choice_reaches(place, monkeypatch):
 
 def test_info_says_what_an_index_of_its_size_is_searched_with(place, monkeypatch):
     assert document("info", place / "index")["search"] == "flat"
-    monkeypatch.setattr("forvalue_index.settings.RABITQ_FROM", 50)
-    monkeypatch.setattr("forvalue_index.gpu_rows.gpu_room", dict)
+    monkeypatch.setattr("forvalue_index.search.kinds.RABITQ_FROM", 50)
+    monkeypatch.setattr("forvalue_index.search.gpu.gpu_room", dict)
     assert document("info", place / "index")["search"] == "rabitq"
     assert asked(place)["search"] == "rabitq"
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from forvalue_index.contracts import SearchIndex
 from forvalue_index.exceptions import BrokenIndexError, UsageError
 from forvalue_index.search import coded, ranking
 from forvalue_index.search.coded import CodedIndex
+from forvalue_index.search.contract import SearchIndex
 from forvalue_index.search.quantizer import CODED_KINDS, Quantizer, lists_for
 from forvalue_index.search.rotation import Rotation, hadamard
 

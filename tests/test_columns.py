@@ -6,10 +6,10 @@ import uuid
 import numpy as np
 import pytest
 
-from forvalue_index.columns import parse_columns, to_sample
 from forvalue_index.exceptions import BadSampleError, UsageError
-from forvalue_index.records import TEXT_ROLE, Message, Sample
-from forvalue_index.sources import open_sources
+from forvalue_index.sources.columns import parse_columns, to_sample
+from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
+from forvalue_index.sources.source import open_sources
 
 PAIR = (Message("user", "Q"), Message("assistant", "A"))
 

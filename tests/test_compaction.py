@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rows import rows
 
-from forvalue_index import ValuationIndex, compaction
-from forvalue_index.compaction import Group, plan_groups
+from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BrokenIndexError, ForValueError
-from forvalue_index.features import Embedder
-from forvalue_index.records import SegmentRecord, StoredSegment
-from forvalue_index.search_indexes import RowKind, search_index
+from forvalue_index.gradients.embedder import Embedder
+from forvalue_index.search.building import RowKind, search_index
+from forvalue_index.store import compaction
+from forvalue_index.store.compaction import Group, plan_groups
+from forvalue_index.store.records import SegmentRecord, StoredSegment
 
 pytest_plugins = ("tiny",)
 

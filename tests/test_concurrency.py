@@ -12,10 +12,10 @@ import pytest
 from rows import rows
 
 from forvalue_index import ValuationIndex
-from forvalue_index.results import Scoring
-from forvalue_index.sources import open_sources
-from forvalue_index.validation import embed_validation, read_validation
-from forvalue_index.valuation import Counts
+from forvalue_index.sources.source import open_sources
+from forvalue_index.valuation.query import Counts
+from forvalue_index.valuation.scoring import Scoring
+from forvalue_index.valuation.validation import embed_validation, read_validation
 
 pytest_plugins = ("tiny", "databases")
 

@@ -5,11 +5,13 @@ import pytest
 import sqlalchemy as sa
 from catalogs import UID, Now
 
-from forvalue_index.catalog import Catalog
-from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError, MissingDependencyError, UsageError
-from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
-from forvalue_index.tables import samples as samples_table
+from forvalue_index.model.encoded import SampleStatistics
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.catalog.schema import samples as samples_table
+from forvalue_index.store.records import SegmentRecord
 
 
 def sample(number):

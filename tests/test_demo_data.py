@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from forvalue_index.demo_data import (
+from forvalue_index.evaluation.demo_data import (
     ADJECTIVES,
     CONSONANT,
     NOUNS,

@@ -2,8 +2,7 @@
 
 import json
 
-from forvalue_index.evaluation_reports import mislabeled_document, retrieval_document
-from forvalue_index.evaluation_results import (
+from forvalue_index.evaluation.results import (
     Detection,
     Estimate,
     Evaluated,
@@ -11,6 +10,7 @@ from forvalue_index.evaluation_results import (
     Retrieval,
     RetrievalResult,
 )
+from forvalue_index.reports.evaluation_documents import mislabeled_document, retrieval_document
 
 EVALUATED = Evaluated("runs/a", "abc", 3, "all", 40, 5, {"load": 1.234567}, ("careful",))
 COMMON = {

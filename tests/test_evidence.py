@@ -8,7 +8,6 @@ import torch
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
-from forvalue_index.baselines import bm25_scores
 from forvalue_index.evaluation.evidence import EvaluationData, gather, warned
 from forvalue_index.evaluation.fields import class_names, field_values
 from forvalue_index.evaluation.scores import (
@@ -16,12 +15,13 @@ from forvalue_index.evaluation.scores import (
     BM25_RESPONSE,
     HIDDEN_STATE,
     scorings,
-    self_influences,
     sketched_scores,
 )
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
-from forvalue_index.records import Message, Sample
-from forvalue_index.results import Scoring
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.valuation.scorers.bm25 import bm25_scores
+from forvalue_index.valuation.scorers.self_influence import self_influences
+from forvalue_index.valuation.scoring import Scoring
 
 pytest_plugins = ("tiny",)
 
@@ -271,7 +271,7 @@ def pairs(block):
 @pytest.mark.parametrize("ids", [[0], [3, 19, 20, 28], list(range(30))])
 def test_self_influences_are_squared_norms_of_rows(filled, ids):
     with filled.storage.view() as view:
-        found = self_influences(filled, view, ids)
+        found = self_influences(view, ids)
         every = {i: row for block in view.blocks("raw") for i, row in pairs(block)}
         stored = view.catalog.samples(ids)
     assert list(found) == ["raw"]

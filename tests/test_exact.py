@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FLOAT32_LOGITS, KINDS, TIED, VOCAB, tiny_model, tiny_tokenizer
 
-from forvalue_index.backbone import Backbone
-from forvalue_index.batching import collate
-from forvalue_index.exact import gradient, kernel_score, streaming_terms
-from forvalue_index.prediction_error import Head, prediction_error
-from forvalue_index.records import Encoded
+from forvalue_index.gradients.exact import gradient, kernel_score, streaming_terms
+from forvalue_index.model.batching import collate
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.prediction_error import Head, prediction_error
 
 V, D = 19, 6
 

@@ -24,12 +24,13 @@ from test_rescoring import (
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.explaining import explain, pieces
-from forvalue_index.records import SampleStatistics, StoredSample
-from forvalue_index.rescoring import exact_values, validation_gradient
-from forvalue_index.results import Scoring
+from forvalue_index.gradients.exact_values import exact_values, validation_gradient
+from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.settings import GEOMETRIES
-from forvalue_index.validation import ValidationSet
+from forvalue_index.store.records import StoredSample
+from forvalue_index.valuation.explain import explain, pieces
+from forvalue_index.valuation.scoring import Scoring
+from forvalue_index.valuation.validation import ValidationSet
 
 NO_STATISTICS = SampleStatistics(1, 1, truncated=False, loss=0.0, label_error_mass=0.0, norm=0.0)
 

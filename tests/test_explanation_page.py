@@ -3,10 +3,11 @@ from html.parser import HTMLParser
 import pytest
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.explanation_page import GREEN, RED, explanation_page
-from forvalue_index.images import blank
-from forvalue_index.records import Image, Message, Sample
-from forvalue_index.results import ExplainedSample, Explanation, Scoring, TokenTerm
+from forvalue_index.reports.pages import GREEN, RED, explanation_page
+from forvalue_index.sources.images import blank
+from forvalue_index.sources.sample import Image, Message, Sample
+from forvalue_index.valuation.results import ExplainedSample, Explanation, TokenTerm
+from forvalue_index.valuation.scoring import Scoring
 
 NASTY = "<script>alert('x')</script> & \"q\" </b></div><img src=x onerror=y> ]]> <!-- {{ a }} `"
 OVERRIDE = "\u202eabc"

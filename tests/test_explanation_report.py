@@ -6,15 +6,15 @@ import pytest
 from test_explanation_page import NASTY, explained, explanation
 
 from forvalue_index.cli.explanation import print_explanation
-from forvalue_index.records import Message, Sample
-from forvalue_index.reports import calibration_document, explanation_document, query_document
-from forvalue_index.results import (
-    CalibrationSummary,
-    QueryResult,
-    ScoredSample,
-    Scoring,
-    ValidationResult,
+from forvalue_index.reports.documents import (
+    calibration_document,
+    explanation_document,
+    query_document,
 )
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.results import CalibrationSummary
+from forvalue_index.valuation.results import QueryResult, ScoredSample, ValidationResult
+from forvalue_index.valuation.scoring import Scoring
 
 TOKENS = [("the ", None, None), ("cab", 2.0, 0.5), (" is", -1.0, 1.25)]
 KEYS = ["id", "geometry", "normalized", "validation_set", "warnings", "key", "score", "tokens"]
@@ -150,10 +150,10 @@ def test_colours_follow_the_sign(monkeypatch):
     """Green backgrounds help, red ones hurt, context is dim."""
     from rich.console import Console
 
-    from forvalue_index.cli import explanation as module
+    from forvalue_index.cli import explanation
 
     console = Console(force_terminal=True, color_system="truecolor", width=200, no_color=False)
-    monkeypatch.setattr(module, "readable_console", lambda: console)
+    monkeypatch.setattr(explanation, "readable_console", lambda: console)
     with console.capture() as capture:
         print_explanation(explanation([*TOKENS, ("!", 0.0, 1.0)]))
     said = capture.get()

@@ -5,7 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from forvalue_index.exceptions import UsageError
-from forvalue_index.exports import ExportError, write_values, writer_for
+from forvalue_index.valuation.exports import ExportError, write_values, writer_for
 
 NAMES = ["id", "key", "source", "score", "stderr"]
 CHUNKS = [

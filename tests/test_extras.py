@@ -3,8 +3,7 @@ import sys
 
 import pytest
 
-from forvalue_index.exceptions import MissingDependencyError
-from forvalue_index.extras import evaluation_extra
+from forvalue_index.exceptions import MissingDependencyError, evaluation_extra
 
 
 def test_a_missing_library_is_named_with_its_extra():
@@ -19,7 +18,12 @@ def test_a_missing_library_is_named_with_its_extra():
 
 
 @pytest.mark.parametrize(
-    ("library", "module"), [("bm25s", "baselines"), ("sklearn", "metrics"), ("scipy", "metrics")]
+    ("library", "module"),
+    [
+        ("bm25s", "valuation.scorers.bm25"),
+        ("sklearn", "evaluation.metrics"),
+        ("scipy", "evaluation.metrics"),
+    ],
 )
 def test_modules_say_what_they_lack(library, module):
     """In an interpreter that does not find the library."""

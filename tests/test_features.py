@@ -6,17 +6,18 @@ import pytest
 import torch
 from models import FLOAT32_LOGITS, HIDDEN, KINDS, VOCAB, tiny_model, tiny_tokenizer
 
-from forvalue_index import label_tokens
-from forvalue_index.backbone import Backbone
-from forvalue_index.batching import collate
 from forvalue_index.exceptions import ModelError
-from forvalue_index.features import Embedder, Feature
-from forvalue_index.geometry import Geometry, Moments
-from forvalue_index.hash_tables import draw_tables, geometry_tables, layout_of
-from forvalue_index.label_tokens import LabelReader, Prepared
-from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import TEXT_ROLE, Encoded, Message, Sample
-from forvalue_index.sketch import make_sketch
+from forvalue_index.gradients.embedder import Embedder, Feature
+from forvalue_index.gradients.geometry import Geometry, Moments
+from forvalue_index.gradients.hash_tables import draw_tables, geometry_tables, layout_of
+from forvalue_index.gradients.sketch import make_sketch
+from forvalue_index.model import label_tokens
+from forvalue_index.model.batching import collate
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.prompts import PromptEncoder
+from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
 
 DIM = 256
 WHOLE = VOCAB * HIDDEN

@@ -7,11 +7,11 @@ from rows import rows
 from scipy.stats import spearmanr
 
 from forvalue_index import ValuationIndex
-from forvalue_index.evaluation import fidelity as module
+from forvalue_index.evaluation import fidelity as fidelity_module
 from forvalue_index.evaluation.evidence import EvaluationData
 from forvalue_index.evaluation.fidelity import evaluate_fidelity, fidelity
 from forvalue_index.exceptions import UsageError
-from forvalue_index.sources import open_sources
+from forvalue_index.sources.source import open_sources
 
 pytest_plugins = ("tiny",)
 
@@ -157,7 +157,7 @@ def test_scores_that_are_all_equal_order_nothing(index):
 
 def test_by_default_a_sample_is_drawn(filled, monkeypatch):
     """Exact scores of all pairs take their time."""
-    monkeypatch.setattr(module, "SAMPLES", 12)
+    monkeypatch.setattr(fidelity_module, "SAMPLES", 12)
     assert evaluate_fidelity(filled, EvaluationData(VALIDATION)).evaluated.training_samples == 12
     wanted = EvaluationData(VALIDATION, limit=20)
     assert evaluate_fidelity(filled, wanted).evaluated.training_samples == 20

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql, sqlite
 
 from forvalue_index.exceptions import FilterError
-from forvalue_index.filters import compile_filter, parse_filter
+from forvalue_index.store.catalog.filter_syntax import parse_filter
+from forvalue_index.store.catalog.filters import compile_filter
 
 
 @pytest.mark.parametrize(

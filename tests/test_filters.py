@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql, sqlite
 
-from forvalue_index.catalog import Catalog
-from forvalue_index.filters import compile_filter
-from forvalue_index.records import Message, Sample, SampleStatistics, SegmentRecord
+from forvalue_index.model.encoded import SampleStatistics
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.catalog.filters import compile_filter
+from forvalue_index.store.records import SegmentRecord
 
 pytest_plugins = ("databases",)
 
@@ -137,13 +139,15 @@ def test_the_largest_allowed_conditions_run(catalog):
 
 def test_compiling_needs_no_heavy_library():
     heavy = ("torch", "transformers", "faiss", "pyarrow")
-    code = f"import sys, forvalue_index.catalog, forvalue_index.filters; \
+    code = (
+        f"import sys, forvalue_index.store.catalog.catalog, forvalue_index.store.catalog.filters; \
 assert not set({heavy}) & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_catalog_imports_sqlglot_and_alembic_only_when_needed():
-    code = "import sys, forvalue_index.catalog; \
+    code = "import sys, forvalue_index.store.catalog.catalog; \
 assert not {'sqlglot', 'alembic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -12,9 +12,11 @@ import pytest
 from click.testing import CliRunner
 from rows import rows, write_jsonl
 
-from forvalue_index import ValuationIndex, ingest, window_plans
+from forvalue_index import ValuationIndex
 from forvalue_index.cli import main
-from forvalue_index.database import CatalogError, NoRoomError
+from forvalue_index.ingest import add as ingest
+from forvalue_index.ingest import planning
+from forvalue_index.store.catalog.database import CatalogError, NoRoomError
 
 pytest_plugins = ("tiny",)
 
@@ -75,7 +77,7 @@ def filled(disk, *, but=0):
 def many_commits():
     """A segment every few samples, so that a disk fills in the middle of an `add`."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(window_plans, "WINDOW_ROWS", 16 / 2048)
+        patched.setattr(planning, "WINDOW_ROWS", 16 / 2048)
         patched.setattr(ingest, "COMMIT_BYTES", 1)
         yield
 

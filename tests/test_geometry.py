@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forvalue_index.geometry import Geometry, Moments
+from forvalue_index.gradients.geometry import Geometry, Moments
 
 MAPPED = ("centered", "fisher", "kfac")
 VOCAB, HIDDEN = 30, 8

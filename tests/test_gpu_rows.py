@@ -10,9 +10,10 @@ from test_gpu_search import DEVICES
 from test_search_indexes import COSINE, RAW, answers, assert_same, in_three_segments
 from test_storage import DIM
 
-from forvalue_index import ValuationIndex, gpu_rows, index_queries
+from forvalue_index import ValuationIndex, index_queries
 from forvalue_index.devices import gpu_room, gpus
-from forvalue_index.features import Embedder
+from forvalue_index.gradients.embedder import Embedder
+from forvalue_index.search import gpu as gpu_search
 from forvalue_index.search import ranking
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.gpu import GpuIndex
@@ -32,7 +33,7 @@ def with_gpus(request, monkeypatch):
     def give(n_bytes=None):
         free = gpu_room() if request.param == "cuda" else {torch.device("cpu"): 10**9}
         room = free if n_bytes is None else dict.fromkeys(free, n_bytes)
-        monkeypatch.setattr(gpu_rows, "gpu_room", lambda: room)
+        monkeypatch.setattr(gpu_search, "gpu_room", lambda: room)
 
     return give
 
@@ -54,7 +55,7 @@ def test_without_gpus_rows_are_searched_by_faiss(storage):
 def test_answers_are_those_of_faiss(storage, with_gpus, monkeypatch, kind, allowed):
     monkeypatch.setattr(ranking, "SCANNED", 4)
     with monkeypatch.context() as without:
-        without.setattr(gpu_rows, "gpu_room", dict)
+        without.setattr(gpu_search, "gpu_room", dict)
         expected_index, expected = answers(storage, kind, allowed=allowed)
     assert isinstance(expected_index, FlatIndex)
     with_gpus()
@@ -74,7 +75,7 @@ def test_codes_are_searched_where_they_are_asked_for(storage, with_gpus):
 
 def test_an_index_that_grows_on_gpus_stays_there(storage, with_gpus, monkeypatch):
     """Codes are for the sizes that FAISS is slow at."""
-    monkeypatch.setattr("forvalue_index.settings.RABITQ_FROM", 200)
+    monkeypatch.setattr("forvalue_index.search.kinds.RABITQ_FROM", 200)
     with_gpus()
     assert isinstance(answers(storage)[0], GpuIndex)
 
@@ -109,7 +110,7 @@ def test_memory_that_runs_out_while_rows_are_copied_is_said(
 @pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
 def test_a_gpu_whose_memory_another_program_took_is_left_alone(storage, monkeypatch, caplog):
     room = dict.fromkeys(gpus(), 10**12)
-    monkeypatch.setattr(gpu_rows, "gpu_room", lambda: room)
+    monkeypatch.setattr(gpu_search, "gpu_room", lambda: room)
     torch.cuda.empty_cache()
     for gpu in room:
         torch.cuda.set_per_process_memory_fraction(1e-9, gpu)

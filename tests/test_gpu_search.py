@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search import check, random_rows
 
-from forvalue_index.contracts import SearchIndex
 from forvalue_index.devices import gpus
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search import gpu as gpu_search
 from forvalue_index.search import ranking
+from forvalue_index.search.contract import SearchIndex
 from forvalue_index.search.gpu import GpuIndex
-from forvalue_index.stored_rows import packed
+from forvalue_index.store.rows import packed
 
 DIM = 16
 CPU = torch.device("cpu")

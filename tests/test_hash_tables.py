@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from test_sketch import SHAPES
 
-from forvalue_index.hash_tables import (
+from forvalue_index.gradients.hash_tables import (
     LEAST_SPLIT_SHARE,
-    ErrorScale,
     Layout,
     ModelProfile,
-    SketchError,
     draw_tables,
     geometry_tables,
     layout_of,
@@ -17,6 +15,7 @@ from forvalue_index.hash_tables import (
     part_widths,
     tables_digest,
 )
+from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
 
 ALL = ("raw", "centered", "fisher", "kfac")
 

@@ -5,11 +5,11 @@ import torch
 from vision_models import save_tiny_vision, tiny_vision_model, tiny_vision_processor
 
 from forvalue_index import ValuationIndex
-from forvalue_index.backbone import Backbone
 from forvalue_index.exceptions import ModelError, SettingsMismatchError
-from forvalue_index.image_check import open_content, refuse_misread_images
-from forvalue_index.prompts import PromptEncoder
-from forvalue_index.vision import VisionProcessor
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.huggingface.image_check import open_content, refuse_misread_images
+from forvalue_index.model.huggingface.vision import VisionProcessor
+from forvalue_index.model.prompts import PromptEncoder
 
 START = "the model: samples with images cannot be valued with LlavaForConditionalGeneration: "
 
@@ -109,7 +109,7 @@ def test_nothing_is_left_of_an_index_that_is_refused(tmp_path, monkeypatch):
     def refuse(*_):
         raise ModelError("no")
 
-    monkeypatch.setattr("forvalue_index.loading.refuse_misread_images", refuse)
+    monkeypatch.setattr("forvalue_index.store.create.refuse_misread_images", refuse)
     with pytest.raises(ModelError):
         ValuationIndex.create(tmp_path / "index", str(model))
     assert not (tmp_path / "index").exists()

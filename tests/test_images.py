@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from vision_models import tiny_image
 
-from forvalue_index import images
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.images import MOST_PIXELS, ImageFiles, data_url, decode, digest_of
+from forvalue_index.sources import images
+from forvalue_index.sources.images import MOST_PIXELS, ImageFiles, data_url, decode, digest_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 PICTURE = Pillow.fromarray(PIXELS)

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 from rows import rows
 
-from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError, UsageError
-from forvalue_index.index_samples import open_samples
+from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.samples import open_samples
 
 pytest_plugins = ("tiny",)
 

@@ -11,13 +11,13 @@ import torch
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
-from forvalue_index.catalog import Catalog
-from forvalue_index.columns import to_sample
 from forvalue_index.exceptions import BadSampleError, ModelError, SourceError
-from forvalue_index.features import Embedder
-from forvalue_index.ingest import _Ingestion
-from forvalue_index.storage import Storage
-from forvalue_index.writer_lock import LOCK
+from forvalue_index.gradients.embedder import Embedder
+from forvalue_index.ingest.add import _Ingestion
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.store import Storage
+from forvalue_index.store.writer_lock import LOCK
 
 pytest_plugins = ("tiny",)
 
@@ -70,7 +70,7 @@ def small_batches(index, token_budget=128):
 def windows_of(monkeypatch, index, rows_each):
     """Read this many rows at a time."""
     share = (rows_each + 0.5) / index.reader.token_budget
-    monkeypatch.setattr("forvalue_index.window_plans.WINDOW_ROWS", share)
+    monkeypatch.setattr("forvalue_index.ingest.planning.WINDOW_ROWS", share)
 
 
 def segments_of(index):
@@ -334,7 +334,7 @@ def test_what_is_finished_is_stored_once_it_is_large_or_old_enough(
     index, embedded, monkeypatch, constant, value
 ):
     """After four rows of 256 floats, that is after the batch that brings the fourth."""
-    monkeypatch.setattr(f"forvalue_index.ingest.{constant}", value)
+    monkeypatch.setattr(f"forvalue_index.ingest.add.{constant}", value)
     small_batches(index)
     seen = []
     index._on_progress = lambda step: seen.append(len(index)) if step.stage == "embedding" else None
@@ -355,7 +355,7 @@ def test_what_is_finished_is_stored_once_it_is_large_or_old_enough(
 def test_a_commit_is_due_before_the_next_batch_would_end_too_late(index, monkeypatch):
     """A clock that only forward passes move, 10 s each: after 30 s it is too late for a third."""
     seconds = [0.0]
-    monkeypatch.setattr("forvalue_index.ingest.time.perf_counter", lambda: seconds[0])
+    monkeypatch.setattr("forvalue_index.ingest.add.time.perf_counter", lambda: seconds[0])
     original = Embedder.embed_batch
 
     def slow(self, batch, prepared):
@@ -386,7 +386,7 @@ def test_a_window_is_bounded_in_rows(index, monkeypatch):
 
 
 def test_a_window_is_bounded_in_characters_too(index, monkeypatch):
-    monkeypatch.setattr("forvalue_index.window_plans.WINDOW_CHARACTERS", 10)
+    monkeypatch.setattr("forvalue_index.ingest.planning.WINDOW_CHARACTERS", 10)
     texts = ["a" * 4, "b" * 4, "c" * 4, "d" * 25, "e" * 10, "f" * 2]
     assert window_sizes(index, [{"text": text} for text in texts]) == [3, 1, 1, 1]
 
@@ -480,7 +480,7 @@ def prepared(index, data):
 
 def test_an_interrupt_waits_until_what_is_finished_is_stored(index, embedded, monkeypatch):
     """Ctrl-C between the segment file and its record lost the forward passes before it."""
-    monkeypatch.setattr("forvalue_index.ingest.COMMIT_BYTES", 1)
+    monkeypatch.setattr("forvalue_index.ingest.add.COMMIT_BYTES", 1)
     small_batches(index)
     commit = Catalog.commit_segment
 

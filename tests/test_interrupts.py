@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from forvalue_index.interrupts import interrupts_held
+from forvalue_index.store.durable import interrupts_held
 
 
 def test_an_interrupt_waits_for_the_end():

@@ -6,14 +6,15 @@ import torch
 from models import HIDDEN, VOCAB, tiny_model, tiny_tokenizer
 from test_features import SAMPLES, embedder, pair
 
-from forvalue_index import label_tokens
-from forvalue_index.backbone import Backbone
-from forvalue_index.batching import collate
 from forvalue_index.exceptions import ModelError
-from forvalue_index.label_tokens import LabelReader, Prepared
-from forvalue_index.prediction_error import Head
-from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import TEXT_ROLE, BadRow, Encoded, Message, Sample
+from forvalue_index.model import label_tokens
+from forvalue_index.model.batching import collate
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.prediction_error import Head
+from forvalue_index.model.prompts import PromptEncoder
+from forvalue_index.sources.sample import TEXT_ROLE, BadRow, Message, Sample
 
 SAMPLE = Sample((Message(TEXT_ROLE, "x"),), source="s")
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from models import VOCAB, tiny_model, tiny_tokenizer
 from scipy.stats import spearmanr
 
-from forvalue_index.backbone import Backbone
 from forvalue_index.evaluation.lds import (
     LdsStudy,
     linear_datamodelling_score,
@@ -15,9 +14,10 @@ from forvalue_index.evaluation.lds import (
     random_halves,
     subset_losses,
 )
+from forvalue_index.evaluation.training import Recipe, mean_losses
 from forvalue_index.exceptions import SettingsMismatchError, UsageError
-from forvalue_index.records import Encoded
-from forvalue_index.training import Recipe, mean_losses
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface.backbone import Backbone
 
 HALVES = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]], dtype=bool)
 

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
-from forvalue_index.columns import to_sample
-from forvalue_index.database import CatalogError
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.store.catalog.database import CatalogError
 
 pytest_plugins = ("tiny",)
 

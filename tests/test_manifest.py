@@ -3,12 +3,13 @@ import shutil
 
 import pytest
 
-from forvalue_index.catalog import Catalog
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
-from forvalue_index.manifest import (
-    CATALOG,
+from forvalue_index.settings import ModelIdentity, Settings
+from forvalue_index.store.catalog.addresses import CATALOG, catalog_address
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.manifest import (
     MANIFEST,
-    catalog_address,
+    Manifest,
     is_index,
     open_catalog,
     read_manifest,
@@ -16,7 +17,6 @@ from forvalue_index.manifest import (
     refuse_other_model,
     refuse_other_settings,
 )
-from forvalue_index.settings import Manifest, ModelIdentity, Settings
 
 IDENTITY = ModelIdentity("w" * 32, "t" * 32, vocab_size=288, hidden_size=32)
 SETTINGS = Settings(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from vision_models import tiny_image
 
-from forvalue_index.columns import to_sample
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.images import ImageFiles
-from forvalue_index.media import Media
 from forvalue_index.settings import Settings
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.sources.images import ImageFiles
+from forvalue_index.store.media import Media
 
 PICTURE = tiny_image(40, 30, 1)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from forvalue_index.memory import unless_memory_runs_out
+from forvalue_index.devices import unless_memory_runs_out
 
 pytest_plugins = ("tiny",)
 

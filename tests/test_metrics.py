@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from forvalue_index.exceptions import UsageError
-from forvalue_index.metrics import (
+from forvalue_index.evaluation.metrics import (
     auc,
     auc_interval,
     detection_curve,
@@ -17,6 +16,7 @@ from forvalue_index.metrics import (
     share_kept,
     spearman,
 )
+from forvalue_index.exceptions import UsageError
 
 
 def numbers(*values):

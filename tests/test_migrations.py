@@ -6,9 +6,14 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from forvalue_index.database import check_schema, connect, migrate, migrations_directory
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.tables import REVISIONS, metadata
+from forvalue_index.store.catalog.database import (
+    check_schema,
+    connect,
+    migrate,
+    migrations_directory,
+)
+from forvalue_index.store.catalog.schema import REVISIONS, metadata
 
 pytest_plugins = ("databases",)
 
@@ -99,5 +104,5 @@ def test_a_database_without_a_schema_is_refused(engine):
 
 
 def test_migrations_need_a_connection():
-    with pytest.raises(SystemExit, match=r"forvalue_index\.database\.migrate"):
+    with pytest.raises(SystemExit, match=r"forvalue_index\.store\.catalog\.database\.migrate"):
         command.upgrade(configuration(), "head")

@@ -5,6 +5,7 @@ import pytest
 from rows import rows
 
 from forvalue_index.evaluation.evidence import EvaluationData, Evidence, gather
+from forvalue_index.evaluation.metrics import auc
 from forvalue_index.evaluation.mislabeled import (
     BY_CLASS,
     REMARK,
@@ -14,9 +15,8 @@ from forvalue_index.evaluation.mislabeled import (
     like_prompts,
     suspicions,
 )
-from forvalue_index.evaluation_results import Evaluated
+from forvalue_index.evaluation.results import Evaluated
 from forvalue_index.exceptions import UsageError
-from forvalue_index.metrics import auc
 
 pytest_plugins = ("tiny",)
 

@@ -16,9 +16,9 @@ from models import save_adapter, save_tiny, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from strangers import edit
 
-from forvalue_index.backbone import Backbone
 from forvalue_index.exceptions import ModelError
-from forvalue_index.model_files import locate_model, without_pickle
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.huggingface.files import locate_model, without_pickle
 from forvalue_index.settings import Settings
 
 CPU = torch.device("cpu")

@@ -3,8 +3,8 @@ import pytest
 import torch
 from models import HIDDEN, VOCAB, tiny_model, tiny_tokenizer
 
-from forvalue_index.backbone import Backbone
-from forvalue_index.model_profile import profile_model
+from forvalue_index.gradients.model_profile import profile_model
+from forvalue_index.model.huggingface.backbone import Backbone
 
 DRAWN = np.random.default_rng(0).integers(VOCAB, size=(16, 64))
 

@@ -15,17 +15,18 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from catalogs import Now, commit, sample, segment
 
-from forvalue_index.catalog import Catalog
-from forvalue_index.database import (
+from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.catalog.database import (
     _migrating,
     check_schema,
     connect,
     migrate,
     migrations_directory,
 )
-from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.records import Message, Sample, StoredSample
-from forvalue_index.tables import metadata
+from forvalue_index.store.catalog.schema import metadata
+from forvalue_index.store.records import StoredSample
 
 pytest_plugins = ("databases",)
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from catalogs import UID, Now, commit, sample
 
-from forvalue_index.catalog import Catalog
-from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.records import StoredSegment
-from forvalue_index.segments import SegmentStore
-from forvalue_index.stored_rows import packed
+from forvalue_index.store.catalog.catalog import Catalog
+from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.records import StoredSegment
+from forvalue_index.store.rows import packed
+from forvalue_index.store.segments import SegmentStore
 
 NOBODY = 65534
 OVERTAKEN = "was written to by another user while it was read"

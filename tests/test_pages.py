@@ -5,7 +5,7 @@ import os
 import pytest
 
 from forvalue_index.exceptions import UsageError
-from forvalue_index.pages import PageError, page, refuse_page, write_page
+from forvalue_index.reports.pages import PageError, page, refuse_page, write_page
 
 ONE = page("ü→😀 <b>", "<p>ü→😀</p>")
 

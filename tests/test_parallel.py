@@ -8,11 +8,12 @@ import torch
 from rows import rows
 from test_ingest import assert_identical_rows, keys, small_batches, stored_rows, windows_of
 
-from forvalue_index import ValuationIndex, index_model, loading
-from forvalue_index.backbone import Backbone
+from forvalue_index import ValuationIndex, index_model
 from forvalue_index.devices import gpus
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.features import Embedder
+from forvalue_index.gradients.embedder import Embedder
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.store import create, model
 
 pytest_plugins = ("tiny",)
 
@@ -21,8 +22,9 @@ DATA = rows(60)
 
 
 def give_devices(monkeypatch, count):
-    monkeypatch.setattr(loading, "gpus", lambda: [CPU] * count)
-    monkeypatch.setattr(loading, "default_device", lambda: CPU)
+    monkeypatch.setattr(model, "gpus", lambda: [CPU] * count)
+    for module in (create, model):
+        monkeypatch.setattr(module, "default_device", lambda: CPU)
 
 
 def build(path, model_dir, data=DATA, **settings):

@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from forvalue_index.evaluation_results import Detection, Estimate, Evaluated, MislabeledResult
+from forvalue_index.evaluation.plots import draw_detection, refuse_undrawable
+from forvalue_index.evaluation.results import Detection, Estimate, Evaluated, MislabeledResult
 from forvalue_index.exceptions import UsageError
-from forvalue_index.exports import ExportError
-from forvalue_index.plots import draw_detection, refuse_undrawable
+from forvalue_index.valuation.exports import ExportError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from forvalue_index.prediction_error import Head, prediction_error
+from forvalue_index.model.prediction_error import Head, prediction_error
 
 HEADS = {
     "plain": {},

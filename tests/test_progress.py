@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from forvalue_index.cli import progress as module
+from forvalue_index.cli import progress
 from forvalue_index.cli.progress import (
     LABELS,
     LOG_INTERVAL_S,
@@ -11,7 +11,7 @@ from forvalue_index.cli.progress import (
     drawn_progress,
     readable_duration,
 )
-from forvalue_index.records import Progress
+from forvalue_index.progress import Progress
 
 
 class Clock:
@@ -121,7 +121,7 @@ def test_a_stage_may_come_twice(clock, capsys):
 def test_a_terminal_gets_bars(clock, monkeypatch, capsys):
     screen = io.StringIO()
     monkeypatch.setattr(
-        module, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120)
+        progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120)
     )
     with drawn_progress(clock=clock) as on_progress:
         embed(on_progress, clock, until=1000, total=1000)

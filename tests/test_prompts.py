@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny_tokenizer
 
-from forvalue_index.contracts import Tokenizer
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import TEXT_ROLE, Message, Sample
+from forvalue_index.model.contracts import Tokenizer
+from forvalue_index.model.prompts import PromptEncoder
+from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
 
 PAIR = Sample((Message("user", "the hall?"), Message("assistant", "in a cab")))
 TWO_TURNS = Sample(

@@ -8,9 +8,9 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import UsageError
-from forvalue_index.records import Reference
-from forvalue_index.references import FileTexts
-from forvalue_index.sources import open_sources
+from forvalue_index.sources.source import open_sources
+from forvalue_index.store.records import Reference
+from forvalue_index.store.texts import FileTexts
 
 pytest_plugins = ("tiny",)
 

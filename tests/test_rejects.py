@@ -6,9 +6,9 @@ from datetime import date
 import pytest
 from vision_models import tiny_image
 
-from forvalue_index.columns import to_sample
-from forvalue_index.records import BadRow, bad_row
-from forvalue_index.rejects import Rejects
+from forvalue_index.ingest.rejects import Rejects
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.sources.sample import BadRow, bad_row
 
 
 def test_no_file_is_made_where_nothing_is_rejected(tmp_path):

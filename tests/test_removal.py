@@ -1,9 +1,9 @@
 import pytest
 from rows import rows, write_jsonl
 
-from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import FilterError, UsageError
-from forvalue_index.removal import chosen_ids
+from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.samples import chosen_ids
 
 pytest_plugins = ("tiny",)
 

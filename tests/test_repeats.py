@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forvalue_index.records import Message, Sample
-from forvalue_index.repeats import Repeats
+from forvalue_index.ingest.seen_keys import Repeats
+from forvalue_index.sources.sample import Message, Sample
 
 
 def sample(key, text="text"):

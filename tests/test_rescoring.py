@@ -8,14 +8,12 @@ import torch
 from models import TIED, VOCAB, tiny_model
 from test_features import SAMPLES, embedder, pair, some_moments
 
-from forvalue_index import exact_matrices, label_tokens
-from forvalue_index.calibration import Calibration
-from forvalue_index.exact_matrices import exact_matrix
 from forvalue_index.exceptions import BadSampleError, UsageError
-from forvalue_index.features import geometry_of
-from forvalue_index.label_tokens import Prepared
-from forvalue_index.records import TEXT_ROLE, Encoded, Message, Progress, Sample
-from forvalue_index.rescoring import (
+from forvalue_index.gradients import exact_matrix as exact_matrices
+from forvalue_index.gradients.calibration import Calibration
+from forvalue_index.gradients.embedder import geometry_of
+from forvalue_index.gradients.exact_matrix import exact_matrix
+from forvalue_index.gradients.exact_values import (
     ValidationGradient,
     by_sample,
     exact_terms,
@@ -25,7 +23,12 @@ from forvalue_index.rescoring import (
     tokens_in,
     validation_gradient,
 )
+from forvalue_index.model import label_tokens
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.label_tokens import Prepared
+from forvalue_index.progress import Progress
 from forvalue_index.settings import GEOMETRIES, Settings
+from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
 
 KINDS = ("llama", "gemma2", "granite", "phi", "llama-tied")
 DTYPES = (torch.float32, torch.float64)

@@ -12,8 +12,8 @@ from forvalue_index import ValuationIndex
 from forvalue_index.evaluation.evidence import EvaluationData, gather
 from forvalue_index.evaluation.lds import linear_datamodelling_score, random_halves
 from forvalue_index.evaluation.retraining import evaluate_lds
+from forvalue_index.evaluation.training import Recipe
 from forvalue_index.exceptions import ModelError, SettingsMismatchError, UsageError
-from forvalue_index.training import Recipe
 
 pytest_plugins = ("tiny",)
 

@@ -5,10 +5,10 @@ import pytest
 from rows import rows
 
 from forvalue_index.evaluation.evidence import EvaluationData, gather
+from forvalue_index.evaluation.metrics import auc, recall_at_class_size
+from forvalue_index.evaluation.results import Estimate
 from forvalue_index.evaluation.retrieval import REMARK, evaluate_retrieval, retrieval
-from forvalue_index.evaluation_results import Estimate
 from forvalue_index.exceptions import UsageError
-from forvalue_index.metrics import auc, recall_at_class_size
 
 pytest_plugins = ("tiny",)
 

@@ -8,14 +8,18 @@ import torch
 import transformers
 from rows import rows
 
-from forvalue_index import ValuationIndex, scoring
+from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError, UsageError
-from forvalue_index.records import Progress
-from forvalue_index.results import Scoring, Values
-from forvalue_index.scoring import named_values, prepare_stored, rescorer, streamed_values
+from forvalue_index.progress import Progress
 from forvalue_index.settings import GEOMETRIES
-from forvalue_index.sources import open_sources
-from forvalue_index.validation import read_validation
+from forvalue_index.sources.source import open_sources
+from forvalue_index.valuation import rerank as reranking
+from forvalue_index.valuation import values
+from forvalue_index.valuation.rerank import prepare_stored, rescorer
+from forvalue_index.valuation.results import Values
+from forvalue_index.valuation.scoring import Scoring
+from forvalue_index.valuation.validation import read_validation
+from forvalue_index.valuation.values import named_values, streamed_values
 
 pytest_plugins = ("tiny",)
 
@@ -116,8 +120,10 @@ def test_rescoring_everything_for_each_sample_is_exact(index, model, name, norma
 def test_texts_are_read_a_bounded_number_at_a_time(index, monkeypatch):
     expected = index.values(VALIDATION, exact=True).scores
     asked = []
-    target = scoring.validation_gradient(index.reader, index.geometry("raw"), read(index).prepared)
-    monkeypatch.setattr(scoring, "EXACT_SAMPLES", 4)
+    target = reranking.validation_gradient(
+        index.reader, index.geometry("raw"), read(index).prepared
+    )
+    monkeypatch.setattr(values, "EXACT_SAMPLES", 4)
     with index.storage.catalog.snapshot() as snapshot:
         found = streamed_values(snapshot, index.reader, target, on_progress=asked.append)
     np.testing.assert_allclose(found.scores, expected, rtol=1e-4)

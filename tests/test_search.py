@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forvalue_index.contracts import SearchIndex
 from forvalue_index.exceptions import MissingDependencyError, UsageError
 from forvalue_index.search import flat, ranking
+from forvalue_index.search.contract import SearchIndex
+from forvalue_index.search.faiss_library import faiss_library
 from forvalue_index.search.flat import FlatIndex
-from forvalue_index.search.library import faiss_library
 
 DIM = 16
 # Every kind of index, and the precision in which it keeps rows.

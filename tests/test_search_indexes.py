@@ -9,19 +9,14 @@ import pytest
 import torch
 from test_storage import DIM, create, fill, random_rows, samples, statistics
 
-from forvalue_index import search_indexes
-from forvalue_index.code_files import CodeFiles, Tuned
 from forvalue_index.exceptions import UsageError
-from forvalue_index.search import coded, ranking
+from forvalue_index.search import building, coded, ranking
+from forvalue_index.search.building import RowKind, search_index, update_codes
+from forvalue_index.search.code_files import CodeFiles, Tuned
 from forvalue_index.search.coded import CodedIndex
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.quantizer import CODED_KINDS, Quantizer
-from forvalue_index.search_indexes import (
-    RowKind,
-    search_index,
-    update_codes,
-)
-from forvalue_index.stored_rows import packed
+from forvalue_index.store.rows import packed
 
 RAW, COSINE = RowKind("raw"), RowKind("raw", normalize=True)
 
@@ -90,9 +85,9 @@ def test_codes_are_kept_and_read_again(storage, kind, monkeypatch):
     files = code_files(storage, kind)
     assert len(files) == 3 + 1
     encoded = []
-    whole = search_indexes._encoded
+    whole = building._encoded
     monkeypatch.setattr(
-        search_indexes, "_encoded", lambda file, *rest: encoded.append(file) or whole(file, *rest)
+        building, "_encoded", lambda file, *rest: encoded.append(file) or whole(file, *rest)
     )
     monkeypatch.setattr(Quantizer, "train", lambda *_, **__: pytest.fail("trained again"))
     _, found = answers(storage, kind=kind)
@@ -158,7 +153,7 @@ def test_another_version_of_faiss_makes_codes_anew(storage, monkeypatch):
     answers(storage, kind="rabitq")
     files = CodeFiles(storage.path / "search", "raw", "rabitq")
     assert files.quantizer() is not None
-    monkeypatch.setattr("forvalue_index.code_files._versions", lambda: {"faiss": "0.1"})
+    monkeypatch.setattr("forvalue_index.search.code_files._versions", lambda: {"faiss": "0.1"})
     assert files.quantizer() is None
 
 
@@ -196,7 +191,7 @@ def test_updating_reads_no_codes_that_are_there(storage, kind, monkeypatch):
     flip(code_files(storage, kind)[0])
     before = [path.stat().st_mtime_ns for path in code_files(storage, kind)]
     with storage.view() as view, monkeypatch.context() as patched:
-        patched.setattr(search_indexes, "_encoded", lambda *_: pytest.fail("encoded again"))
+        patched.setattr(building, "_encoded", lambda *_: pytest.fail("encoded again"))
         update_codes(view)
     assert [path.stat().st_mtime_ns for path in code_files(storage, kind)] == before
     _, found = answers(storage, kind=kind)
@@ -219,8 +214,8 @@ def test_updating_replaces_codes_of_another_quantizer(storage, kind):
 
 
 def test_an_index_that_has_grown_large_gets_codes(storage, monkeypatch):
-    monkeypatch.setattr("forvalue_index.settings.RABITQ_FROM", 200)
-    monkeypatch.setattr("forvalue_index.gpu_rows.gpu_room", dict)
+    monkeypatch.setattr("forvalue_index.search.kinds.RABITQ_FROM", 200)
+    monkeypatch.setattr("forvalue_index.search.gpu.gpu_room", dict)
     with storage.view() as view:
         update_codes(view)
         assert isinstance(search_index(view, RAW), CodedIndex)

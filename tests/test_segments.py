@@ -6,16 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import forvalue_index.segments as segments
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.records import SegmentRecord, StoredSegment
-from forvalue_index.segments import (
-    MissingSegmentError,
-    SegmentStore,
-    StoredBlock,
-    write_durably,
-)
-from forvalue_index.stored_rows import packed
+from forvalue_index.store import segments
+from forvalue_index.store.durable import write_durably
+from forvalue_index.store.records import SegmentRecord, StoredSegment
+from forvalue_index.store.rows import packed
+from forvalue_index.store.segments import MissingSegmentError, SegmentStore, StoredBlock
 
 ROWS = torch.randn(11, 16, generator=torch.Generator().manual_seed(0))
 

@@ -4,13 +4,8 @@ import json
 import pytest
 
 from forvalue_index.exceptions import BrokenIndexError, UsageError
-from forvalue_index.settings import (
-    FORMAT_VERSION,
-    Manifest,
-    ModelIdentity,
-    Settings,
-    first_difference,
-)
+from forvalue_index.settings import ModelIdentity, Settings
+from forvalue_index.store.manifest import FORMAT_VERSION, Manifest, first_difference
 
 SETTINGS = Settings(
     model="owner/name",

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forvalue_index.hash_tables import draw_tables
-from forvalue_index.sketch import OuterProduct, Sketch, TensorSketch, make_sketch
+from forvalue_index.gradients.hash_tables import draw_tables
+from forvalue_index.gradients.sketch import OuterProduct, Sketch, TensorSketch, make_sketch
 
 CPU = torch.device("cpu")
 # vocab not a multiple of dim, vocab a multiple, vocab < dim, hidden > dim, odd dim

@@ -3,7 +3,7 @@
 import pytest
 from catalogs import UID, Now, commit, sample, segment
 
-from forvalue_index.catalog import Catalog
+from forvalue_index.store.catalog.catalog import Catalog
 
 pytest_plugins = ("catalog_fixtures",)
 
@@ -94,7 +94,7 @@ def test_the_state_is_that_of_the_opening_even_if_nothing_was_read_since(
 
 
 def test_a_stream_of_samples_goes_on_over_a_removal(full_catalog, database_url, monkeypatch):
-    monkeypatch.setattr("forvalue_index.snapshot.STREAMED_ROWS", 1)
+    monkeypatch.setattr("forvalue_index.store.catalog.snapshot.STREAMED_ROWS", 1)
     with full_catalog.snapshot() as snapshot, Catalog.open(database_url, UID) as other:
         streamed = snapshot.identities()
         first = next(streamed)

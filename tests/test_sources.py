@@ -16,12 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forvalue_index.exceptions import (
-    MissingDependencyError,
-    SourceError,
-)
-from forvalue_index.records import BadRow, Message, Sample
-from forvalue_index.sources import open_sources
+from forvalue_index.exceptions import MissingDependencyError, SourceError
+from forvalue_index.sources.sample import BadRow, Message, Sample
+from forvalue_index.sources.source import open_sources
 
 ROWS = [
     {"id": "a", "prompt": "Grüße?", "response": "Ja, 你好 🙂", "topic": "x"},
@@ -391,7 +388,7 @@ def test_a_saved_data_set_needs_the_library(saved, monkeypatch):
 
 
 def test_the_library_of_data_sets_is_imported_only_when_used():
-    code = "import sys, forvalue_index.sources; sys.exit('datasets' in sys.modules)"
+    code = "import sys, forvalue_index.sources.source; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

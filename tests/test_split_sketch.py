@@ -8,18 +8,23 @@ import torch
 from models import tiny_model, tiny_tokenizer
 from test_sketch import CPU, SHAPES, sketched, slow_oracle, tokens
 
-from forvalue_index.backbone import Backbone
-from forvalue_index.hash_tables import (
-    ErrorScale,
+from forvalue_index.gradients.hash_tables import (
     Layout,
     ModelProfile,
-    SketchError,
     draw_tables,
     geometry_tables,
     part_widths,
 )
-from forvalue_index.model_profile import profile_model
-from forvalue_index.sketch import OuterProduct, Sketch, SplitSketch, TensorSketch, make_sketch
+from forvalue_index.gradients.model_profile import profile_model
+from forvalue_index.gradients.sketch import (
+    OuterProduct,
+    Sketch,
+    SplitSketch,
+    TensorSketch,
+    make_sketch,
+)
+from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
+from forvalue_index.model.huggingface.backbone import Backbone
 
 
 def profile(vocab, hidden, *, share=0.6):

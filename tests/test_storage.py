@@ -8,17 +8,19 @@ import sqlalchemy as sa
 import torch
 from safetensors.torch import load_file, save_file
 
-from forvalue_index.calibration import Calibration
-from forvalue_index.database import CatalogError
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
-from forvalue_index.geometry import Moments
-from forvalue_index.hash_tables import ErrorScale, SketchError
-from forvalue_index.manifest import CALIBRATION, CATALOG, MANIFEST, SEGMENTS, TABLES
-from forvalue_index.records import Message, Sample, SampleStatistics
-from forvalue_index.search_indexes import RowKind, search_index
+from forvalue_index.gradients.calibration import Calibration
+from forvalue_index.gradients.geometry import Moments
+from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
+from forvalue_index.model.encoded import SampleStatistics
+from forvalue_index.search.building import RowKind, search_index
 from forvalue_index.settings import ModelIdentity, Settings
-from forvalue_index.storage import Storage
-from forvalue_index.stored_rows import packed
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.addresses import CATALOG
+from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.manifest import CALIBRATION, MANIFEST, SEGMENTS, TABLES
+from forvalue_index.store.rows import packed
+from forvalue_index.store.store import Storage
 
 pytest_plugins = ("databases",)
 
@@ -113,7 +115,7 @@ def test_what_is_opened_is_what_was_created(storage, tmp_path):
 
 
 def test_blocks_are_bounded(storage, monkeypatch):
-    monkeypatch.setattr("forvalue_index.segments.BLOCK_ROWS", 2)
+    monkeypatch.setattr("forvalue_index.store.segments.BLOCK_ROWS", 2)
     rows = fill(storage)
     storage.catalog.remove([1])
     blocks = blocks_of(storage)

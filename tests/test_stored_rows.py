@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from forvalue_index.stored_rows import StoredRows, joined, packed, row_checksums
+from forvalue_index.store.rows import StoredRows, joined, packed, row_checksums
 
 DTYPES = ["float32", "bfloat16", "int8"]
 ROWS = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,8 @@ from rows import rows
 
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BrokenIndexError, ForValueError, UsageError
-from forvalue_index.manifest import open_catalog, refuse_strange_catalog
+from forvalue_index.store.catalog.addresses import refuse_strange_catalog
+from forvalue_index.store.manifest import open_catalog
 
 pytest_plugins = ("tiny",)
 

@@ -6,11 +6,8 @@ import pytest
 import torch
 from models import VOCAB, tiny_model, tiny_tokenizer
 
-from forvalue_index import training
-from forvalue_index.backbone import Backbone
-from forvalue_index.exceptions import ModelError, UsageError
-from forvalue_index.records import Encoded
-from forvalue_index.training import (
+from forvalue_index.evaluation import training
+from forvalue_index.evaluation.training import (
     Recipe,
     add_gradients,
     fine_tune,
@@ -18,6 +15,9 @@ from forvalue_index.training import (
     precision_warnings,
     trainable,
 )
+from forvalue_index.exceptions import ModelError, UsageError
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface.backbone import Backbone
 
 QUICK = Recipe(epochs=2, learning_rate=1e-2, batch_samples=3)
 

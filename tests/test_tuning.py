@@ -3,12 +3,11 @@ import pytest
 import torch
 from test_storage import create, fill, samples, statistics
 
-from forvalue_index import tuning
-from forvalue_index.code_files import CodeFiles, Tuned
 from forvalue_index.exceptions import UsageError
-from forvalue_index.search import coded, ranking
-from forvalue_index.search_indexes import RowKind, coded_index
-from forvalue_index.tuning import tune
+from forvalue_index.search import coded, ranking, tuning
+from forvalue_index.search.building import RowKind, coded_index
+from forvalue_index.search.code_files import CodeFiles, Tuned
+from forvalue_index.search.tuning import tune
 
 DIM, N = 64, 3000
 RAW = RowKind("raw")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from vision_models import tiny_image
 
-from forvalue_index.columns import to_sample
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.images import ImageFiles, digest_of
-from forvalue_index.records import Message
-from forvalue_index.sources import open_sources
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.sources.images import ImageFiles, digest_of
+from forvalue_index.sources.sample import Message
+from forvalue_index.sources.source import open_sources
 
 A, B = tiny_image(24, 16, 1), tiny_image(16, 40, 2)
 NAMES = {digest_of(A): "A", digest_of(B): "B"}

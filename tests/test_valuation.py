@@ -8,9 +8,9 @@ import transformers
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
-from forvalue_index.columns import to_sample
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
-from forvalue_index.storage import Storage
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.store.store import Storage
 
 pytest_plugins = ("tiny",)
 
@@ -169,7 +169,7 @@ def test_values_go_to_a_file(filled, tmp_path):
 
 
 def test_values_are_written_in_chunks(filled, tmp_path, monkeypatch):
-    monkeypatch.setattr("forvalue_index.scoring.EXPORTED_ROWS", 7)
+    monkeypatch.setattr("forvalue_index.valuation.values.EXPORTED_ROWS", 7)
     filled.values(VALIDATION, output=tmp_path / "values.csv")
     assert len((tmp_path / "values.csv").read_text("utf-8").splitlines()) == 31
 

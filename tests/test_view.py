@@ -3,8 +3,8 @@ import pytest
 import torch
 from test_storage import DIM, create, fill, random_rows, samples, statistics
 
-from forvalue_index.search_indexes import RowKind, search_index
-from forvalue_index.view import unit_rows
+from forvalue_index.search.building import RowKind, search_index
+from forvalue_index.store.rows import unit_rows
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_each_geometry_has_its_rows(tmp_path):
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_scan_gives_results_of_live_rows_in_order(storage, normalize, monkeypatch):
-    monkeypatch.setattr("forvalue_index.segments.BLOCK_ROWS", 2)
-    monkeypatch.setattr("forvalue_index.view.PART_ROWS", 4)
+    monkeypatch.setattr("forvalue_index.store.segments.BLOCK_ROWS", 2)
+    monkeypatch.setattr("forvalue_index.store.view.PART_ROWS", 4)
     steps = []
     with storage.view() as view:
         found = [
@@ -117,8 +117,8 @@ def test_a_scan_gives_results_of_live_rows_in_order(storage, normalize, monkeypa
 
 def test_a_scan_that_fails_ends(storage, monkeypatch):
     """Whatever fails, no core waits for it, and torch has its threads back."""
-    monkeypatch.setattr("forvalue_index.segments.BLOCK_ROWS", 1)
-    monkeypatch.setattr("forvalue_index.view.PART_ROWS", 1)
+    monkeypatch.setattr("forvalue_index.store.segments.BLOCK_ROWS", 1)
+    monkeypatch.setattr("forvalue_index.store.view.PART_ROWS", 1)
     n_threads = torch.get_num_threads()
 
     def fail(block):

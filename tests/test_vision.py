@@ -21,23 +21,23 @@ from vision_models import (
 )
 
 from forvalue_index import ValuationIndex
-from forvalue_index.backbone import Backbone
-from forvalue_index.batching import batches, collate
 from forvalue_index.exceptions import BadSampleError, ModelError
-from forvalue_index.geometry import Geometry
-from forvalue_index.image_check import open_content
-from forvalue_index.images import ImageFiles
-from forvalue_index.label_tokens import LabelReader, Prepared
-from forvalue_index.prompts import PromptEncoder
-from forvalue_index.records import BadRow, Message, Sample
-from forvalue_index.rescoring import exact_values, validation_gradient
-from forvalue_index.vision import (
+from forvalue_index.gradients.exact_values import exact_values, validation_gradient
+from forvalue_index.gradients.geometry import Geometry
+from forvalue_index.model.batching import batches, collate
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.huggingface.image_check import open_content
+from forvalue_index.model.huggingface.vision import (
     REPLACED_TOKEN,
     VisionProcessor,
     placeholders,
     processor_digest,
     stacked,
 )
+from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.prompts import PromptEncoder
+from forvalue_index.sources.images import ImageFiles
+from forvalue_index.sources.sample import BadRow, Message, Sample
 
 KINDS = tuple(kind for kind in VISION_KINDS if kind != "paligemma")
 SIZES = [(40, 30), (60, 28), (28, 80), (64, 64), (33, 47)]

@@ -15,17 +15,21 @@ from rows import write_jsonl
 from vision_commands import COUNT, document, filled, made, refused, run
 from vision_models import save_tiny_vision, tiny_image
 
-from forvalue_index import ValuationIndex, ingest, parallel
-from forvalue_index.catalog_rows import pack
-from forvalue_index.columns import to_sample
+from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
-from forvalue_index.features import Embedder
-from forvalue_index.images import ImageFiles
-from forvalue_index.manifest import CATALOG, MANIFEST, MEDIA
-from forvalue_index.media import Media
-from forvalue_index.records import Image, Message, Sample, SampleStatistics
+from forvalue_index.gradients.embedder import Embedder
+from forvalue_index.ingest import add as ingest
+from forvalue_index.ingest import parallel
+from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.settings import Settings
-from forvalue_index.sources import open_sources
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.sources.images import ImageFiles
+from forvalue_index.sources.sample import Image, Message, Sample
+from forvalue_index.sources.source import open_sources
+from forvalue_index.store.catalog.addresses import CATALOG
+from forvalue_index.store.catalog.sample_rows import pack
+from forvalue_index.store.manifest import MANIFEST, MEDIA
+from forvalue_index.store.media import Media
 
 pytest_plugins = ("vision_home",)
 

@@ -19,8 +19,9 @@ from test_explanation_page import Page
 from vision_commands import COUNT, document, filled, made, refused, run
 from vision_models import save_tiny_vision, tiny_image
 
-from forvalue_index import ValuationIndex, records
-from forvalue_index.features import Embedder
+from forvalue_index import ValuationIndex
+from forvalue_index.gradients.embedder import Embedder
+from forvalue_index.model import encoded
 
 pytest_plugins = ("vision_home",)
 
@@ -323,7 +324,7 @@ def test_a_text_that_holds_the_token_of_an_image_is_refused(home, model):
 def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch):
     """Those of the batch that is embedded, and of the next one."""
     read, sizes, seen = [0], [], []
-    mapped, embed = records.mapped, Embedder.embed_batch
+    mapped, embed = encoded.mapped, Embedder.embed_batch
 
     def counted(function, readers):
         found = mapped(function, readers)
@@ -336,7 +337,7 @@ def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch
         seen.append(read[0])
         return embed(self, batch, prepared)
 
-    monkeypatch.setattr(records, "mapped", counted)
+    monkeypatch.setattr(encoded, "mapped", counted)
     monkeypatch.setattr(Embedder, "embed_batch", slow)
     with ValuationIndex.open(made(home, model)) as index:
         index.calibrate(str(home / "data" / "train.jsonl"))

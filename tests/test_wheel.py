@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forvalue_index.database import migrations_directory
+from forvalue_index.store.catalog.database import migrations_directory
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,8 +39,8 @@ def test_an_index_is_created_and_migrated_from_the_wheel_alone(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = """
 import sys
-from forvalue_index import database
-from forvalue_index.catalog import Catalog
+from forvalue_index.store.catalog import database
+from forvalue_index.store.catalog.catalog import Catalog
 print(database.migrations_directory())
 with Catalog.create("sqlite:///catalog.sqlite", "uid", "print") as catalog:
     with catalog.snapshot() as snapshot:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from forvalue_index.whitening import Whitening
+from forvalue_index.valuation.whitening import Whitening
 
 
 def random_rows(count, dim, seed=0):

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forvalue_index.records import BadRow, Message, Sample
-from forvalue_index.windows import windows
+from forvalue_index.ingest.planning import windows
+from forvalue_index.sources.sample import BadRow, Message, Sample
 
 
 def row(length):

@@ -16,7 +16,7 @@ from rows import rows
 
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BusyIndexError, ForValueError
-from forvalue_index.writer_lock import LOCK, writer_lock
+from forvalue_index.store.writer_lock import LOCK, writer_lock
 
 pytest_plugins = ("tiny",)
 

@@ -115,7 +115,7 @@ def init(index: Path, as_json: bool, calibration: str | None, **settings: Any) -
     """Create an empty index in directory INDEX. All settings are frozen."""
     from forvalue_index.cli.progress import drawn_progress
     from forvalue_index.index import ValuationIndex
-    from forvalue_index.reports import info_document
+    from forvalue_index.reports.documents import info_document
 
     with (
         drawn_progress() as on_progress,
@@ -130,7 +130,7 @@ def init(index: Path, as_json: bool, calibration: str | None, **settings: Any) -
     if as_json:
         print_json(document)
     else:
-        from forvalue_index.cli.display import print_created
+        from forvalue_index.cli.index_display import print_created
 
         print_created(index, document)
 
@@ -156,7 +156,7 @@ def calibrate(
     DATA are files as for `add`, or the directory of an index made with the same options, whose
     calibration is taken over.
     """
-    from forvalue_index.reports import calibration_document
+    from forvalue_index.reports.documents import calibration_document
 
     trusted = trust_remote_code if data else None
     with opened_index(index, model, trust_remote_code=trusted) as opened:
@@ -165,7 +165,7 @@ def calibrate(
     if as_json:
         print_json(calibration_document(found))
     else:
-        from forvalue_index.cli.display import print_calibration
+        from forvalue_index.cli.index_display import print_calibration
 
         print_calibration(index, found)
 
@@ -191,13 +191,13 @@ def add(
     input. Stop at any time: the same command goes on where it stopped. Samples that were removed
     come back; known ones get the metadata of their rows.
     """
-    from forvalue_index.reports import add_document
+    from forvalue_index.reports.documents import add_document
 
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         report = opened.add(list(data), wait=wait, **reading)
     if as_json:
         print_json(add_document(report))
     else:
-        from forvalue_index.cli.display import print_added
+        from forvalue_index.cli.index_display import print_added
 
         print_added(report)

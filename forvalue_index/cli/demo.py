@@ -16,7 +16,7 @@ def make_demo_data(directory: Path, seed: int) -> None:
     Sentence transformations and arithmetic, ten classes each, after the influential-data benchmark
     of DataInf (arXiv 2310.00902); some of the responses are swapped on purpose.
     """
-    from forvalue_index.demo_data import write_demo_data
+    from forvalue_index.evaluation.demo_data import write_demo_data
 
     for path in write_demo_data(directory, seed):
         click.echo(path)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from forvalue_index.records import StoredSample
-from forvalue_index.results import (
-    AddReport,
-    CalibrationSummary,
-    CheckReport,
-    QueryResult,
-    ScoredSample,
-    TuneReport,
-)
+from forvalue_index.store.records import StoredSample
+from forvalue_index.valuation.results import QueryResult, ScoredSample
 
 PIPED_WIDTH = 140
 # All control characters but tab and line break.
@@ -27,41 +19,6 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # A content hash, which is the key of a sample without an id, takes two lines.
 KEY_WIDTH = 24
 LEAST_SHOWN = 0.005
-
-
-def print_created(index: Path, document: Mapping[str, Any]) -> None:
-    """What `init` made."""
-    readable_console().print(
-        f"[bold]{shown(str(index))}[/] is ready: {shown(document['model'])}, "
-        f"{document['dim']:,} floats a row ({document['row_dtype']}), template "
-        f"{document['template']}, labels {document['labels']}, at most "
-        f"{document['max_length']:,} tokens a sample. Fingerprint {document['fingerprint']}.",
-        soft_wrap=True,
-    )
-
-
-def print_added(report: AddReport) -> None:
-    """What `add` did, and what deserves attention."""
-    console = readable_console()
-    rate = f" at {report.tokens / report.seconds['forward']:,.0f} tokens/s" if report.tokens else ""
-    console.print(
-        f"[bold]{report.added:,} samples added[/] of {report.read:,} read in "
-        f"{report.seconds['total']:.1f} s{rate}; {report.known:,} were known; "
-        f"{report.label_tokens:,} label tokens."
-    )
-    if report.restored or report.updated:
-        console.print(
-            f"{report.restored:,} removed samples are back; {report.updated:,} known ones have "
-            "new metadata or places of images."
-        )
-    if report.truncated:
-        console.print(
-            f"[yellow]{report.truncated:,} samples are longer than --max-length and were cut.[/]"
-        )
-    if report.rejected_file:
-        console.print(
-            f"[yellow]{report.rejected:,} rows were rejected:[/] {shown(report.rejected_file)}"
-        )
 
 
 def print_query(result: QueryResult) -> None:
@@ -131,98 +88,6 @@ def print_list(found: Sequence[StoredSample], matching: int) -> None:
     console = readable_console()
     console.print(table)
     console.print(f"{len(found):,} of {matching:,} samples")
-
-
-def print_info(index: Path, document: Mapping[str, Any]) -> None:
-    """What an index holds, a line a fact."""
-    table = Table(box=None, show_header=False, title=shown(str(index)), title_justify="left")
-    table.add_column(style="cyan")
-    table.add_column(overflow="fold")
-    for name, value in document.items():
-        if name == "sources":
-            value = "\n".join(f"{s['samples']:,}  {s['source']}" for s in value) or "none yet"
-        elif name == "stopped":
-            name = "stopped, add again"
-            value = "\n".join(", ".join(names) for names in value)
-        elif name == "warnings":
-            value = "\n".join(value)
-        if value is not None and value != "":
-            table.add_row(name.replace("_", " "), shown(_fact(value)))
-    readable_console().print(table)
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def print_calibration(index: Path, found: CalibrationSummary | None) -> None:
-    """What an index is calibrated with."""
-    console = readable_console()
-    if found is None:
-        console.print(f"{shown(str(index))} is not calibrated yet; the first add does it.")
-        return
-    console.print(
-        f"Calibrated on {found.samples:,} samples with {found.label_tokens:,} label tokens "
-        f"({found.digest}), damping {found.damping:g}.",
-        soft_wrap=True,
-    )
-    console.print(
-        f"{found.damped_tokens:,} of {found.vocab_size:,} tokens of the vocabulary were seen so "
-        "little that the damping outweighs them; fisher and kfac scale these nearly alike.",
-        soft_wrap=True,
-    )
-    for name, scale in found.error_scale.items():
-        noise, relative = scale["noise"], scale["relative"]
-        also = f", and {relative:.0%} of the score" if relative >= LEAST_SHOWN else ""
-        console.print(f"{name}: standard errors are {noise:.2f} of the sketch's formula{also}")
-
-
-def print_tuned(index: Path, report: TuneReport) -> None:
-    """A line for each trial, and what queries use from now on."""
-    console = readable_console()
-    rows = f"{report.rows:,} {report.geometry} rows{', normalised' if report.normalized else ''}"
-    table = Table(
-        title=f"{report.search} over {rows}, {report.answers} answers to {report.queries} queries",
-        title_justify="left",
-        box=None,
-    )
-    for column in ("candidates an answer", "lists", "recall, top", "bottom", "ms a query"):
-        table.add_column(column, justify="right")
-    for trial in report.trials:
-        table.add_row(
-            f"{trial.refine}",
-            "" if trial.probes is None else f"{trial.probes:,}",
-            f"{trial.top:.4f}",
-            f"{trial.bottom:.4f}",
-            f"{1000 * trial.seconds:.1f}",
-            style="bold green" if trial == report.chosen else "",
-        )
-    console.print(table)
-    if report.chosen is None:
-        console.print(
-            f"[red]No choice reaches a recall of {report.recall:g} at both ends; query with "
-            f"--search flat, which misses nothing, or ask for less.[/]",
-            soft_wrap=True,
-        )
-    else:
-        console.print(f"Queries of {shown(str(index))} use the green line from now on.")
-
-
-def print_check(index: Path, report: CheckReport) -> None:
-    """What was looked at, and each finding with its cure."""
-    console = readable_console()
-    for finding in report.findings:
-        style, state = ("green", "repaired") if finding.repaired else ("red", "found")
-        console.print(f"[{style}]{state}[/] {finding.kind}: {shown(finding.what)}", soft_wrap=True)
-        if not finding.repaired:
-            console.print(f"    cure: {shown(finding.cure)}", soft_wrap=True)
-    looked = f"{report.segments:,} segments and {report.samples:,} samples of {shown(str(index))}"
-    verdict = "[green]sound[/]" if report.sound else "[red]not sound[/]"
-    console.print(f"{looked}: {verdict}.", soft_wrap=True)
 
 
 def _print_both(

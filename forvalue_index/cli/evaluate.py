@@ -80,7 +80,7 @@ def retrieval(index: Path, as_json: bool, label: str, **how: Any) -> None:
 
         result = evaluate_retrieval(opened, wanted, label=label)
     from forvalue_index.cli.evaluation_display import print_retrieval
-    from forvalue_index.evaluation_reports import retrieval_document
+    from forvalue_index.reports.evaluation_documents import retrieval_document
 
     print_json(retrieval_document(result)) if as_json else print_retrieval(result)
 
@@ -105,7 +105,7 @@ def mislabeled(
 
         result = evaluate_mislabeled(opened, wanted, flag=flag, label=label, output=output)
     from forvalue_index.cli.evaluation_display import print_mislabeled
-    from forvalue_index.evaluation_reports import mislabeled_document
+    from forvalue_index.reports.evaluation_documents import mislabeled_document
 
     print_json(mislabeled_document(result)) if as_json else print_mislabeled(result)
 
@@ -119,7 +119,7 @@ def fidelity(index: Path, as_json: bool, **how: Any) -> None:
 
         result = evaluate_fidelity(opened, wanted)
     from forvalue_index.cli.evaluation_display import print_fidelity
-    from forvalue_index.evaluation_reports import fidelity_document
+    from forvalue_index.reports.evaluation_documents import fidelity_document
 
     print_json(fidelity_document(result)) if as_json else print_fidelity(result)
 
@@ -140,7 +140,7 @@ def tail_patch(index: Path, as_json: bool, top: int, learning_rate: float, **how
 
         result = evaluate_tail_patch(opened, wanted, k=top, learning_rate=learning_rate)
     from forvalue_index.cli.evaluation_display import print_tail_patch
-    from forvalue_index.evaluation_reports import tail_patch_document
+    from forvalue_index.reports.evaluation_documents import tail_patch_document
 
     print_json(tail_patch_document(result)) if as_json else print_tail_patch(result)
 
@@ -170,11 +170,11 @@ def lds(index: Path, as_json: bool, subsets: int, runs: Path | None, **how: Any)
     chosen = {name: how.pop(name) for name in names}
     with _opened(index, **how) as (opened, wanted):
         from forvalue_index.evaluation.retraining import evaluate_lds
-        from forvalue_index.training import Recipe
+        from forvalue_index.evaluation.training import Recipe
 
         recipe = Recipe(**chosen)
         result = evaluate_lds(opened, wanted, subsets=subsets, recipe=recipe, directory=runs)
     from forvalue_index.cli.evaluation_display import print_lds
-    from forvalue_index.evaluation_reports import lds_document
+    from forvalue_index.reports.evaluation_documents import lds_document
 
     print_json(lds_document(result)) if as_json else print_lds(result)

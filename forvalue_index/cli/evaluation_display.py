@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forvalue_index.cli.display import readable_console, shown
-from forvalue_index.evaluation_results import (
+from forvalue_index.evaluation.results import (
     Estimate,
     Evaluated,
     FidelityResult,

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forvalue_index.cli.display import readable_console, readable_number, shown, without_control
-from forvalue_index.results import ExplainedSample, Explanation
+from forvalue_index.valuation.results import ExplainedSample, Explanation
 
 STRONGEST = 10
 GREEN, RED, PALE = (35, 134, 54), (190, 40, 40), 235

@@ -14,15 +14,15 @@ from forvalue_index.cli.options import index_argument, json_option, print_json
 @json_option
 def info(index: Path, as_json: bool) -> None:
     """Say what INDEX holds and what it was made with."""
-    from forvalue_index.index_samples import open_samples
-    from forvalue_index.reports import info_document
+    from forvalue_index.reports.documents import info_document
+    from forvalue_index.store.samples import open_samples
 
     with open_samples(index) as opened, opened.snapshot() as snapshot:
         document = info_document(opened.manifest, snapshot.summary(), version=snapshot.version())
     if as_json:
         print_json(document)
     else:
-        from forvalue_index.cli.display import print_info
+        from forvalue_index.cli.index_display import print_info
 
         print_info(index, document)
 
@@ -39,10 +39,9 @@ def info(index: Path, as_json: bool) -> None:
 @json_option
 def show(index: Path, sample: str, output: Path | None, as_json: bool) -> None:
     """Show one sample of INDEX whole. SAMPLE is its key or its number."""
-    from forvalue_index.index_samples import open_samples
-    from forvalue_index.pages import refuse_page, write_page
-    from forvalue_index.reports import sample_document
-    from forvalue_index.sample_page import sample_page
+    from forvalue_index.reports.documents import sample_document
+    from forvalue_index.reports.pages import refuse_page, sample_page, write_page
+    from forvalue_index.store.samples import open_samples
 
     if output is not None:
         refuse_page(output)
@@ -66,8 +65,8 @@ def show(index: Path, sample: str, output: Path | None, as_json: bool) -> None:
 @json_option
 def list_samples(index: Path, where: str | None, limit: int, offset: int, as_json: bool) -> None:
     """List samples of INDEX in order of their numbers."""
-    from forvalue_index.index_samples import open_samples
-    from forvalue_index.reports import sample_document
+    from forvalue_index.reports.documents import sample_document
+    from forvalue_index.store.samples import open_samples
 
     with open_samples(index) as opened, opened.snapshot() as snapshot:
         found = snapshot.list_samples(where, limit=limit, offset=offset)

@@ -17,7 +17,8 @@ from forvalue_index.cli.options import (
 )
 from forvalue_index.cli.session import opened_index
 from forvalue_index.exceptions import UsageError
-from forvalue_index.settings import GEOMETRIES, SEARCH_KINDS
+from forvalue_index.search.kinds import SEARCH_KINDS
+from forvalue_index.settings import GEOMETRIES
 
 
 @click.command()
@@ -44,7 +45,7 @@ def remove(
     They no longer count. Added again they come back without a forward pass, until compact forgets
     them.
     """
-    from forvalue_index.index_samples import open_samples
+    from forvalue_index.store.samples import open_samples
 
     with open_samples(index) as opened:
         matching = opened.count_chosen(samples, source=source, where=where)
@@ -73,7 +74,7 @@ def remove(
 @json_option
 def compact(index: Path, wait: bool, as_json: bool) -> None:
     """Merge small segments of INDEX, and forget removed samples. Readers are not disturbed."""
-    from forvalue_index.reports import compact_document
+    from forvalue_index.reports.documents import compact_document
 
     with opened_index(index) as opened:
         report = opened.compact(wait=wait)
@@ -109,7 +110,7 @@ def check(
 
     Every finding is named with its cure. Without --repair nothing is changed.
     """
-    from forvalue_index.reports import check_document
+    from forvalue_index.reports.documents import check_document
 
     trusted = trust_remote_code if repair else None
     with opened_index(index, model, trust_remote_code=trusted) as opened:
@@ -117,7 +118,7 @@ def check(
     if as_json:
         print_json(check_document(report))
     else:
-        from forvalue_index.cli.display import print_check
+        from forvalue_index.cli.index_display import print_check
 
         print_check(index, report)
     if not report.sound:
@@ -133,7 +134,7 @@ def migrate(index: Path, wait: bool, as_json: bool) -> None:
 
     Other indexes in the same PostgreSQL database come with it.
     """
-    from forvalue_index.manifest import migrate_catalog
+    from forvalue_index.store.manifest import migrate_catalog
 
     before, after = migrate_catalog(index, wait=wait)
     if as_json:
@@ -175,14 +176,14 @@ def _ask(question: str) -> None:
 @json_option
 def tune(index: Path, as_json: bool, **chosen: Any) -> None:
     """Measure how many candidates a search of INDEX needs; queries use as many from then on."""
-    from forvalue_index.reports import tune_document
+    from forvalue_index.reports.documents import tune_document
 
     with opened_index(index) as opened:
         report = opened.tune(**chosen)
     if as_json:
         print_json(tune_document(report))
     else:
-        from forvalue_index.cli.display import print_tuned
+        from forvalue_index.cli.index_display import print_tuned
 
         print_tuned(index, report)
     if report.chosen is None:

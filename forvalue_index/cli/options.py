@@ -53,7 +53,7 @@ def reading_options(command: Command) -> Command:
 
     @wraps(command)
     def read(*arguments: Any, columns: str | None, media_root: Path | None, **options: Any) -> Any:
-        from forvalue_index.columns import parse_columns
+        from forvalue_index.sources.columns import parse_columns
 
         mapping = None if columns is None else parse_columns(columns)
         reading = options.pop("reading", {}) | {"columns": mapping, "media_root": media_root}

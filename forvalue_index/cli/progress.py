@@ -21,8 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from forvalue_index.contracts import OnProgress
-from forvalue_index.records import Progress
+from forvalue_index.progress import OnProgress, Progress
 
 LABELS = {
     "checking": "Checking rows",

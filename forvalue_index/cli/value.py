@@ -16,7 +16,7 @@ from forvalue_index.cli.options import (
     scoring_options,
 )
 from forvalue_index.cli.session import opened_index
-from forvalue_index.settings import SEARCH_KINDS
+from forvalue_index.search.kinds import SEARCH_KINDS
 
 
 @click.command()
@@ -48,7 +48,7 @@ def query(
     **how: Any,
 ) -> None:
     """Show the samples of INDEX that helped the validation set DATA most, and hurt it most."""
-    from forvalue_index.reports import query_document
+    from forvalue_index.reports.documents import query_document
 
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         result = opened.query(
@@ -139,9 +139,8 @@ def explain(
     **how: Any,
 ) -> None:
     """Show which tokens of SAMPLE, by key or number, carry its exact score for DATA."""
-    from forvalue_index.explanation_page import explanation_page
-    from forvalue_index.pages import refuse_page, write_page
-    from forvalue_index.reports import explanation_document
+    from forvalue_index.reports.documents import explanation_document
+    from forvalue_index.reports.pages import explanation_page, refuse_page, write_page
 
     if output is not None:
         refuse_page(output)

@@ -1,1 +1,1 @@
-"""Evidence for what the values mean: evaluations of an index, one a module."""
+"""Are the values right?"""

@@ -14,22 +14,18 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.evaluation.scores import (
-    Matrix,
-    all_exact,
-    all_sketched,
-    baselines,
-    self_influences,
-)
-from forvalue_index.evaluation_results import Evaluated
+from forvalue_index.evaluation.metrics import Numbers
+from forvalue_index.evaluation.results import Evaluated
+from forvalue_index.evaluation.scores import Matrix, all_exact, all_sketched, baselines
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.index import ValuationIndex
-from forvalue_index.index_queries import Data
-from forvalue_index.label_tokens import LabelReader, Prepared
-from forvalue_index.metrics import Numbers
-from forvalue_index.records import BadRow, Sample, StoredSample
+from forvalue_index.model.label_tokens import LabelReader, Prepared
 from forvalue_index.settings import ON_BAD
-from forvalue_index.view import View
+from forvalue_index.sources.data import Data
+from forvalue_index.sources.sample import BadRow, Sample
+from forvalue_index.store.records import StoredSample
+from forvalue_index.store.view import View
+from forvalue_index.valuation.scorers.self_influence import self_influences
 
 T = TypeVar("T")
 
@@ -129,7 +125,7 @@ def gather(index: ValuationIndex, wanted: EvaluationData, *, check: Check = anyt
         prepared = _prepared(reader, validation, wanted.on_bad, warnings)
         ids = [one.id for one in stored]
         sketched, stderrs = all_sketched(index, view, prepared, ids)
-        influences = self_influences(index, view, ids)
+        influences = self_influences(view, ids)
         version = view.version
     tokenised = tuple(_tokenised(reader, training))
     exact = all_exact(index, prepared, tokenised) if wanted.exact else {}

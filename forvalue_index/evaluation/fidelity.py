@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from forvalue_index.evaluation.evidence import EvaluationData, gather, warned
+from forvalue_index.evaluation.metrics import mean_interval, share_kept, spearman
+from forvalue_index.evaluation.results import Fidelity, FidelityResult
 from forvalue_index.evaluation.scores import Matrix
-from forvalue_index.evaluation_results import Fidelity, FidelityResult
 from forvalue_index.index import ValuationIndex
-from forvalue_index.metrics import mean_interval, share_kept, spearman
 
 # By default: exact scores of all pairs take their time.
 SAMPLES = 400

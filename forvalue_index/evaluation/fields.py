@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from forvalue_index.exceptions import UsageError
-from forvalue_index.records import Sample
+from forvalue_index.sources.sample import Sample
 
 
 def field_values(samples: Iterable[Sample], field: str, *, role: str) -> list[Any]:

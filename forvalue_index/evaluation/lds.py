@@ -26,13 +26,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from forvalue_index.backbone import Backbone
-from forvalue_index.contracts import OnProgress, ignore_progress
-from forvalue_index.durable import write_durably
+from forvalue_index.evaluation.metrics import mean_interval, spearman
+from forvalue_index.evaluation.training import Recipe, fine_tune, mean_losses, trainable
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
-from forvalue_index.metrics import mean_interval, spearman
-from forvalue_index.records import Encoded, Progress
-from forvalue_index.training import Recipe, fine_tune, mean_losses, trainable
+from forvalue_index.model.encoded import Encoded
+from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.progress import OnProgress, Progress, ignore_progress
+from forvalue_index.store.durable import write_durably
 
 RUN_FILE = "run.json"
 SUBSET_FILES = "subset-*.npz"

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from forvalue_index.baselines import bm25_scores
 from forvalue_index.evaluation.evidence import EvaluationData, Evidence, gather
 from forvalue_index.evaluation.fields import class_names, field_values
+from forvalue_index.evaluation.metrics import Marks, Numbers, auc_interval, detection_curve
+from forvalue_index.evaluation.plots import draw_detection, refuse_undrawable
+from forvalue_index.evaluation.results import Detection, MislabeledResult
 from forvalue_index.evaluation.scores import Matrix
-from forvalue_index.evaluation_results import Detection, MislabeledResult
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
-from forvalue_index.metrics import Marks, Numbers, auc_interval, detection_curve
-from forvalue_index.plots import draw_detection, refuse_undrawable
-from forvalue_index.records import Sample
+from forvalue_index.sources.sample import Sample
+from forvalue_index.valuation.scorers.bm25 import bm25_scores
 
 INSPECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
 CURVE_INSPECTED = tuple(np.linspace(0, 1, 201).tolist())

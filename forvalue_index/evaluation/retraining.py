@@ -8,10 +8,10 @@ from pathlib import Path
 from forvalue_index.evaluation import lds
 from forvalue_index.evaluation.evidence import EvaluationData, gather, warned
 from forvalue_index.evaluation.lds import LdsStudy, linear_datamodelling_score, measured_losses
-from forvalue_index.evaluation_results import Estimate, Lds, LdsResult
+from forvalue_index.evaluation.results import Estimate, Lds, LdsResult
+from forvalue_index.evaluation.training import Recipe, precision_warnings
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
-from forvalue_index.training import Recipe, precision_warnings
 
 DIRECTORY = "lds"
 

@@ -14,12 +14,18 @@ from numpy.typing import NDArray
 
 from forvalue_index.evaluation.evidence import EvaluationData, gather, warned
 from forvalue_index.evaluation.fields import class_names
+from forvalue_index.evaluation.metrics import (
+    Marks,
+    Numbers,
+    auc,
+    mean_interval,
+    recall_at_class_size,
+)
+from forvalue_index.evaluation.results import Estimate, Retrieval, RetrievalResult
 from forvalue_index.evaluation.scores import Matrix
-from forvalue_index.evaluation_results import Estimate, Retrieval, RetrievalResult
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
-from forvalue_index.metrics import Marks, Numbers, auc, mean_interval, recall_at_class_size
-from forvalue_index.records import Sample
+from forvalue_index.sources.sample import Sample
 
 REMARK = (
     "Class retrieval is saturated by what samples look like: the mean hidden state alone, centred, "

@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forvalue_index.baselines import bm25_scores, hidden_similarity, mean_hidden_states
-from forvalue_index.exact_matrices import exact_matrices
-from forvalue_index.hash_tables import SketchError
+from forvalue_index.gradients.exact_matrix import exact_matrices
+from forvalue_index.gradients.sketch_error import SketchError
 from forvalue_index.index import ValuationIndex
-from forvalue_index.label_tokens import Prepared
-from forvalue_index.metrics import Numbers
-from forvalue_index.records import Sample
-from forvalue_index.results import Scoring
-from forvalue_index.view import View, unit_rows
+from forvalue_index.model.label_tokens import Prepared
+from forvalue_index.sources.sample import Sample
+from forvalue_index.store.rows import unit_rows
+from forvalue_index.store.view import View
+from forvalue_index.valuation.scorers.bm25 import bm25_scores
+from forvalue_index.valuation.scorers.hidden_states import hidden_similarity, mean_hidden_states
+from forvalue_index.valuation.scoring import Scoring
 
 Matrix = NDArray[np.float32]
 
@@ -85,23 +86,6 @@ def all_exact(
         mine = found[scoring.geometry]
         scores[name] = (mine.cosines if scoring.normalize else mine.values).astype(np.float32)
     return scores
-
-
-def self_influences(index: ValuationIndex, view: View, ids: Sequence[int]) -> dict[str, Numbers]:
-    """By geometry, inner products of rows with themselves, of samples whose ids are in order.
-
-    TracIn (Pruthi et al. 2020, section 4.1) finds mislabelled samples by them.
-    """
-    wanted = np.asarray(ids, dtype=np.int64)
-    found: dict[str, Numbers] = {}
-    for geometry in index.manifest.settings.geometries:
-        mine = np.empty(len(wanted))
-        found[geometry] = mine
-        for block in view.blocks(geometry):
-            here = np.isin(block.ids, wanted)
-            rows = block.rows.numpy()[here].astype(np.float64)
-            mine[np.searchsorted(wanted, block.ids[here])] = (rows * rows).sum(axis=1)
-    return found
 
 
 def baselines(

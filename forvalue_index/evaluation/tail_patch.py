@@ -13,18 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.evaluation.evidence import EvaluationData, Evidence, gather, warned
-from forvalue_index.evaluation_results import TailPatch, TailPatchResult
-from forvalue_index.exceptions import UsageError
-from forvalue_index.index import ValuationIndex
-from forvalue_index.metrics import difference_interval, mean_interval
-from forvalue_index.records import Progress, Sample
-from forvalue_index.training import (
+from forvalue_index.evaluation.metrics import difference_interval, mean_interval
+from forvalue_index.evaluation.results import TailPatch, TailPatchResult
+from forvalue_index.evaluation.training import (
     Recipe,
     fine_tune,
     mean_losses,
     precision_warnings,
     trainable,
 )
+from forvalue_index.exceptions import UsageError
+from forvalue_index.index import ValuationIndex
+from forvalue_index.progress import Progress
+from forvalue_index.sources.sample import Sample
 
 RANDOM = "random"
 

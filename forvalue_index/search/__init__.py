@@ -1,1 +1,1 @@
-"""Search indexes over rows, one file a kind. The one home of FAISS."""
+"""The rows of largest inner product, one file a kind of search."""

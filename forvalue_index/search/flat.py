@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search import ranking
-from forvalue_index.search.library import faiss_library
+from forvalue_index.search.faiss_library import faiss_library
+from forvalue_index.search.kinds import FLAT
 from forvalue_index.search.ranking import (
     Ids,
     Ranked,
@@ -22,7 +23,6 @@ from forvalue_index.search.ranking import (
     selector_of,
     whole_products,
 )
-from forvalue_index.settings import FLAT
 
 # What the rounding of a float32 score can reach, relative to the product of the two norms.
 ROUNDING = 1e-6

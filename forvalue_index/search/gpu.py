@@ -6,6 +6,7 @@ no bfloat16, at most 2,048 answers, and nothing but a GPU to test them on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -14,9 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forvalue_index.devices import computes_in_bfloat16
+from forvalue_index.devices import (
+    computes_in_bfloat16,
+    gpu_room,
+    shared_out,
+    unless_memory_runs_out,
+)
 from forvalue_index.exceptions import UsageError
+from forvalue_index.progress import OnProgress
 from forvalue_index.search import ranking
+from forvalue_index.search.kinds import FLAT
 from forvalue_index.search.ranking import (
     Ids,
     Ranked,
@@ -27,8 +35,9 @@ from forvalue_index.search.ranking import (
     considered,
     whole_products,
 )
-from forvalue_index.settings import FLAT
-from forvalue_index.stored_rows import StoredRows
+from forvalue_index.store.rows import StoredRows
+from forvalue_index.store.segments import StoredBlock
+from forvalue_index.store.view import View
 
 # What the rounding of a score can reach, relative to the product of the two norms: that of a query
 # to 16 bits, and of sums in float32, which tensor cores cut off, for each number that is added.
@@ -198,3 +207,40 @@ def _blocks(values: Tensor) -> Iterator[slice]:
     size = max(1, BLOCK_FLOATS // values.shape[1])
     for start in range(0, len(values), size):
         yield slice(start, start + size)
+
+
+LOG = logging.getLogger(__name__)
+
+
+def rows_on_gpus(
+    view: View, geometry: str, *, normalize: bool, on_progress: OnProgress
+) -> GpuIndex | None:
+    """A search index over live rows, or None where no GPU has the room, which a warning says."""
+    room = gpu_room()
+    if not room:
+        return None
+    ids, dim = view.catalog.live_ids(), view.manifest.row_width
+    exact = view.manifest.settings.row_dtype == "float32"
+    row_bytes = GpuIndex.row_bytes(dim, exact=exact)
+    shares = shared_out(len(ids), row_bytes, room)
+
+    def filled() -> GpuIndex:
+        index = GpuIndex(ids, dim, shares or {}, exact=exact)
+
+        def put(block: StoredBlock) -> None:
+            index.put(block.ids, block.rows, normalize=normalize)
+
+        for _ in view.stored_scan(geometry, put, "opening", on_progress):
+            pass
+        return index
+
+    size = f"{len(ids):,} rows of {len(ids) * row_bytes / 1e9:.1f} GB"
+    names = ", ".join(map(str, room))
+    if shares is None:
+        free = sum(room.values()) / 1e9
+        LOG.warning("%s, and room for %.1f GB on %s; searching on the CPU", size, free, names)
+        return None
+    index = unless_memory_runs_out(filled)
+    if index is None:
+        LOG.warning("%s, and the memory of %s ran out; searching on the CPU", size, names)
+    return index

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.search.library import faiss_library
+from forvalue_index.search.faiss_library import faiss_library
+from forvalue_index.search.kinds import IVF_RABITQ, RABITQ
 from forvalue_index.search.rotation import Rotation
-from forvalue_index.settings import IVF_RABITQ, RABITQ
 
 Rows = NDArray[np.float32]
 Codes = NDArray[np.uint8]

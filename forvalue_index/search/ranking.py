@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
-from forvalue_index.search.library import faiss_library
+from forvalue_index.search.faiss_library import faiss_library
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]

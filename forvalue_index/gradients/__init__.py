@@ -1,0 +1,1 @@
+"""Label tokens become one sketched row. Nothing here reads or writes a file."""

@@ -1,0 +1,1 @@
+"""Each new sample is embedded once and stored."""

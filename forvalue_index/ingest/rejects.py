@@ -1,0 +1,56 @@
+"""The rows that `add --on-bad skip` left out, with the reasons, in a file of the index."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from forvalue_index.sources.cell_values import storable
+from forvalue_index.sources.images import DATA_URL
+from forvalue_index.sources.sample import BadRow
+
+
+class Rejects:
+    """A JSONL file that is made when the first row is rejected."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.jsonl"
+        self._file: IO[str] | None = None
+        self.count = 0
+
+    @property
+    def path(self) -> str | None:
+        """The file, or None while there is none."""
+        return None if self._file is None else str(self._path)
+
+    def write(self, row: BadRow) -> None:
+        """Append one row."""
+        if self._file is None:
+            self._path.parent.mkdir(exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+        entry = {"source": row.source, "position": row.position, "reason": row.reason}
+        self._file.write(json.dumps({**entry, "row": row.raw}, default=_cell) + "\n")
+        self.count += 1
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _cell(value: Any) -> Any:
+    """What JSON can hold of a cell; images as `add` reads them again."""
+    if isinstance(value, bytes) and not _is_text(value):
+        return f"{DATA_URL};base64,{base64.b64encode(value).decode()}"
+    return storable(value)
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""A sample becomes label tokens: their errors and hidden states."""

@@ -1,0 +1,1 @@
+"""Any file becomes samples, or says why not."""

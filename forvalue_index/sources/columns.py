@@ -1,0 +1,147 @@
+"""From a row's columns to a sample: which column plays which part, and what makes a row unusable.
+
+`layout_of` finds, once per set of columns, which column holds which field. `to_sample` checks one
+row and converts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from forvalue_index.exceptions import BadSampleError, UsageError
+from forvalue_index.sources.cell_values import kind_of, storable, text_of
+from forvalue_index.sources.images import ImageFiles
+from forvalue_index.sources.messages import holds_nothing, messages_of
+from forvalue_index.sources.sample import Sample
+
+FIELDS = ("prompt", "response", "messages", "text", "images", "id")
+# Field -> lower-case column, in order of preference.
+CONVENTIONS: tuple[dict[str, str], ...] = (
+    {"messages": "messages"},
+    {"messages": "conversations"},
+    {"prompt": "prompt", "response": "response"},
+    {"prompt": "prompt", "response": "completion"},
+    {"prompt": "question", "response": "answer"},
+    {"prompt": "instruction", "input": "input", "response": "output"},
+    {"text": "text"},
+)
+OPTIONAL = {"input"}
+# Fields that go with every convention.
+BESIDE = {"id": ("id",), "images": ("images", "image")}
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Read `prompt=Q,response=A` as field -> column in the data."""
+    columns: dict[str, str] = {}
+    for part in text.split(","):
+        field, equals, column = (piece.strip() for piece in part.partition("="))
+        if not (field and equals and column) or field in columns:
+            raise UsageError(
+                f"'{part}' in columns '{text}' is malformed or repeated: write FIELD=COLUMN,... "
+                f"with fields {', '.join(FIELDS)}"
+            )
+        columns[field] = column
+    return checked_columns(columns)
+
+
+def to_sample(
+    row: Mapping[Any, Any],
+    columns: Mapping[str, str] | None = None,
+    *,
+    images: ImageFiles | None = None,
+    source: str = "",
+    position: int = 0,
+) -> Sample:
+    """Convert one row; `images` opens its images, by default those below the working directory.
+
+    The BadSampleError of a bad one gives the reason, not the place.
+    """
+    row = {str(name): value for name, value in row.items()}
+    layout = dict(layout_of(tuple(row), tuple((columns or {}).items())))
+    images = images or ImageFiles(Path.cwd())
+    layout = _with_filled_images(layout, row, columns or {})
+    if "images" in layout and not images.concern(row[layout["images"]]):
+        del layout["images"]
+    cells = {field: row[column] for field, column in layout.items()}
+    metadata = {
+        name: value
+        for name, value in row.items()
+        if name not in layout.values() and not _is_empty_image(name, value)
+    }
+    return Sample(
+        messages=messages_of(cells, layout, images.read),
+        source=source,
+        position=position,
+        own_id=_own_id(cells.get("id")),
+        metadata=storable(metadata),
+    )
+
+
+def _with_filled_images(
+    layout: dict[str, str], row: Mapping[str, Any], columns: Mapping[str, str]
+) -> dict[str, str]:
+    """The layout with that column of images which holds some, where there are two."""
+    usual = [name for name in row if name.lower() in BESIDE["images"]]
+    if len(usual) < 2 or "images" in columns:
+        return layout
+    filled = [name for name in usual if not holds_nothing(row[name])]
+    if len(filled) > 1:
+        raise BadSampleError(
+            f"the columns {' and '.join(filled)} both hold images; say which one is meant with "
+            f"--columns images={filled[0]}"
+        )
+    return layout | {"images": (filled or usual)[0]}
+
+
+def _is_empty_image(name: str, value: Any) -> bool:
+    return name.lower() in BESIDE["images"] and holds_nothing(value)
+
+
+def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """A mapping of fields to columns, as it is. Raises UsageError for a field there is not."""
+    unknown = sorted(columns.keys() - set(FIELDS))
+    if unknown:
+        raise UsageError(
+            f"columns names unknown fields: {', '.join(unknown)}; use {', '.join(FIELDS)}"
+        )
+    return dict(columns)
+
+
+@lru_cache(maxsize=1024)
+def layout_of(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Field -> column. A mapped field wins over, and else completes, the first convention met."""
+    columns = dict(mapped)
+    listing = ", ".join(names[:20]) or "(none)"
+    for field, column in mapped:
+        if column not in names:
+            raise BadSampleError(f"no column '{column}' for {field}; the row has: {listing}")
+    by_name = {name.lower(): name for name in names} | {name: name for name in names}
+    beside = {}
+    for field, usual in BESIDE.items():
+        found_there = [by_name[name] for name in usual if name in by_name]
+        if field in columns or found_there:
+            beside[field] = columns.get(field) or found_there[0]
+    for convention in CONVENTIONS:
+        found = {
+            field: columns.get(field, by_name.get(name, ""))
+            for field, name in convention.items()
+            if field in columns or name in by_name
+        }
+        if (columns.keys() - BESIDE.keys()) <= convention.keys() <= found.keys() | OPTIONAL:
+            return found | beside
+    raise BadSampleError(
+        f"no messages, no prompt with response, and no text among the columns: {listing}; "
+        "map them with --columns, as in prompt=QUESTION,response=REPLY"
+    )
+
+
+def _own_id(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return text_of(value, "the id") if value else None
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise BadSampleError(f"the id is {kind_of(value)}, wanted text or int")
+    return str(int(value))

@@ -1,0 +1,1 @@
+"""Rows and samples on disk, in step."""

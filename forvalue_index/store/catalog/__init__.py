@@ -1,0 +1,1 @@
+"""The catalog: everything about samples but their rows, in SQL."""

@@ -1,0 +1,278 @@
+"""One state of a catalog: every read of a snapshot sees what was committed when it was opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.sql.visitors import iterate
+
+from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.catalog.sample_rows import chunks, clean_text, unpack
+from forvalue_index.store.catalog.schema import LIVE, REMOVED, indexes, samples, segments, sources
+from forvalue_index.store.catalog.summary import median_error_mass, summarise
+from forvalue_index.store.records import (
+    KnownSample,
+    Reference,
+    SegmentRecord,
+    StoredSample,
+    StoredSegment,
+    Texts,
+)
+from forvalue_index.store.results import CatalogSummary
+
+STREAMED_ROWS = 10_000
+# The largest number that a database counts to.
+MAX_COUNT = 2**63 - 1
+
+_NAMED = samples.join(sources)
+_INDEXED = (sources.c.name, samples.c.loss)
+_STORED = sa.select(
+    *(column for column in samples.c if column.name not in ("index_id", "segment_id", "source_id")),
+    sources.c.name.label("source"),
+    sources.c.path,
+    sources.c["columns"].label("mapping"),
+    segments.c.uid.label("segment"),
+).select_from(_NAMED.join(segments))
+_KNOWN = sa.select(
+    *(samples.c[name] for name in ("id", "key", "content_hash", "removed", "metadata")),
+    *(samples.c[name] for name in ("position", "offset")),
+    sources.c.name.label("source"),
+).select_from(_NAMED)
+
+_SEGMENT = tuple(segments.c[name] for name in ("first_id", "uid", "n_rows", "n_bytes", "sha256"))
+
+
+class Snapshot:
+    """Reads of one index within one transaction. Made by `Catalog.snapshot`."""
+
+    def __init__(
+        self, connection: sa.Connection, index_id: int, texts: Texts | None = None
+    ) -> None:
+        self._connection = connection
+        self._id = index_id
+        self._texts = texts
+
+    def version(self) -> int:
+        """Count the committed changes."""
+        query = sa.select(indexes.c.version).where(indexes.c.id == self._id)
+        return int(self._connection.execute(query).scalar_one())
+
+    def segments(self) -> list[StoredSegment]:
+        """List the segments in order of their ids."""
+        query = sa.select(*_SEGMENT).where(self._own(segments)).order_by(segments.c.first_id)
+        return [
+            StoredSegment(row.first_id, SegmentRecord(row.uid, row.n_rows, row.n_bytes, row.sha256))
+            for row in self._connection.execute(query)
+        ]
+
+    def live_ids(self, where: str | None = None, *, source: str | None = None) -> NDArray[np.int64]:
+        """List the ids of live samples in order: all, or those of a source or a condition.
+
+        Raises CatalogError where there is no such source.
+        """
+        query = self._filtered(samples.c.id, where)
+        if source is not None:
+            query = query.where(samples.c.source_id == self._source_id(source))
+        return self._ids(query)
+
+    def live_among(self, ids: Iterable[int]) -> NDArray[np.int64]:
+        """List in order those of some ids whose samples are live."""
+        query = sa.select(samples.c.id).where(self._own(samples), LIVE)
+        found = (self._ids(query.where(samples.c.id.in_(chunk))) for chunk in chunks(sorted(ids)))
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def removed_ids(self) -> NDArray[np.int64]:
+        """List the ids of removed samples in order."""
+        return self._ids(sa.select(samples.c.id).where(self._own(samples), REMOVED))
+
+    def total(self) -> int:
+        """Count all samples, removed ones too."""
+        query = sa.select(sa.func.count()).select_from(samples).where(self._own(samples))
+        return int(self._connection.execute(query).scalar_one())
+
+    def norms(self, uid: str) -> dict[int, float]:
+        """Norms of the rows of a segment when they were made, by id."""
+        query = sa.select(samples.c.id, samples.c.norm).select_from(samples.join(segments))
+        mine = query.where(self._own(samples), segments.c.uid == uid)
+        return {row.id: row.norm for row in self._connection.execute(mine)}
+
+    def every_sample(self) -> Iterator[tuple[int, StoredSample | str]]:
+        """Read every sample, removed ones too, by id; or why one is not what was stored."""
+        streamed = {"yield_per": STREAMED_ROWS}
+        query = _STORED.where(self._own(samples)).order_by(samples.c.id)
+        for rows in self._connection.execute(query, execution_options=streamed).partitions():
+            for row, text in zip(rows, self._read(rows), strict=True):
+                try:
+                    yield row.id, unpack(row, text)
+                except BrokenIndexError as error:
+                    yield row.id, str(error)
+
+    def segment_ids(self, uid: str) -> NDArray[np.int64]:
+        """List the ids of the samples of a segment, removed ones too, in order."""
+        query = sa.select(samples.c.id).select_from(samples.join(segments))
+        return self._ids(query.where(self._own(samples), segments.c.uid == uid))
+
+    def known(self, candidates: Iterable[Sample]) -> dict[str, KnownSample]:
+        """What is stored under the keys of samples: a live one, or a removed one of equal content.
+
+        A removed sample of other content does not count; its key is free.
+        """
+        contents: dict[str, str] = {}
+        for sample in candidates:
+            # The first of several samples of one key counts.
+            contents.setdefault(clean_text(sample.key), sample.content_hash)
+        found: dict[str, KnownSample] = {}
+        # One query for each index over keys; what is live comes last and wins.
+        for state in (REMOVED, LIVE):
+            query = _KNOWN.where(self._own(samples), state)
+            for keys in chunks(contents):
+                for row in self._connection.execute(query.where(samples.c.key.in_(keys))):
+                    if not row.removed or row.content_hash == contents.get(row.key):
+                        found[row.key] = self._known(row)
+        return found
+
+    def samples(self, ids: Iterable[int] | NDArray[np.int64]) -> dict[int, StoredSample]:
+        """Read samples by id, removed ones too; ids that were never given are left out."""
+        query = _STORED.where(self._own(samples))
+        return {
+            stored.id: stored
+            for chunk in chunks(int(id_) for id_ in ids)
+            for stored in self._stored(query.where(samples.c.id.in_(chunk)))
+        }
+
+    def sample(self, name: str) -> StoredSample:
+        """Find a sample by key, a live one first, or else by id. Raises CatalogError."""
+        id_ = self.sample_id(name)
+        found = self.samples([id_]).get(id_)
+        if found is None or (found.sample.key != clean_text(name) and _as_id(name) != id_):
+            raise BrokenIndexError(
+                f"The catalog does not find the sample {name!r} any more: it is damaged. "
+                "Run: forvalue check INDEX --repair"
+            )
+        return found
+
+    def sample_id(self, name: str) -> int:
+        """Find the id of a sample as `sample` does, though what is stored of it be damaged."""
+        query = sa.select(samples.c.id).where(self._own(samples))
+        named = [samples.c.key == clean_text(name)]
+        if (number := _as_id(name)) is not None:
+            named.append(samples.c.id == number)
+        for match in (state & same for state in (LIVE, REMOVED) for same in named):
+            latest = query.where(match).order_by(samples.c.id.desc()).limit(1)
+            found = self._connection.execute(latest).scalar_one_or_none()
+            if found is not None:
+                return int(found)
+        raise CatalogError(
+            f"There is no sample with the key or id {name!r} in the index. List them with: "
+            "forvalue list"
+        )
+
+    def list_samples(
+        self, where: str | None = None, *, limit: int, offset: int = 0
+    ) -> list[StoredSample]:
+        """Read live samples in order of id, all or those that meet a condition."""
+        # The page's ids first: the database may sort these, never whole rows.
+        page = self._filtered(samples.c.id, where)
+        # Where an index finds what matches, databases are not to go through all samples in order
+        # of id instead, in the hope to find a page of them soon.
+        found_by_index = any(_mentions(page, column) for column in _INDEXED)
+        page = page.order_by(samples.c.id + 0 if found_by_index else samples.c.id)
+        page = page.limit(min(limit, MAX_COUNT)).offset(min(offset, MAX_COUNT)).correlate(None)
+        query = _STORED.where(self._own(samples), samples.c.id.in_(page)).order_by(samples.c.id)
+        return self._stored(query)
+
+    def count(self, where: str | None = None) -> int:
+        """Count live samples, all or those that meet a condition."""
+        query = self._filtered(sa.func.count(), where)
+        return int(self._connection.execute(query).scalar_one())
+
+    def identities(self, where: str | None = None) -> Iterator[tuple[int, str, str]]:
+        """Stream id, key and source of every live sample, or those of a condition, by id."""
+        query = sa.select(samples.c.id, samples.c.key, sources.c.name).select_from(_NAMED)
+        query = query.where(self._own(samples), LIVE)
+        if where is not None:
+            query = query.where(
+                samples.c.id.in_(self._filtered(samples.c.id, where).correlate(None))
+            )
+        ordered = query.order_by(samples.c.id)
+        streamed = {"yield_per": STREAMED_ROWS}
+        for row in self._connection.execute(ordered, execution_options=streamed):
+            yield row.id, row.key, row.name
+
+    def label_error_mass(self) -> float | None:
+        """The median over live samples, as in the summary."""
+        return median_error_mass(self._connection, self._id, self.count())
+
+    def summary(self) -> CatalogSummary:
+        """Count and measure what the index holds."""
+        return summarise(self._connection, self._id)
+
+    def _known(self, row: Any) -> KnownSample:
+        place = None if self._texts is None else (row.source, row.position, row.offset)
+        return KnownSample(row.id, row.content_hash, row.removed, row.metadata, place)
+
+    def _stored(self, query: sa.Select[Any]) -> list[StoredSample]:
+        rows = self._connection.execute(query).all()
+        return [unpack(row, text) for row, text in zip(rows, self._read(rows), strict=True)]
+
+    def _read(self, rows: Sequence[Any]) -> Sequence[tuple[Message, ...] | str]:
+        """The texts of rows that only refer to them; nothing for the others."""
+        if self._texts is None:
+            return [""] * len(rows)
+        return self._texts.read(
+            [
+                Reference(row.path, row.mapping, row.position, row.offset, row.content_hash)
+                for row in rows
+            ]
+        )
+
+    def _source_id(self, name: str) -> int:
+        mine = sa.select(sources.c.id).where(self._own(sources), sources.c.name == name)
+        found = self._connection.execute(mine).scalar_one_or_none()
+        if found is None:
+            raise CatalogError(
+                f"There is no source {name!r} in the index. See them with: forvalue info"
+            )
+        return int(found)
+
+    def _ids(self, query: sa.Select[Any]) -> NDArray[np.int64]:
+        # Sorted here, so that the database may go through the smallest index; of the driver's own
+        # rows, as those of SQLAlchemy take twice as long.
+        rows: Any = self._connection.execute(query).cursor
+        driver: Any = self._connection.dialect.dbapi
+        try:
+            return np.sort(np.fromiter(chain.from_iterable(rows), dtype=np.int64))
+        except driver.Error as error:
+            raise sa.exc.DBAPIError.instance(str(query), None, error, driver.Error) from error
+
+    def _filtered(self, column: Any, where: str | None) -> sa.Select[Any]:
+        query = sa.select(column).select_from(samples).where(self._own(samples), LIVE)
+        if where is None:
+            return query
+        # Imported here because few commands take a condition, and sqlglot takes its time.
+        from forvalue_index.store.catalog.filters import compile_filter
+
+        query = query.where(compile_filter(where))
+        if not _mentions(query, sources.c.name):
+            return query  # a join would look up the source of every sample
+        return query.where(samples.c.source_id == sources.c.id, self._own(sources))
+
+    def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        return table.c.index_id == self._id
+
+
+def _mentions(query: sa.Select[Any], column: sa.Column[Any]) -> bool:
+    return any(part is column for part in iterate(query))
+
+
+def _as_id(name: str) -> int | None:
+    """The id that a name of digits may mean."""
+    plain = name.isascii() and name.isdecimal() and len(name) <= len(str(MAX_COUNT))
+    return int(name) if plain and int(name) <= MAX_COUNT else None

@@ -1,0 +1,96 @@
+"""From what a user asks for to a model at work: places, resolved settings, the embedder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from forvalue_index.devices import default_device
+from forvalue_index.exceptions import UsageError
+from forvalue_index.gradients.model_profile import profile_model
+from forvalue_index.model.huggingface.backbone import Backbone, resolve_dtype
+from forvalue_index.model.huggingface.image_check import open_content, refuse_misread_images
+from forvalue_index.progress import OnProgress, Progress
+from forvalue_index.settings import DEFAULT_CONTEXT, NO_IMAGES, Settings
+from forvalue_index.store.manifest import refuse_occupied
+from forvalue_index.store.model import make_encoder
+from forvalue_index.store.store import Storage
+
+
+def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
+    """Settings with local paths made absolute, so that an index can be used from anywhere.
+
+    However the geometries are spaced, they are the same settings.
+    """
+    adapter = chosen.get("adapter")
+    located = None if adapter is None else _located(adapter)
+    settings = Settings(**{**chosen, "model": _located(model), "adapter": located})
+    return replace(settings, geometry=",".join(settings.geometries))
+
+
+def create_storage(
+    path: Path, wanted: Settings, catalog: str, on_progress: OnProgress
+) -> tuple[Storage, Backbone]:
+    """An empty index for wanted settings, and its model.
+
+    Raises BrokenIndexError where the directory holds something else.
+    """
+    refuse_occupied(path)
+    on_progress(Progress("loading", 0, 1))
+    images = wanted.media != NO_IMAGES
+    backbone = Backbone.load(wanted, device=default_device(), images=images)
+    settings = resolve(wanted, backbone)
+    if backbone.processor is not None:
+        # Neither cut nor labelled in part, whatever samples of the index will be.
+        whole = replace(settings, max_length=backbone.context, max_label_tokens=None)
+        refuse_misread_images(backbone, make_encoder(backbone, whole, open_content))
+    on_progress(Progress("loading", 1, 1))
+    storage = Storage.create(
+        path,
+        settings,
+        model=backbone.identity(),
+        catalog=catalog,
+        profile=profile_model(
+            backbone,
+            backbone.head,
+            context=backbone.context,
+            placeholders=backbone.placeholders,
+        ),
+    )
+    return storage, backbone
+
+
+def resolve(wanted: Settings, backbone: Backbone) -> Settings:
+    """Settings without `auto`: template, dtype and maximum length as the model has them.
+
+    Raises UsageError where the model has no chat template, or reads fewer tokens, than wanted.
+    """
+    context = backbone.context or wanted.max_length or DEFAULT_CONTEXT
+    has_template = bool(backbone.tokenizer.chat_template)
+    template = wanted.template
+    if template == "auto":
+        template = "chat" if has_template else "plain"
+    if template == "chat" and not has_template:
+        raise UsageError(
+            f"--template chat: the tokenizer of {wanted.model} has no chat template; use auto or "
+            "plain, or a model with one"
+        )
+    if wanted.max_length is not None and wanted.max_length > context:
+        raise UsageError(
+            f"--max-length {wanted.max_length:,}: {wanted.model} reads {context:,} tokens "
+            "at most; use that or less"
+        )
+    return replace(
+        wanted,
+        revision=backbone.revision,
+        template=template,
+        max_length=wanted.max_length or context,
+        dtype=resolve_dtype(wanted.dtype, backbone.device),
+    )
+
+
+def _located(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name

@@ -1,0 +1,295 @@
+"""Segments: immutable blocks of rows on disk, the truth that search indexes are derived from.
+
+`segments/<uid>.safetensors` holds, for each geometry, a tensor [row, dim], checksums [row] and,
+where they are int8, scales [row]. Where ids have gaps it holds `offset` [row], too: the id of a row
+is its segment's first id plus its offset, or plus its place. It names itself and the calibration
+that its rows were made with. A file is written under a temporary name, flushed to the disk and
+renamed, so a segment is there whole or not at all.
+Every row that is read is checked against its checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.gradients.hash_tables import RAW
+from forvalue_index.store.durable import write_durably
+from forvalue_index.store.records import SegmentRecord, StoredSegment
+from forvalue_index.store.rows import INT8, StoredRows
+
+CHECKSUM, SCALE = "checksum", "scale"
+OFFSET = "offset"
+# What safetensors calls them.
+ROW_DTYPES = {"BF16": "bfloat16", "F32": "float32", "I8": INT8}
+UID_FIELD, CALIBRATION_FIELD = "uid", "calibration"
+# About what stays in the cache of a core while it is checked, converted and scored.
+BLOCK_ROWS = 384
+SUFFIX = ".safetensors"
+UID = re.compile(r"[0-9a-f]{32}")
+# What this module writes, whole or in part.
+OWN_FILE = re.compile(rf"{UID.pattern}{re.escape(SUFFIX)}(\.partial)?")
+CURE = "run: forvalue check INDEX --repair"
+
+
+class MissingSegmentError(BrokenIndexError):
+    """The file of a segment is not there."""
+
+
+class UnreadableSegmentError(BrokenIndexError):
+    """The right to read the file of a segment is lacking."""
+
+
+class StoredBlock(NamedTuple):
+    """Rows in order of id as they are stored: `ids` [row], `rows` [row, dim]."""
+
+    ids: NDArray[np.int64]
+    rows: StoredRows
+
+    def without(self, removed: NDArray[np.int64]) -> StoredBlock:
+        """The rows but for those of `removed` ids, which are in order and may be many."""
+        first, last = np.searchsorted(removed, self.ids[0]), np.searchsorted(removed, self.ids[-1])
+        here = removed[first : last + 1]
+        if not len(here):
+            return self
+        live = ~np.isin(self.ids, here)
+        return StoredBlock(self.ids[live], self.rows[torch.from_numpy(live)])
+
+
+class SegmentStore:
+    """The segment files of one index."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def write(
+        self,
+        rows: Mapping[str, StoredRows],
+        *,
+        offsets: NDArray[np.int64] | None = None,
+        calibration: str | None = None,
+    ) -> SegmentRecord:
+        """Write the rows [row, dim] of each geometry so that they survive a power cut.
+
+        `calibration` is the digest of the one that they were made with.
+        """
+        uid = uuid.uuid4().hex
+        n_rows = len(next(iter(rows.values())))
+        places = np.arange(n_rows) if offsets is None else offsets
+        tensors = {} if offsets is None else {OFFSET: torch.from_numpy(offsets)}
+        for geometry, mine in rows.items():
+            checksums = torch.from_numpy(mine.checksums(places))
+            tensors |= {geometry: mine.values, checksum_of(geometry): checksums}
+            if mine.scales is not None:
+                tensors[scale_of(geometry)] = mine.scales
+        fields = {UID_FIELD: uid} | (
+            {} if calibration is None else {CALIBRATION_FIELD: calibration}
+        )
+        content = save(tensors, fields)
+        self._directory.mkdir(exist_ok=True)
+        write_durably(self.path(uid), content)
+        return SegmentRecord(uid, n_rows, len(content), hashlib.sha256(content).hexdigest())
+
+    def open(self, segment: StoredSegment) -> SegmentFile:
+        """Map a segment; it stays readable when its file is deleted. Raises BrokenIndexError."""
+        path = self.path(segment.file.uid)
+        if _is_strange(path):
+            raise MissingSegmentError(f"{path} is no file, and it should hold rows; {CURE}")
+        try:
+            return SegmentFile(path, segment)
+        except UnreadableSegmentError:
+            raise
+        except BrokenIndexError as error:
+            if path.is_file():
+                raise
+            # It may be deleted at any moment while it is opened.
+            raise MissingSegmentError(
+                f"{path} is missing, and it holds rows of the index; {CURE}"
+            ) from error
+
+    def path(self, uid: str) -> Path:
+        """Where a segment's file lies. Raises BrokenIndexError for one outside of the index."""
+        path = self._directory / f"{uid}{SUFFIX}"
+        inside = self._directory.parent.resolve()
+        if not UID.fullmatch(uid) or not path.resolve().is_relative_to(inside):
+            raise BrokenIndexError(
+                f"The catalog names a segment {uid!r} that leads out of {inside}, and nothing "
+                "outside of an index is read; put the file itself there"
+            )
+        return path
+
+    def files(self) -> list[Path]:
+        """All that lies among the segments, in order of name."""
+        return sorted(self._directory.iterdir()) if self._directory.is_dir() else []
+
+    def delete(self, uid: str) -> None:
+        """Delete the file of a segment that the catalog no longer knows, if it is there."""
+        # Where it cannot be deleted it is an orphan, and no reader is misled.
+        with suppress(OSError):
+            self.path(uid).unlink()
+
+
+class SegmentFile:
+    """One mapped segment."""
+
+    def __init__(self, path: Path, segment: StoredSegment) -> None:
+        self.path = path
+        self._first_id, self._n_rows = segment.first_id, segment.file.n_rows
+        with self._errors():
+            file: Any = safe_open(path, framework="pt")
+            self._file, names = file, set(file.keys())
+            shapes = {
+                name: tuple(file.get_slice(name).get_shape())
+                for name in names
+                if name != OFFSET and not name.startswith((CHECKSUM, SCALE))
+            }
+            found = {shape[0] for shape in shapes.values()}
+            self.dims = {name: int(shape[1]) for name, shape in shapes.items()}
+            said = file.metadata() or {}
+            self.calibration = said.get(CALIBRATION_FIELD)
+            written_as = said.get(UID_FIELD)
+            if written_as not in (None, segment.file.uid):
+                raise self._broken(f"it holds the segment {written_as}")
+            whole = written_as is not None and all(checksum_of(name) in names for name in shapes)
+            if not whole and file_digest(path) != segment.file.sha256:
+                raise self._broken("its checksum is not that in the catalog")
+            checksums, self._scales = (
+                {name: file.get_tensor(of(name)) for name in shapes if of(name) in names}
+                for of in (checksum_of, scale_of)
+            )
+            self._checksums = {name: found.numpy() for name, found in checksums.items()}
+            dtypes = {name: file.get_slice(name).get_dtype() for name in shapes}
+            self.row_dtypes = {name: ROW_DTYPES.get(said, said) for name, said in dtypes.items()}
+            plain = np.arange(self._n_rows)
+            self._offsets = file.get_tensor(OFFSET).numpy() if OFFSET in names else plain
+        self._refuse_strange_scales()
+        if found != {self._n_rows} or len(self._offsets) != self._n_rows:
+            counts = " and ".join(f"{n_rows:,}" for n_rows in sorted(found)) or "no"
+            raise self._broken(f"it has {counts} rows, the catalog says {self._n_rows:,}")
+
+    def _refuse_strange_scales(self) -> None:
+        for name, row_dtype in self.row_dtypes.items():
+            scales = self._scales.get(name)
+            if row_dtype == INT8 and scales is None:
+                raise self._broken(f"its rows of {name} have no scales")
+            if scales is not None and (scales.dtype, scales.shape) != (
+                torch.float32,
+                (self._n_rows,),
+            ):
+                raise self._broken(f"the scales of its rows of {name} are not one float32 a row")
+
+    @property
+    def uid(self) -> str:
+        """The name of the segment."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of the rows, [row], in order."""
+        ids: NDArray[np.int64] = self._offsets + np.int64(self._first_id)
+        return ids
+
+    def rows(self, geometry: str, ids: NDArray[np.int64]) -> StoredRows:
+        """The rows of ids of this segment, in their order.
+
+        Raises BrokenIndexError where a row is not what was written.
+        """
+        places = np.searchsorted(self.ids, ids)
+        with self._errors():
+            rows = self._stored(geometry)[torch.from_numpy(places)]
+            self._check(geometry, rows, places)
+        return rows
+
+    def blocks(
+        self, geometry: str, start: int = 0, stop: int | None = None
+    ) -> Iterator[StoredBlock]:
+        """The rows in order, a bounded number at a time.
+
+        All of them, or those at the places from `start` to before `stop`. They are mapped from the
+        file: copy what is to be changed. Raises BrokenIndexError where a row is not what was
+        written.
+        """
+        with self._errors():
+            mapped = self._stored(geometry)[start:stop]
+        for first in range(0, len(mapped), BLOCK_ROWS):
+            rows = mapped[first : first + BLOCK_ROWS]
+            here = slice(start + first, start + first + len(rows))
+            with self._errors():
+                self._check(geometry, rows, here)
+            yield StoredBlock(self.ids[here], rows)
+
+    def _stored(self, geometry: str) -> StoredRows:
+        """All rows, mapped."""
+        return StoredRows(self._file.get_tensor(geometry), self._scales.get(geometry))
+
+    def _check(self, geometry: str, rows: StoredRows, places: NDArray[np.int64] | slice) -> None:
+        checksums = self._checksums.get(geometry)
+        if checksums is None:
+            return
+        wrong = rows.checksums(self._offsets[places]) != checksums[places]
+        if wrong.any():
+            id_ = self.ids[places][np.flatnonzero(wrong)[0]]
+            raise self._broken(f"the row of sample {id_} is not what was stored")
+
+    def _broken(self, reason: str) -> BrokenIndexError:
+        return BrokenIndexError(f"{self.path} is damaged: {reason}; {CURE}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn whatever a damaged file raises into one line that names it."""
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError, ValueError, IndexError) as error:
+            if _is_unreadable(self.path):
+                raise UnreadableSegmentError(
+                    f"{self.path} cannot be read for lack of permission. Have its owner give you "
+                    "the right to read it"
+                ) from error
+            raise self._broken(str(error)) from error
+
+
+def _is_strange(path: Path) -> bool:
+    """Whether something else than a file lies there: to open a pipe may take for ever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_unreadable(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.R_OK)
+
+
+def checksum_of(geometry: str) -> str:
+    """The name of the checksums of a geometry; the first versions had the raw one alone."""
+    return CHECKSUM if geometry == RAW else f"{CHECKSUM}.{geometry}"
+
+
+def scale_of(geometry: str) -> str:
+    """The name of the scales of a geometry."""
+    return f"{SCALE}.{geometry}"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

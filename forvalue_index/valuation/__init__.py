@@ -1,0 +1,1 @@
+"""One file a question: query, values, explain."""

@@ -1,0 +1,136 @@
+"""Which tokens carry a value: the terms of the streaming form, one for each label token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from forvalue_index.gradients.exact_values import (
+    ValidationGradient,
+    exact_terms,
+    gradient_norms,
+    mean_gradient,
+    tokens_in,
+    validation_gradient,
+)
+from forvalue_index.gradients.geometry import Geometry
+from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.store.records import StoredSample
+from forvalue_index.valuation.rerank import prepare_stored
+from forvalue_index.valuation.results import ExplainedSample, Explanation, TokenTerm
+from forvalue_index.valuation.scoring import Scoring
+from forvalue_index.valuation.validation import ValidationSet
+
+Decode = Callable[[Sequence[int]], str]
+
+# Tokens of single bytes that make one character of UTF-8.
+LONGEST_CHARACTER = 4
+
+
+class _Term(NamedTuple):
+    """A label token that counts: its position, what it adds, and its loss in nats."""
+
+    position: int
+    value: float
+    loss: float
+
+
+def explain(
+    reader: LabelReader,
+    geometry: Geometry,
+    stored: StoredSample,
+    validation: ValidationSet,
+    *,
+    normalize: bool = False,
+    validation_tokens: bool = False,
+) -> Explanation:
+    """Split the exact score of a stored sample over its tokens, and over those of a validation set.
+
+    Raises:
+        BadSampleError: the sample's text is lost, the model gives no usable numbers for a sample,
+            or the validation set has no gradient.
+    """
+    training = prepare_stored(reader, stored)
+    target = validation_gradient(reader, geometry, validation.prepared, normalize=normalize)
+    norm = float(gradient_norms(reader, geometry, [training])[0]) if normalize else 1.0
+    found = _terms(reader, target, training, factor=1 / norm if norm else 0.0)
+    others = _other_side(reader, target, training, validation) if validation_tokens else ()
+    return Explanation(
+        id=stored.id,
+        scoring=Scoring(geometry.name, normalize),
+        training=_explained(reader, training, found),
+        validation_samples=len(validation.prepared),
+        validation_label_tokens=validation.label_tokens,
+        validation=tuple(others),
+        warnings=validation.warnings,
+    )
+
+
+def _other_side(
+    reader: LabelReader,
+    target: ValidationGradient,
+    training: Prepared,
+    validation: ValidationSet,
+) -> Iterator[ExplainedSample]:
+    """The same score, by what each token of each validation sample adds to it."""
+    other = mean_gradient(reader, target.geometry, [training], normalize=target.normalize)
+    for prepared, weight in zip(validation.prepared, target.weights.tolist(), strict=True):
+        yield _explained(reader, prepared, _terms(reader, other, prepared, factor=weight))
+
+
+def _terms(
+    reader: LabelReader, target: ValidationGradient, prepared: Prepared, *, factor: float
+) -> list[_Term]:
+    (batch,) = reader.batches([prepared])
+    terms: list[_Term] = []
+    for tokens in tokens_in(reader, target.geometry, batch, [prepared]):
+        values = exact_terms(target, tokens) * factor
+        columns = (tokens.position.tolist(), values.tolist(), tokens.loss.tolist())
+        terms += map(_Term, *columns)
+    return terms
+
+
+def _explained(reader: LabelReader, prepared: Prepared, terms: Sequence[_Term]) -> ExplainedSample:
+    by_position = {term.position: term for term in terms}
+    token_ids = prepared.encoded.token_ids.tolist()
+    spans = enumerate(prepared.encoded.image_tokens)
+    images = {position: n for n, (start, end) in spans for position in range(start, end)}
+    tokens: list[TokenTerm] = []
+    for position, (token, text) in enumerate(
+        zip(token_ids, pieces(reader.decode, token_ids), strict=True)
+    ):
+        term = by_position.get(position)
+        value, loss = (term.value, term.loss) if term else (0.0, None)
+        image = images.get(position)
+        if image is None:
+            tokens.append(TokenTerm(position, token, text, value, loss))
+        elif images.get(position - 1) != image:
+            shown = f"[{prepared.sample.images[image]}]"
+            tokens.append(TokenTerm(position, token, shown, image=image))
+    return ExplainedSample(prepared.sample, math.fsum(t.value for t in terms), tuple(tokens))
+
+
+def pieces(decode: Decode, token_ids: Sequence[int]) -> list[str]:
+    """The text that each token adds to the text before it; joined, the text of all of them.
+
+    Where several make one character, the last of them has it. Each is decoded behind the one before
+    it, as many tokenizers drop a space at the start of what they decode.
+    """
+    whole = decode(token_ids)
+    texts: list[str] = []
+    base = start = known = 0
+    for end in range(1, len(token_ids) + 1):
+        if end - start > LONGEST_CHARACTER:
+            base = 0  # what was taken for a whole character was not: decode from the first token
+        before, text = decode(token_ids[base:start]), decode(token_ids[base:end])
+        added = text.removeprefix(before)
+        if text.startswith(before) and whole.startswith(added, known):
+            texts.append(added)
+            known += len(added)
+            base, start = start, end
+        else:
+            texts.append("")
+    if texts:
+        texts[-1] += whole[known:]
+    return texts

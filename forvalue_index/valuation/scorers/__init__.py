@@ -1,0 +1,1 @@
+"""Other scores to hold values against, one file each."""
