@@ -1,4 +1,4 @@
-"""Where a model and rows can lie: the NVIDIA GPUs of this machine, and the room they have."""
+"""Where a model and rows can lie, and what to do where memory runs out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ import torch
 
 # Of each GPU, what scores, chunks of rows and other programs may want.
 RESERVED_BYTES = 2**31
+# How torch says it where it has no exception of its own for it: on CPUs, and within cuBLAS.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+)
+
+Result = TypeVar("Result")
 
 
 def default_device() -> torch.device:
@@ -63,24 +72,25 @@ def _free_bytes(gpu: torch.device) -> int:
     return int(free) + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
 
 
-Result = TypeVar("Result")
-# How torch says it where it has no exception of its own for it: on CPUs, and within cuBLAS.
-SAID = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
-
-
 def unless_memory_runs_out(work: Callable[[], Result]) -> Result | None:
     """What `work` gives, or None where there is not the memory for it."""
     try:
         return work()
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # Only here, where the error has let go of what the work held.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     return None
 
 
-def _out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a GPU or not."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(words in str(error) for words in SAID)
+    return known or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def release_memory() -> None:
+    """Give the memory of GPUs back that torch keeps without a use."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

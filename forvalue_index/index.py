@@ -2,51 +2,68 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from forvalue_index.exceptions import BadSampleError, BrokenIndexError, SourceError, UsageError
-from forvalue_index.gradients.calibrating import Choice, calibrate
-from forvalue_index.gradients.calibration import Calibration
-from forvalue_index.index_queries import IndexQueries
-from forvalue_index.ingest import add as ingest
-from forvalue_index.ingest.calibration import calibration_from, summary_of
+from forvalue_index.ingest.add import add, refuse_media_root
+from forvalue_index.ingest.calibration import calibrate, calibration_of
 from forvalue_index.ingest.tally import AddReport
-from forvalue_index.model.label_tokens import rows_of
 from forvalue_index.progress import OnProgress, ignore_progress
-from forvalue_index.search.building import RowKind, update_codes
+from forvalue_index.search.building import RowKind, keep_codes_current
 from forvalue_index.search.contract import TuneReport
-from forvalue_index.search.kinds import FLAT, search_kind
+from forvalue_index.search.kinds import search_kind
 from forvalue_index.search.tuning import tune
-from forvalue_index.settings import DEFAULT_CATALOG, refuse_on_bad
-from forvalue_index.sources.data import Data
-from forvalue_index.sources.sample import BadRow
-from forvalue_index.store import checkup, compaction
-from forvalue_index.store import repair as repairing
-from forvalue_index.store.catalog.addresses import refuse_strange_catalog
-from forvalue_index.store.create import create_storage, wanted_settings
-from forvalue_index.store.manifest import (
-    SEARCH,
-    is_index,
-    refuse_other_catalog,
-    refuse_other_settings,
+from forvalue_index.settings import DEFAULT_CATALOG
+from forvalue_index.sources.data import Data, DataOptions
+from forvalue_index.store.checkup import check
+from forvalue_index.store.compaction import compact
+from forvalue_index.store.create import open_or_create, wanted_settings
+from forvalue_index.store.model import IndexModel, ModelAccess
+from forvalue_index.store.records import StoredSample
+from forvalue_index.store.repair import repair as repair_index
+from forvalue_index.store.results import (
+    CalibrationSummary,
+    CatalogSummary,
+    CheckReport,
+    CompactReport,
 )
-from forvalue_index.store.model import ModelAccess
-from forvalue_index.store.results import CalibrationSummary, CheckReport, CompactReport
+from forvalue_index.store.samples import Chosen, IndexSamples
 from forvalue_index.store.store import Storage
+from forvalue_index.store.writer_lock import writer_lock
+from forvalue_index.valuation.explain import explain
+from forvalue_index.valuation.held_search import HeldSearch
+from forvalue_index.valuation.options import QueryOptions, asked, wanted_scoring
+from forvalue_index.valuation.query import AnswerCounts, query
+from forvalue_index.valuation.results import Explanation, QueryResult, Values
+from forvalue_index.valuation.values import Selection, refuse_selection, values
 
 
-class ValuationIndex(IndexQueries):
+class ValuationIndex:
     """An index of training samples that answers validation sets.
 
     The model is loaded when it is first needed: adding and querying need it, reading does not.
     Use as a context manager, or call `close`.
+
+    Wherever `data` is asked for, it may be `Data`, or what that takes as `rows` with its other
+    fields as keyword arguments: `columns`, `on_bad`, `media_root`.
+
+    Attributes:
+        path: the directory of the index.
+        manifest: what the index was made with.
+        storage: the index on disk, for what reads its rows.
+        model: its model, and what reads samples and makes rows with it.
     """
+
+    def __init__(self, model: IndexModel) -> None:
+        self.model = model
+        self.storage = model.storage
+        self.path = self.storage.path
+        self.manifest = self.storage.manifest
+        self._samples = IndexSamples(self.path, self.manifest, self.storage.catalog)
+        self._search = HeldSearch(self.storage, model.on_progress)
 
     @classmethod
     def create(
@@ -65,33 +82,14 @@ class ValuationIndex(IndexQueries):
             model: hub id, local directory or GGUF file of a causal or vision-language model.
             catalog: `sqlite` for a file in the index, or `postgresql+psycopg://USER@HOST/NAME`.
             on_progress: called with each step of long tasks.
-            settings: the other fields of `Settings`: adapter, revision, dim (floats a row), seed,
-                labels, template, max_length (tokens), row_dtype, dtype, trust_remote_code, payload,
-                media, geometry (one or several, with commas), damping, max_label_tokens, hardest.
-                Frozen.
+            settings: the other fields of `Settings`, which are frozen.
 
         Raises:
-            UsageError: a setting has a value that cannot work.
-            ModelError: the model cannot be loaded or is of an unknown kind.
-            SettingsMismatchError: there is an index with other settings.
-            BrokenIndexError: the directory holds something else.
+            UsageError, ModelError: a setting, or the model, cannot work.
+            SettingsMismatchError, BrokenIndexError: there is another index, or something else.
         """
-        where, wanted = Path(path), wanted_settings(model, settings)
-        refuse_strange_catalog(catalog)
-        access = ModelAccess(trust_remote_code=wanted.trust_remote_code)
-        if is_index(where):
-            opened = cls(Storage.open(where), access, on_progress=on_progress)
-            try:
-                refuse_other_settings(where, opened.manifest.settings, wanted)
-                refuse_other_catalog(where, opened.manifest, catalog)
-            except BaseException:
-                opened.close()
-                raise
-            return opened
-        storage, backbone = create_storage(where, wanted, catalog, on_progress)
-        index = cls(storage, access, on_progress=on_progress)
-        index._backbone = backbone
-        return index
+        wanted = wanted_settings(model, settings)
+        return cls(open_or_create(Path(path), wanted, catalog, on_progress))
 
     @classmethod
     def open(
@@ -105,38 +103,34 @@ class ValuationIndex(IndexQueries):
         """Open an index. `model` says where the model lies now, if it has moved.
 
         An index made with `trust_remote_code` loads its model only if that is said here again.
-
-        Raises:
-            BrokenIndexError: there is no index, or a damaged one, or one of a newer version.
+        Raises BrokenIndexError where there is none, or a damaged one, or one of a newer version.
         """
         access = ModelAccess(model, trust_remote_code)
-        return cls(Storage.open(Path(path)), access, on_progress=on_progress)
+        return cls(IndexModel(Storage.open(Path(path)), access, on_progress=on_progress))
+
+    def close(self) -> None:
+        """Let go of the model and of the catalog."""
+        self.model.close()
+        self._search.clear()
+        self._samples.close()
 
     def __enter__(self) -> ValuationIndex:
         return self
 
-    def add(
-        self,
-        data: Data,
-        *,
-        columns: Mapping[str, str] | None = None,
-        on_bad: str = "fail",
-        media_root: str | PathLike[str] | None = None,
-        wait: bool = False,
-    ) -> AddReport:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, data: Any, *, wait: bool = False, **options: Unpack[DataOptions]) -> AddReport:
         """Embed and store the samples that the index does not hold yet.
 
         Removed samples are restored, and known ones get the new metadata of their rows, without a
         forward pass. What stops an `add` costs no more than its last 30 s: add the same again.
 
         Args:
-            data: see `Data`.
-            columns: canonical field (prompt, response, messages, text, images, id) to column name.
-            on_bad: `fail` raises on the first row that is not usable, before anything is embedded
-                where the data can be read twice; `skip` writes such rows to a file in the index.
-            media_root: the directory that paths of images count from, and must stay in; by default
-                that of the data file, or the working directory for rows that come from none.
+            data: see `Data`. With `on_bad="fail"`, data that can be read twice are checked before
+                anything is embedded; with "skip", bad rows go to a file in the index.
             wait: where another process writes to the index, wait for it instead of failing.
+            options: how rows are read, see `Data`.
 
         Raises:
             BusyIndexError: another process writes to the index and `wait` is false.
@@ -144,123 +138,38 @@ class ValuationIndex(IndexQueries):
             SourceError: the data cannot be read, or holds no row.
             SettingsMismatchError: the model is not the one that the index was built with.
         """
-        refuse_on_bad(on_bad)
-        self._refuse_media_root(media_root)
-        sources = self.sources(data, columns, media_root)
+        wanted = Data.of(data, options)
+        refuse_media_root(self.storage, wanted.media_root)
+        sources = self.model.sources(wanted)
         with self._writing(wait):
-            started = time.perf_counter()
-            self._valuers.clear()  # which may hold the memory that the model needs
-            self._refuse_swapped_calibration()
-            reader = self.reader
-            load_s = time.perf_counter() - started
-            report = ingest.add(
-                self._storage,
-                reader,
-                sources=sources,
-                others=self._readers_on_other_gpus,
-                on_bad=on_bad,
-                on_progress=self._on_progress,
-            )
+            self._search.clear()  # which may hold the memory that the model needs
+            report = add(self.model, sources, on_bad=wanted.on_bad)
             if report.added:
-                self._update_codes()
-        return replace(report, seconds=_with_load(load_s, report.seconds))
-
-    def _refuse_swapped_calibration(self) -> None:
-        """Raise BrokenIndexError where new rows would not fit those of the last segment."""
-        with self._catalog.snapshot() as snapshot:
-            last = snapshot.segments()[-1:]
-        if last and self._storage.calibration() is None:
-            self._storage.embedder(self.reader)  # which says what cannot be without it
-        files = []
-        with suppress(BrokenIndexError):  # what is lost or damaged is a matter of `check`
-            files = [self._storage.segments.open(segment) for segment in last]
-        self._storage.refuse_other_calibration(files)
+                keep_codes_current(self.storage, self.model.on_progress)
+        return report
 
     def calibrate(
-        self,
-        data: Data,
-        *,
-        columns: Mapping[str, str] | None = None,
-        media_root: str | PathLike[str] | None = None,
-        wait: bool = False,
+        self, data: Any, *, wait: bool = False, **options: Unpack[DataOptions]
     ) -> CalibrationSummary:
         """Calibrate an index without samples on data, or take over the calibration of an index.
 
         Otherwise the first `add` calibrates on a sample of its data. Data of another index, by its
-        directory, makes rows of both comparable, where settings are equal.
-
-        Raises:
-            UsageError: the index holds samples, whose rows depend on its calibration.
-            SettingsMismatchError: the calibration taken over is that of another model.
-            BadSampleError, SourceError, BusyIndexError: as for `add`.
+        directory, makes rows of both comparable, where settings are equal. Raises UsageError where
+        the index holds samples: their rows depend on its calibration.
         """
         with self._writing(wait):
-            with self._catalog.snapshot() as snapshot:
-                if snapshot.segments():
-                    raise UsageError(
-                        f"{self.path} holds samples, and their rows depend on its calibration; "
-                        "calibrate an index before anything is added to it"
-                    )
-            found = self._calibration_of(data, columns, media_root)
-            self._storage.freeze(found)
-            return summary_of(found, self.manifest.settings.damping)
+            return calibrate(self.model, Data.of(data, options))
 
     def calibration(self) -> CalibrationSummary | None:
         """What rows are calibrated with, or None where nothing was added yet."""
-        found = self._storage.calibration()
-        return None if found is None else summary_of(found, self.manifest.settings.damping)
-
-    def _refuse_media_root(self, media_root: str | PathLike[str] | None) -> None:
-        """Data files that an index refers to are read again as they lie."""
-        if media_root is not None and self.manifest.settings.payload == "reference":
-            raise UsageError(
-                f"--media-root {media_root}: {self.path} refers to its data (--payload reference) "
-                "and reads images beside it alone; move them there, or build an index with "
-                "--payload catalog"
-            )
-
-    def _calibration_of(
-        self,
-        data: Data,
-        columns: Mapping[str, str] | None,
-        media_root: str | PathLike[str] | None,
-    ) -> Calibration:
-        if isinstance(data, str | PathLike) and is_index(Path(data)):
-            return calibration_from(self._storage, Path(data))
-        choice = Choice(self.manifest.settings.seed)
-        sources = self.sources(data, columns, media_root)
-        for row in rows_of(self.reader, sources):
-            if isinstance(row, BadRow):
-                raise BadSampleError(f"{row}. Mend the row")
-            choice.offer(row)
-        if not choice.samples():
-            names = ", ".join(source.name for source in sources)
-            raise SourceError(f"{names} has no row to calibrate on")
-        return calibrate(
-            self.reader,
-            self._storage.tables(),
-            self.manifest.settings,
-            choice.samples(),
-            on_progress=self._on_progress,
-        )
+        return calibration_of(self.storage)
 
     def compact(self, *, wait: bool = False) -> CompactReport:
-        """Merge small segments and forget removed samples. Readers are not disturbed.
-
-        Raises:
-            BusyIndexError: another process writes to the index and `wait` is false.
-            BrokenIndexError: a segment is damaged; what was merged before stays merged.
-        """
+        """Merge small segments and forget removed samples. Readers are not disturbed."""
         with self._writing(wait):
-            report = compaction.compact(self._storage, on_progress=self._on_progress)
-            self._update_codes()
+            report = compact(self.storage, on_progress=self.model.on_progress)
+            keep_codes_current(self.storage, self.model.on_progress)
         return report
-
-    def _update_codes(self) -> None:
-        """Encode for search what has come, where the index is large enough to be searched so."""
-        if search_kind(len(self)) != FLAT or (self.path / SEARCH).is_dir():
-            with self._storage.view() as view:
-                update_codes(view, self._on_progress)
 
     def tune(
         self,
@@ -274,15 +183,13 @@ class ValuationIndex(IndexQueries):
 
         `search` is `rabitq` or `ivf-rabitq`, by default what an index of this size is searched
         with. The queries are rows of the index. Nothing is kept where no choice reaches the recall.
-
         Raises UsageError where there is nothing to tune, or the index has no such rows.
         """
-        chosen = self._scoring({"geometry": geometry}, exact=False, rows=True)
-        kind = search_kind(len(self), search)
-        with self._storage.view() as view:
-            rows = RowKind(chosen.geometry, normalize)
-            report = tune(view, rows, kind, recall=recall, on_progress=self._on_progress)
-        self._valuers.clear()  # it searches as it did before
+        scoring = wanted_scoring(self.storage, {"geometry": geometry}, exact=False, rows=True)
+        kind, rows = search_kind(len(self), search), RowKind(scoring.geometry, normalize)
+        with self.storage.view() as view:
+            report = tune(view, rows, kind, recall=recall, on_progress=self.model.on_progress)
+        self._search.clear()  # it searches as it did before
         return report
 
     def check(self, *, repair: bool = False, wait: bool = False) -> CheckReport:
@@ -290,18 +197,124 @@ class ValuationIndex(IndexQueries):
 
         With `repair`, lost rows are embedded again from the texts in the catalog, which needs the
         model, and files that the catalog does not know are deleted.
-
-        Raises:
-            BusyIndexError: `repair`, another process writes to the index and `wait` is false.
         """
         if not repair:
-            return checkup.check(self._storage, on_progress=self._on_progress)
+            return check(self.storage, on_progress=self.model.on_progress)
         with self._writing(wait):
-            self._valuers.clear()
-            return repairing.repair(
-                self._storage, lambda: self.embedder, on_progress=self._on_progress
-            )
+            self._search.clear()
+            return repair_index(self.model)
 
+    def query(
+        self,
+        data: Any,
+        *,
+        top: int = 10,
+        bottom: int | None = None,
+        per_sample: bool = False,
+        rerank: int | None = None,
+        where: str | None = None,
+        **options: Unpack[QueryOptions],
+    ) -> QueryResult:
+        """The most helpful and the most harmful samples for a validation set.
 
-def _with_load(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:
-    return {"load": load_s, **seconds, "total": load_s + seconds["total"]}
+        The score of a sample is its mean value over the validation set: the inner product of the
+        head gradients of both (arXiv 2508.10180, Eq. 1). Positive helps, negative hurts. Sketched
+        scores carry their standard error.
+
+        Args:
+            data: the validation set, see `Data`.
+            top: how many of the most helpful samples.
+            bottom: how many of the most harmful ones; as many as `top` where it is None.
+            per_sample: also answer each validation sample alone.
+            rerank: so many candidates from either end are scored again, exactly, with the model.
+            where: only samples that meet this condition, as in `list_samples`.
+            options: how the set is read, see `Data`, and what a score is, see `Scoring`.
+
+        Raises:
+            UsageError: a count is below 1, `rerank` below the others; there are no such rows.
+            BadSampleError, SourceError, SettingsMismatchError: as `add`; there is no gradient.
+        """
+        counts = AnswerCounts(top, top if bottom is None else bottom, per_sample, rerank)
+        wanted, scoring = asked(self.storage, data, options, exact=rerank is not None, rows=True)
+        return query(self.model, self._search, wanted, counts=counts, scoring=scoring, where=where)
+
+    def values(
+        self,
+        data: Any,
+        *,
+        output: str | PathLike[str] | None = None,
+        exact: bool = False,
+        where: str | None = None,
+        **options: Unpack[QueryOptions],
+    ) -> Values:
+        """A score for every sample, or those that meet `where`: `ids`, `scores`, `stderrs`.
+
+        With `output`, columns id, key, source, score and stderr are also written to a Parquet, CSV
+        or JSONL file, by suffix. With `exact`, all samples run through the model again. `options`
+        as for `query`; exact scores can have any geometry that the index is calibrated for. Raises
+        UsageError where the suffix of `output` is unknown, and as `query`.
+        """
+        selection = Selection(where, None if output is None else Path(output))
+        refuse_selection(selection)
+        wanted, scoring = asked(self.storage, data, options, exact=exact, rows=not exact)
+        return values(
+            self.model, self._search, wanted, scoring=scoring, exact=exact, selection=selection
+        )
+
+    def explain(
+        self,
+        sample: str | int,
+        data: Any,
+        *,
+        validation_tokens: bool = False,
+        **options: Unpack[QueryOptions],
+    ) -> Explanation:
+        """What each label token adds to the exact value of a sample for a validation set.
+
+        The terms sum to the score. With `validation_tokens`, the same score is also split over the
+        tokens of the validation samples. `options` as for `query`, but for `whiten`. Raises
+        CatalogError where there is no such sample, and as `query`.
+        """
+        wanted, scoring = asked(self.storage, data, options, exact=True, rows=False)
+        return explain(
+            self.model, str(sample), wanted, scoring=scoring, validation_tokens=validation_tokens
+        )
+
+    def __len__(self) -> int:
+        return self._samples.count()
+
+    def count(self, where: str | None = None) -> int:
+        """How many samples meet a filter. Raises FilterError as `list_samples` does."""
+        return self._samples.count(where)
+
+    def info(self) -> CatalogSummary:
+        """Counts, bytes, sources and median loss."""
+        return self._samples.info()
+
+    @property
+    def version(self) -> int:
+        """How many changes have been committed to the index."""
+        return self._samples.version
+
+    def sample(self, name: str | int) -> StoredSample:
+        """The sample with this key or id. Raises CatalogError where there is none."""
+        return self._samples.sample(name)
+
+    def list_samples(
+        self, where: str | None = None, *, limit: int = 100, offset: int = 0
+    ) -> list[StoredSample]:
+        """Samples in order of id that meet a filter such as `source = 'a' AND n_tokens > 50`."""
+        return self._samples.list_samples(where, limit=limit, offset=offset)
+
+    def remove(
+        self, names: Sequence[str | int] = (), *, wait: bool = False, **chosen: Unpack[Chosen]
+    ) -> int:
+        """Remove samples by key or id, or all of a `source` or a filter `where`; returns how many.
+
+        They no longer count, and come back where they are added again. `compact` forgets them.
+        Where they are not as many as `expected`, nothing is removed.
+        """
+        return self._samples.remove(names, wait=wait, **chosen)
+
+    def _writing(self, wait: bool) -> AbstractContextManager[None]:
+        return writer_lock(self.path, wait=wait, on_progress=self.model.on_progress)

@@ -144,7 +144,7 @@ def measure(
     for round_ in range(-1, options.rounds):
         with ValuationIndex.create(folder / f"{round_}", options.model, **settings) as index:
             prepared = prepare(index, data)
-            batches = list(index.reader.batches(prepared))
+            batches = list(index.model.reader.batches(prepared))
             images = sum(len(batch.inputs) for batch in batches)  # read before anything is timed
             calibrated_s = timed(lambda: index.calibrate(data))
             tasks = [lambda: bare_forward(index, batches), lambda: index.add(data)]  # noqa: B023
@@ -169,13 +169,13 @@ def measure(
 def prepare(index: ValuationIndex, data: Path) -> list[Prepared]:
     """The samples, tokenised as the index does it."""
     rows = [row for source in open_sources(data) for row in source.samples()]
-    return [index.reader.prepare(row) for row in rows]
+    return [index.model.reader.prepare(row) for row in rows]
 
 
 @torch.inference_mode()
 def bare_forward(index: ValuationIndex, batches: list[Batch]) -> None:
     """The trunk on all tokens, head and log-softmax on label tokens, in the index's batches."""
-    reader: LabelReader = index.reader
+    reader: LabelReader = index.model.reader
     chunk = CHUNK_TOKENS[reader.head.weight.device.type]
     for batch in batches:
         for hidden in reader.trunk.differentiable_states(batch).split(chunk):

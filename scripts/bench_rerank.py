@@ -48,13 +48,13 @@ def main() -> None:
 
 def measure(index: ValuationIndex, options: argparse.Namespace) -> dict[str, object]:
     """Seconds of both, after a round to warm up."""
-    reader = index.reader
+    reader = index.model.reader
     training, held_out = rows()
     index.calibrate(training[: options.candidates])
     candidates = prepare(reader, training[: options.candidates])
     validation = prepare(reader, held_out[:20])
     target = validation_gradient(
-        reader, index.geometry(options.geometry), validation, normalize=options.normalize
+        reader, index.model.geometry(options.geometry), validation, normalize=options.normalize
     )
     tasks = (
         lambda: bare_forward(reader, candidates),

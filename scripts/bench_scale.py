@@ -31,7 +31,7 @@ from forvalue_index.search.building import RowKind, search_index, update_codes
 from forvalue_index.search.kinds import search_kind
 from forvalue_index.valuation.scoring import Scoring
 from forvalue_index.valuation.validation import ValidationRows
-from forvalue_index.valuation.values import sketched_values
+from forvalue_index.valuation.values import scanned_values
 
 QUERIES, ROUNDS = 9, 3
 
@@ -120,14 +120,10 @@ def asked(index: ValuationIndex, options: argparse.Namespace) -> dict[str, Any]:
             for sign in (1, -1):
                 search.search(sign * query[None], ANSWERS)
             warm_s.append(time.perf_counter() - started)
-        errors = storage.sketch_error("raw")
+        errors = storage.frozen.sketch_error("raw")
         embedded = ValidationRows(queries[:1], 0.5)
         for _ in range(ROUNDS):
-            values_s.append(
-                timed(
-                    lambda: sketched_values(view, embedded, Scoring(), errors=errors, damping=1.0)
-                )
-            )
+            values_s.append(timed(lambda: scanned_values(view, embedded, Scoring(), errors=errors)))
     size = sum(path.stat().st_size for path in index.path.rglob("*") if path.is_file())
     return {
         "search": kind,

@@ -27,10 +27,10 @@ from forvalue_index.search.gpu import GpuIndex
 from forvalue_index.search.kinds import FLAT
 from forvalue_index.settings import ROW_DTYPES
 from forvalue_index.store.store import Storage
-from forvalue_index.valuation.query import Valuer
+from forvalue_index.valuation.row_scorer import RowScorer
 from forvalue_index.valuation.scoring import Scoring
 from forvalue_index.valuation.validation import ValidationRows
-from forvalue_index.valuation.values import resident_values, sketched_values
+from forvalue_index.valuation.values import resident_values, scanned_values
 
 
 def main() -> None:
@@ -82,11 +82,11 @@ def on_gpus(storage: Storage, embedded: ValidationRows, rounds: int) -> dict[str
         search = search_index(view, RowKind("raw"), kind=FLAT)
         if not isinstance(search, GpuIndex):
             return {}
-        valuer = Valuer(storage, view, Scoring(), search)
+        scorer = RowScorer(storage, view, Scoring(), search)
         opened, times = time.perf_counter() - started, []
         for _ in range(rounds):
             started = time.perf_counter()
-            resident_values(valuer, search, embedded, view.catalog)
+            resident_values(scorer, search, embedded, view.catalog)
             times.append(time.perf_counter() - started)
     return {"gpu_open_s": round(opened, 2), "gpu_values_s": round(statistics.median(times), 4)}
 
@@ -110,8 +110,8 @@ def values_s(storage: Storage, embedded: ValidationRows) -> float:
     """Score all rows, but for opening the index."""
     with storage.view() as view:
         started = time.perf_counter()
-        errors = storage.sketch_error("raw")
-        sketched_values(view, embedded, Scoring(), errors=errors, damping=1.0)
+        errors = storage.frozen.sketch_error("raw")
+        scanned_values(view, embedded, Scoring(), errors=errors)
         return time.perf_counter() - started
 
 

@@ -35,9 +35,9 @@ from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.sources.source import open_sources
 from forvalue_index.store.create import wanted_settings
 from forvalue_index.valuation import values
-from forvalue_index.valuation.query import Counts
+from forvalue_index.valuation.query import AnswerCounts, Question, answer
 from forvalue_index.valuation.scoring import Scoring
-from forvalue_index.valuation.validation import embed_validation, read_validation
+from forvalue_index.valuation.validation import embed_validation, read_samples, tokenised
 
 WRITERS, READERS = 2, 8
 HANGS_S = 60
@@ -85,7 +85,7 @@ class Reference:
 
     def _note(self, index):
         query = validation_set(index)[1].mean
-        with index._storage.view() as view:
+        with index.storage.view() as view:
             stored = view.catalog.samples(view.catalog.live_ids())
             for block in view.blocks(GEOMETRY):
                 for id_, row in zip(block.ids.tolist(), block.rows.numpy(), strict=True):
@@ -106,8 +106,8 @@ class Reference:
 
 def validation_set(index):
     """The validation set, read and embedded."""
-    read = read_validation(index.reader, sources=open_sources(VALIDATION))
-    return read, embed_validation(index.embedder, GEOMETRY, read)
+    read = tokenised(index.model.reader, read_samples(open_sources(VALIDATION)))
+    return read, embed_validation(index.model.embedder(), GEOMETRY, read)
 
 
 class Writer:
@@ -168,7 +168,7 @@ class Writer:
         self.did["rows updated"] += report.updated
 
     def remove(self):
-        with self.index._storage.catalog.snapshot() as snapshot:
+        with self.index.storage.catalog.snapshot() as snapshot:
             live = [key for _, key, _ in snapshot.identities() if not key.startswith("anchor")]
         named = self.chosen.sample(live, min(len(live), self.chosen.randint(1, 15)))
         if named:
@@ -229,14 +229,13 @@ class Reader:
 
     def values(self):
         """All scores, and what a snapshot of the same state says."""
-        with self.index._storage.view() as view:
+        with self.index.storage.view() as view:
             self._advance(view.version)
-            scored = values.sketched_values(
+            scored = values.scanned_values(
                 view,
                 validation_set(self.index)[1],
                 Scoring(GEOMETRY),
-                errors=self.index._storage.sketch_error(GEOMETRY),
-                damping=1.0,
+                errors=self.index.storage.frozen.sketch_error(GEOMETRY),
             )
             assert (np.diff(scored.ids) > 0).all(), scored.ids
             assert len(scored.ids) == view.catalog.count()
@@ -267,9 +266,11 @@ class Reader:
         """The best and the worst of what is live in the very state that is asked."""
         top, bottom = self.chosen.randint(1, 12), self.chosen.randint(1, 12)
         validation, embedded = validation_set(self.index)
-        with self.index._valuers.current(Scoring(GEOMETRY)) as (valuer, snapshot):
+        with self.index._search.current(Scoring(GEOMETRY)) as (valuer, snapshot):
             assert valuer.version == snapshot.version()
-            result = valuer.query(validation, embedded, snapshot, Counts(top, bottom))
+            result = answer(
+                valuer, snapshot, Question(validation, embedded, AnswerCounts(top, bottom))
+            )
             live = [one.sample for one in snapshot.samples(snapshot.live_ids()).values()]
         self._advance(result.index_version)
         assert result.searched == len(live)
@@ -310,7 +311,7 @@ class Reader:
 
     def read(self):
         """Samples and numbers, without a model."""
-        with self.index._storage.view() as view:
+        with self.index.storage.view() as view:
             snapshot = view.catalog
             self._advance(view.version)
             summary, live = snapshot.summary(), snapshot.live_ids().tolist()
@@ -382,7 +383,7 @@ def last_look(path):
         index.compact()
         findings += [str(f) for f in index.check().findings]
         summary = index.info()
-        files = len(index._storage.segments.files())
+        files = len(index.storage.segments.files())
     same = summary.samples == before and not summary.removed and summary.segments == files
     return {"findings": findings, "same": same, "summary": str(summary)}
 

@@ -101,7 +101,7 @@ def examine(path):
     By key: digests of its rows, and the sample with its statistics.
     """
     with ValuationIndex.open(path) as opened:
-        with opened._storage.view() as view:
+        with opened.storage.view() as view:
             rows = {}
             for geometry in opened.manifest.settings.geometries:
                 for block in view.blocks(geometry):

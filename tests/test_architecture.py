@@ -14,7 +14,6 @@ PACKAGE = Path(__file__).parent.parent / "forvalue_index"
 ORDER = (
     *("exceptions", "progress", "settings", "threads", "devices"),
     *("sources", "model", "gradients", "store", "ingest", "search", "valuation"),
-    *("index_model", "index_queries"),
     *("index", "evaluation", "reports", "forvalue_index", "cli"),
 )
 # The one home of each framework. A name stands for a module, or for a package and all in it.
@@ -25,7 +24,7 @@ HOMES = {
     "transformers": {"model.huggingface"},
     "peft": {"model.huggingface"},
     "huggingface_hub": {"model.huggingface"},
-    "safetensors": {"store", "gradients.calibration", "search.code_files"},
+    "safetensors": {"store.frozen", "store.segments", "search.code_files"},
     "filelock": {"store.writer_lock"},
     "sqlalchemy": {"store.catalog"},
     "alembic": {"store.catalog"},

@@ -82,7 +82,7 @@ def test_bm25_follows_the_order_of_documents(texts, shift):
 
 def test_mean_hidden_states_are_those_of_each_sample_alone(index):
     """Batched and padded, against the trunk on one sample at a time, in a loop over its labels."""
-    reader = index.reader
+    reader = index.model.reader
     samples = prepared(reader, rows(9))
     reader.token_budget = 64
     found = mean_hidden_states(reader, samples)
@@ -96,23 +96,23 @@ def test_mean_hidden_states_are_those_of_each_sample_alone(index):
 
 def test_progress_counts_all_samples(index):
     steps = []
-    samples = prepared(index.reader, rows(5))
-    mean_hidden_states(index.reader, samples, on_progress=steps.append)
+    samples = prepared(index.model.reader, rows(5))
+    mean_hidden_states(index.model.reader, samples, on_progress=steps.append)
     assert (steps[-1].stage, steps[-1].done, steps[-1].total) == ("comparing", 5, 5)
     assert steps[-1].tokens > 5
 
 
 def test_there_may_be_no_sample(index):
-    assert mean_hidden_states(index.reader, []).shape == (0, 32)
+    assert mean_hidden_states(index.model.reader, []).shape == (0, 32)
 
 
 def test_undefined_hidden_states_are_named(index):
     """As a model in half precision gives where it overflows."""
-    samples = prepared(index.reader, rows(3))
+    samples = prepared(index.model.reader, rows(3))
     with torch.no_grad():
-        index.reader.trunk._model.get_input_embeddings().weight[:] = float("nan")
+        index.model.reader.trunk._model.get_input_embeddings().weight[:] = float("nan")
     with pytest.raises(ModelError, match=r"<iterable>:1: .* undefined hidden states for sample r0"):
-        mean_hidden_states(index.reader, samples)
+        mean_hidden_states(index.model.reader, samples)
 
 
 def test_similarity_by_hand():

@@ -300,7 +300,7 @@ def test_a_choice_of_few_is_all_of_them_and_a_repetition_counts_once(many):
 
 
 def calibration_of(index):
-    return index.storage.calibration()
+    return index.storage.frozen.calibration()
 
 
 def row_bytes(index, geometry):
@@ -420,14 +420,14 @@ def test_an_add_that_stopped_after_it_calibrated_goes_on_with_that(tmp_path, mod
 def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, model_dir):
     """Its rows are raw, and it stays without one."""
     with made(tmp_path / "ix", model_dir, geometry="raw") as index:
-        prepared = [index.reader.prepare(to_sample(row)) for row in rows(12)]
-        embedded = index.embedder.embed(prepared)
+        prepared = [index.model.reader.prepare(to_sample(row)) for row in rows(12)]
+        embedded = index.model.embedder().embed(prepared)
         samples = [one.sample for one in prepared]
         index.storage.append(
             index.storage.packed(embedded.rows), samples, list(embedded.statistics)
         )
         first = index.query(rows(2, seed=2), top=5)
-        assert index.storage.sketch_error("raw").scale == (1, 0)
+        assert index.storage.frozen.sketch_error("raw").scale == (1, 0)
         assert index.add(rows(20)).added == 8
         index.remove(["r3", "r15"])
         index.compact()
@@ -448,13 +448,13 @@ def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, 
 
 def test_a_calibration_is_what_calibrate_gives(calibrated):
     """Of all samples, as there are few, in the order of the choice."""
-    prepared = [calibrated.reader.prepare(to_sample(row)) for row in rows(20)]
+    prepared = [calibrated.model.reader.prepare(to_sample(row)) for row in rows(20)]
     choice = Choice(0)
     for one in prepared:
         choice.offer(one)
     found = calibrate(
-        calibrated.reader,
-        calibrated.storage.tables(),
+        calibrated.model.reader,
+        calibrated.storage.frozen.tables(),
         calibrated.manifest.settings,
         choice.samples(),
     )

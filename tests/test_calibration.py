@@ -9,6 +9,7 @@ from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.gradients.geometry import Moments
 from forvalue_index.gradients.sketch_error import ErrorScale
 from forvalue_index.ingest.calibration import summary_of
+from forvalue_index.store.frozen import calibration_file, read_calibration
 
 MODEL = "m" * 32
 
@@ -32,7 +33,7 @@ def calibration(**changes):
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "calibration.safetensors"
-    path.write_bytes(calibration().save(MODEL))
+    path.write_bytes(calibration_file(calibration(), MODEL))
     return path
 
 
@@ -55,12 +56,8 @@ def assert_same(found, expected):
 )
 def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path, changes):
     path = tmp_path / "calibration.safetensors"
-    path.write_bytes(calibration(**changes).save(MODEL))
-    assert_same(Calibration.load(path, MODEL), calibration(**changes))
-
-
-def test_there_is_none(tmp_path):
-    assert Calibration.load(tmp_path / "calibration.safetensors", MODEL) is None
+    path.write_bytes(calibration_file(calibration(**changes), MODEL))
+    assert_same(read_calibration(path, MODEL), calibration(**changes))
 
 
 def test_the_digest_is_known():
@@ -98,7 +95,7 @@ def test_the_digest_notices_every_change(changes):
 
 def test_the_file_of_another_model_is_refused(path):
     with pytest.raises(SettingsMismatchError) as error:
-        Calibration.load(path, "n" * 32)
+        read_calibration(path, "n" * 32)
     assert str(error.value) == (
         f"{path} is the calibration of another model ({MODEL}, the index has {'n' * 32}); use one "
         "that was made with this model"
@@ -113,7 +110,7 @@ def test_a_flipped_bit_anywhere_is_found(path):
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
         with pytest.raises((BrokenIndexError, SettingsMismatchError)) as error:
-            pytest.fail(f"byte {position}: {Calibration.load(path, MODEL)}")
+            pytest.fail(f"byte {position}: {read_calibration(path, MODEL)}")
         assert str(path) in str(error.value)
 
 
@@ -122,33 +119,34 @@ def test_a_file_that_is_cut_off_anywhere_is_found(path):
     for length in range(0, len(content), 3):
         path.write_bytes(content[:length])
         with pytest.raises(BrokenIndexError, match=r"cannot be read .* restore it from a backup"):
-            Calibration.load(path, MODEL)
+            read_calibration(path, MODEL)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 9, b"\0" * 500])
 def test_a_file_of_something_else_is_damaged(path, content):
     path.write_bytes(content)
     with pytest.raises(BrokenIndexError, match="cannot be read"):
-        Calibration.load(path, MODEL)
+        read_calibration(path, MODEL)
 
 
 def test_a_directory_is_damaged(path):
     path.unlink()
     path.mkdir()
     with pytest.raises(BrokenIndexError, match="cannot be read"):
-        Calibration.load(path, MODEL)
+        read_calibration(path, MODEL)
 
 
 def test_the_numbers_of_another_calibration_under_this_one_s_name_are_damaged(path):
     other = calibration(samples=127)
-    content = other.save(MODEL).replace(other.digest.encode(), calibration().digest.encode())
+    written, digest = calibration_file(other, MODEL), calibration().digest
+    content = written.replace(other.digest.encode(), digest.encode())
     path.write_bytes(content)
     with pytest.raises(BrokenIndexError, match="its numbers are not its own"):
-        Calibration.load(path, MODEL)
+        read_calibration(path, MODEL)
 
 
 def test_a_loaded_calibration_outlives_its_file(path):
-    found = Calibration.load(path, MODEL)
+    found = read_calibration(path, MODEL)
     os.truncate(path, 10)
     assert_same(found, calibration())
 

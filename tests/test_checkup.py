@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BrokenIndexError, BusyIndexError
-from forvalue_index.gradients.calibration import Calibration
+from forvalue_index.store.frozen import calibration_file, read_calibration
 from forvalue_index.store.rows import row_checksums
 from forvalue_index.store.writer_lock import writer_lock
 
@@ -32,25 +32,25 @@ def reader(model_dir, tmp_path_factory):
     """One model for all."""
     path = tmp_path_factory.mktemp("reader") / "index"
     with ValuationIndex.create(path, str(model_dir), dim=256) as index:
-        return index.reader
+        return index.model.reader
 
 
 @pytest.fixture
 def filled(filled, reader):
     """The built index of 20 and 10 samples, of which one is removed."""
-    filled._reader = reader
+    filled.model._reader = reader
     filled.remove(["r4"])
     return filled
 
 
 def segments_of(index):
     """Paths in order of id."""
-    with index._storage.catalog.snapshot() as snapshot:
-        return [index._storage.segments.path(s.file.uid) for s in snapshot.segments()]
+    with index.storage.catalog.snapshot() as snapshot:
+        return [index.storage.segments.path(s.file.uid) for s in snapshot.segments()]
 
 
 def live_rows(index):
-    with index._storage.view() as view:
+    with index.storage.view() as view:
         blocks = list(view.blocks("raw"))
     ids = np.concatenate([block.ids for block in blocks])
     return dict(zip(ids.tolist(), torch.cat([block.rows for block in blocks]), strict=True))
@@ -299,10 +299,9 @@ def test_damaged_hash_tables_are_named_and_cannot_be_mended(filled):
 
 
 def of_another_model(path):
-    found = Calibration.load(
-        path, json.loads((path.parent / "index.json").read_text())["model"]["weights_digest"]
-    )
-    path.write_bytes(found.save("x" * 32))
+    document = json.loads((path.parent / "index.json").read_text())
+    found = read_calibration(path, document["model"]["weights_digest"])
+    path.write_bytes(calibration_file(found, "x" * 32))
 
 
 @pytest.mark.parametrize(
@@ -433,7 +432,7 @@ def test_a_damaged_tree_of_the_catalog_is_built_anew(filled):
     content[place : place + 3] = b"r99"
     path.write_bytes(content)
     with ValuationIndex.open(filled.path) as index:
-        index._reader = filled._reader
+        index.model._reader = filled.model._reader
         report = index.check()
         assert "damaged catalog" in kinds(report)
         assert "forvalue check INDEX --repair" in report.findings[0].cure
@@ -506,7 +505,7 @@ from forvalue_index import ValuationIndex
 from forvalue_index.ingest import add as ingest
 ingest.COMMIT_BYTES = 1
 with ValuationIndex.open(sys.argv[1]) as index:
-    index.reader.token_budget = 64
+    index.model.reader.token_budget = 64
     print("ready", flush=True)
     index.add(sys.argv[2], wait=True)
     index.remove(where="metadata.topic = 'law'", wait=True)

@@ -335,7 +335,7 @@ def test_markup_in_data_is_shown_as_it_is(tmp_path, model_dir):
 
 
 def test_standard_input(filled, tmp_path):
-    index = filled._storage.path
+    index = filled.storage.path
     lines = "".join(json.dumps(row) + "\n" for row in rows(3, seed=7, prefix="n"))
     assert document("add", index, "-", input=lines)["added"] == 3
     assert document("show", index, "n1")["source"] == "<stdin>"
@@ -345,7 +345,7 @@ def test_standard_input(filled, tmp_path):
 
 
 def test_columns_and_bad_rows(filled, tmp_path):
-    index = filled._storage.path
+    index = filled.storage.path
     data = [{"Q": row["prompt"], "A": row["response"]} for row in rows(4, seed=8)]
     path = write_jsonl(tmp_path / "qa.jsonl", [*data, {"Q": "?", "A": None}, {"other": 1}])
     mapped = ("--columns", "prompt=Q,response=A", "--on-bad", "skip")
@@ -367,7 +367,7 @@ def test_columns_and_bad_rows(filled, tmp_path):
 
 
 def test_several_files_and_patterns(filled, tmp_path):
-    index = filled._storage.path
+    index = filled.storage.path
     for n in range(3):
         write_jsonl(tmp_path / f"part-{n}.jsonl", rows(2, seed=n + 20, prefix=f"p{n}-"))
     added = document("add", index, tmp_path / "part-0.jsonl", tmp_path / "part-[12].jsonl")
@@ -378,7 +378,7 @@ def test_several_files_and_patterns(filled, tmp_path):
 def test_a_model_that_moved(filled, tmp_path, model_dir, validation):
     moved = tmp_path / "moved"
     moved.symlink_to(model_dir)
-    index = filled._storage.path
+    index = filled.storage.path
     assert document("add", index, validation, "--model", moved)["added"] == 3
     assert document("query", index, validation, "--model", moved)["searched"] == 33
     output = tmp_path / "v.csv"

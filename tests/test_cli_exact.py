@@ -219,8 +219,8 @@ def test_a_whitened_query_has_no_standard_error(case, tmp_path, geometry):
     with ValuationIndex.open(case.index) as opened:
         with opened.storage.view() as view:
             blocks = [b.rows.numpy().astype(np.float64) for b in view.blocks(geometry)]
-        embedder = opened.storage.embedder(opened.reader, [geometry])
-        prepared = [opened.reader.prepare(stored.sample) for stored in samples(opened)]
+        embedder = opened.model.embedder([geometry])
+        prepared = [opened.model.reader.prepare(stored.sample) for stored in samples(opened)]
         query = embedder.embed(prepared).rows[geometry].double().numpy().mean(axis=0)
     stored = np.concatenate(blocks)
     second = stored.T @ stored / N

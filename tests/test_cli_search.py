@@ -144,5 +144,5 @@ def test_an_open_index_searches_as_it_was_tuned(place, monkeypatch):
         before = index.query(rows(2, seed=2), search="rabitq", top=5)
         report = index.tune(search="rabitq", recall=0.9)
         assert index.query(rows(2, seed=2), search="rabitq", top=5).helpful == before.helpful
-        (valuer,) = index._valuers._held.values()
+        (valuer,) = index._search._held.values()
         assert valuer.search.refine == report.chosen.refine == 10

@@ -114,7 +114,7 @@ def test_groups_are_neighbours_within_bounds_and_nothing_is_left_to_merge(histor
 
 def contents(index):
     """Id -> row as stored, of live samples, and their texts."""
-    with index._storage.view() as view:
+    with index.storage.view() as view:
         blocks = list(view.blocks("raw"))
         ids = [id_ for block in blocks for id_ in block.ids.tolist()]
         found = torch.cat([block.rows for block in blocks]) if blocks else torch.empty(0)
@@ -134,12 +134,12 @@ def files(index):
 
 
 def recorded(index):
-    with index._storage.catalog.snapshot() as snapshot:
+    with index.storage.catalog.snapshot() as snapshot:
         return sorted(f"{s.file.uid}.safetensors" for s in snapshot.segments())
 
 
 def all_ids(index):
-    with index._storage.catalog.snapshot() as snapshot:
+    with index.storage.catalog.snapshot() as snapshot:
         return sorted({*snapshot.live_ids().tolist(), *snapshot.removed_ids().tolist()})
 
 
@@ -182,7 +182,7 @@ def test_an_open_view_answers_though_its_files_are_deleted(filled):
     filled.remove(["r1"])
     before = contents(filled)
     names = files(filled)
-    with filled._storage.view() as view:
+    with filled.storage.view() as view:
         filled.compact()
         assert not set(names) & set(files(filled))
         blocks = list(view.blocks("raw"))
@@ -250,7 +250,7 @@ def test_a_damaged_segment_stops_it_and_nothing_is_lost(filled, damage):
 
 def test_progress_counts_groups(filled):
     steps = []
-    filled._on_progress = steps.append
+    filled.model.on_progress = steps.append
     filled.compact()
     assert [(s.stage, s.done, s.total) for s in steps] == [
         ("compacting", 0, 1),
@@ -270,10 +270,10 @@ def test_what_was_merged_before_an_error_stays_merged(filled, monkeypatch):
         if step.done == 1:
             raise KeyboardInterrupt
 
-    filled._on_progress = stop
+    filled.model.on_progress = stop
     with pytest.raises(KeyboardInterrupt):
         filled.compact()
-    filled._on_progress = lambda _: None
+    filled.model.on_progress = lambda _: None
     assert filled.check().findings == ()
     left = [place for place, id_ in enumerate(before[0]) if id_ != 0]
     assert contents(filled)[1].equal(before[1][left])

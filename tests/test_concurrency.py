@@ -13,9 +13,9 @@ from rows import rows
 
 from forvalue_index import ValuationIndex
 from forvalue_index.sources.source import open_sources
-from forvalue_index.valuation.query import Counts
+from forvalue_index.valuation.query import AnswerCounts, Question, answer
 from forvalue_index.valuation.scoring import Scoring
-from forvalue_index.valuation.validation import embed_validation, read_validation
+from forvalue_index.valuation.validation import embed_validation, read_samples, tokenised
 
 pytest_plugins = ("tiny", "databases")
 
@@ -110,7 +110,7 @@ def pair(request, tmp_path, model_dir):
 
 
 def files(index):
-    return index._storage.segments.files()
+    return index.storage.segments.files()
 
 
 def test_values_that_are_being_computed_outlive_the_files_they_are_computed_from(pair):
@@ -125,7 +125,7 @@ def test_values_that_are_being_computed_outlive_the_files_they_are_computed_from
             writer.compact()
             deleted.extend(path for path in old if not path.exists())
 
-    reader._on_progress = compact_after_one_block
+    reader.model.on_progress = compact_after_one_block
     during = reader.values(VALIDATION)
     assert deleted == old
     assert during.ids.tolist() == before.ids.tolist() == [*range(30)]
@@ -143,7 +143,7 @@ def test_an_export_names_samples_that_were_forgotten_while_it_ran(pair, tmp_path
             done.append(writer.remove(where="id >= 10"))
             writer.compact()
 
-    reader._on_progress = forget
+    reader.model.on_progress = forget
     reader.values(VALIDATION, output=tmp_path / "values.jsonl")
     lines = (tmp_path / "values.jsonl").read_text("utf-8").splitlines()
     assert done == [20]
@@ -153,13 +153,13 @@ def test_an_export_names_samples_that_were_forgotten_while_it_ran(pair, tmp_path
 
 def test_a_snapshot_finds_the_text_of_hits_that_were_removed_and_forgotten_since(pair):
     reader, writer = pair
-    validation = read_validation(reader.reader, sources=open_sources(VALIDATION))
-    embedded = embed_validation(reader.embedder, "raw", validation)
-    with reader._valuers.current(Scoring()) as (valuer, snapshot):
+    validation = tokenised(reader.model.reader, read_samples(open_sources(VALIDATION)))
+    embedded = embed_validation(reader.model.embedder(), "raw", validation)
+    with reader._search.current(Scoring()) as (valuer, snapshot):
         writer.remove(where="id >= 0")
         writer.compact()
         assert (len(writer), files(writer)) == (0, [])
-        result = valuer.query(validation, embedded, snapshot, Counts(30, 30))
+        result = answer(valuer, snapshot, Question(validation, embedded, AnswerCounts(30, 30)))
     assert result.searched == 30
     for hit in result.helpful:
         assert hit.sample.key == f"r{hit.id}"
@@ -196,17 +196,17 @@ def test_a_query_sees_what_others_have_changed_since_the_last_one(pair):
 def test_a_query_is_answered_from_memory_where_nothing_has_changed(pair):
     reader, writer = pair
     reader.query(VALIDATION)
-    (valuer,) = reader._valuers._held.values()
+    (valuer,) = reader._search._held.values()
     reader.query(VALIDATION)
-    assert [*reader._valuers._held.values()] == [valuer]
+    assert [*reader._search._held.values()] == [valuer]
     writer.remove(["r1"])
     reader.query(VALIDATION)
-    assert valuer not in reader._valuers._held.values()
+    assert valuer not in reader._search._held.values()
 
 
 def test_a_view_reads_on_while_its_index_is_compacted_again_and_again(pair):
     reader, writer = pair
-    with reader._storage.view() as view:
+    with reader.storage.view() as view:
         for name in ("r0", "r10", "r20"):
             writer.remove([name])
             writer.compact()

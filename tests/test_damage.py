@@ -29,7 +29,7 @@ def sound(tmp_path_factory, model_dir):
         index.compact()
         index.add(rows(8, seed=1, prefix="s"))
         index.remove(["s1"])
-        reader = index.reader
+        reader = index.model.reader
     assert len(list((path / "segments").iterdir())) == 2
     return path, reader
 
@@ -49,7 +49,7 @@ def answers(path, reader, output):
     except ForValueError:
         return found
     with index:
-        index._reader = reader
+        index.model._reader = reader
         ask("query", lambda: question_of(index.query(VALIDATION, top=30, per_sample=True)))
         ask("values", lambda: values_of(index, output))
         ask("query again", lambda: question_of(index.query(VALIDATION, top=3)))

@@ -18,6 +18,7 @@ from forvalue_index.evaluation.scores import (
     sketched_scores,
 )
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
+from forvalue_index.sources.data import Data
 from forvalue_index.sources.sample import Message, Sample
 from forvalue_index.valuation.scorers.bm25 import bm25_scores
 from forvalue_index.valuation.scorers.self_influence import self_influences
@@ -42,8 +43,8 @@ def geometries(tmp_path_factory, model_dir):
         yield created
 
 
-def gathered(index, data=VALIDATION, **options):
-    return gather(index, EvaluationData(data, **options))
+def gathered(index, data=VALIDATION, *, reading=None, **options):
+    return gather(index, EvaluationData(Data.of(data, reading), **options))
 
 
 def sample(key, **metadata):
@@ -65,7 +66,7 @@ def test_scores_are_those_of_queries(filled):
     assert (list(evidence.sketched), evidence.exact) == ([RAW, COSINE], {})
     assert list(evidence.baselines) == [BM25, BM25_RESPONSE, HIDDEN_STATE]
     assert {scores.shape for scores in evidence.scores.values()} == {(4, 28)}
-    with filled.snapshot() as snapshot:
+    with filled.storage.catalog.snapshot() as snapshot:
         losses = [snapshot.sample(key).statistics.loss for key in keys]
     assert evidence.loss.tolist() == losses
     evaluated = evidence.evaluated
@@ -167,10 +168,9 @@ def test_a_limit_above_what_there_is_warns(filled):
     )
 
 
-@pytest.mark.parametrize(("option", "value"), [("limit", 1), ("limit", -5), ("on_bad", "no")])
+@pytest.mark.parametrize(("option", "value"), [("limit", 1), ("limit", -5)])
 def test_settings_that_cannot_work_are_refused(option, value):
-    name = "--" + option.replace("_", "-")
-    with pytest.raises(UsageError, match=f"{name} .*{value}"):
+    with pytest.raises(UsageError, match=f"--{option} .*{value}"):
         EvaluationData([], **{option: value})
 
 
@@ -218,12 +218,12 @@ def test_bad_validation_rows(filled, tmp_path):
     bad = write_jsonl(tmp_path / "v.jsonl", [*VALIDATION[:2], {"prompt": "p", "response": ""}])
     with pytest.raises(BadSampleError, match=r"v\.jsonl:3: .*--on-bad skip"):
         gathered(filled, bad)
-    evidence = gathered(filled, bad, on_bad="skip")
+    evidence = gathered(filled, bad, reading={"on_bad": "skip"})
     assert len(evidence.validation) == 2
     assert "1 validation row(s) were left out, the first one: " in evidence.evaluated.warnings[0]
     nothing = write_jsonl(tmp_path / "w.jsonl", [{"prompt": "p", "response": ""}])
     with pytest.raises(SourceError, match=r"w\.jsonl has no usable row"):
-        gathered(filled, nothing, on_bad="skip")
+        gathered(filled, nothing, reading={"on_bad": "skip"})
 
 
 def test_rows_that_the_tokenizer_refuses(filled):
@@ -231,10 +231,10 @@ def test_rows_that_the_tokenizer_refuses(filled):
     long = {"prompt": "z" * 600, "response": "r"}
     with pytest.raises(BadSampleError, match="its prompt alone has"):
         gathered(filled, [*VALIDATION, long])
-    evidence = gathered(filled, [*VALIDATION, long], on_bad="skip")
+    evidence = gathered(filled, [*VALIDATION, long], reading={"on_bad": "skip"})
     assert len(evidence.validation) == 4
-    with pytest.raises(SourceError, match="no validation row can be used with this model"):
-        gathered(filled, [long], on_bad="skip")
+    with pytest.raises(SourceError, match=r"no usable row .*1 bad, first .*prompt alone"):
+        gathered(filled, [long], reading={"on_bad": "skip"})
     cut = gathered(filled, [{"prompt": "p", "response": "z" * 600}])
     assert "1 validation sample(s) are longer than the context" in cut.evaluated.warnings[0]
 
@@ -242,14 +242,14 @@ def test_rows_that_the_tokenizer_refuses(filled):
 def test_columns_are_mapped(filled):
     data = [{"Q": row["prompt"], "A": row["response"]} for row in VALIDATION]
     columns = {"prompt": "Q", "response": "A"}
-    found = gathered(filled, data, columns=columns).scores[RAW]
+    found = gathered(filled, data, reading={"columns": columns}).scores[RAW]
     assert found == pytest.approx(gathered(filled).scores[RAW])
 
 
 def test_sketched_scores_over_several_segments(filled):
     with filled.storage.view() as view:
         blocks = list(view.blocks("raw"))
-        every, errors = {}, filled.storage.sketch_error("raw")
+        every, errors = {}, filled.storage.frozen.sketch_error("raw")
         for block in blocks:
             every |= dict(pairs(block))
         queries = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)

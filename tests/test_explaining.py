@@ -28,7 +28,7 @@ from forvalue_index.gradients.exact_values import exact_values, validation_gradi
 from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.settings import GEOMETRIES
 from forvalue_index.store.records import StoredSample
-from forvalue_index.valuation.explain import explain, pieces
+from forvalue_index.valuation.explain import explanation_of, pieces
 from forvalue_index.valuation.scoring import Scoring
 from forvalue_index.valuation.validation import ValidationSet
 
@@ -41,7 +41,7 @@ def stored(sample, id_=5, **options):
 
 def explained(read, name="raw", sample=SAMPLES[1], validation=VALIDATION, **options):
     found = ValidationSet(tuple(prepared(read, validation)), ("a warning",))
-    return explain(read, geometry(name, read), stored(sample), found, **options)
+    return explanation_of(read, geometry(name, read), stored(sample), found, **options)
 
 
 def labels(sample):
@@ -158,14 +158,14 @@ def test_what_cannot_be_explained(breakable):  # noqa: F811
     usable = ValidationSet(tuple(prepared(read, VALIDATION)))
     raw = geometry("raw", read)
     with pytest.raises(BadSampleError, match=r"^the text of sample \w+ cannot be read.*: gone$"):
-        explain(read, raw, stored(SAMPLES[0], text_error="gone"), usable)
+        explanation_of(read, raw, stored(SAMPLES[0], text_error="gone"), usable)
     broken = ValidationSet((*usable.prepared, BROKEN))
     with pytest.raises(BadSampleError, match=r"train\.jsonl:7: .* numbers for sample bad one"):
-        explain(read, raw, stored(SAMPLES[0]), broken)
+        explanation_of(read, raw, stored(SAMPLES[0]), broken)
     certain = certain_reader()
     zero = ValidationSet(tuple(prepared(certain, [CERTAIN])))
     with pytest.raises(BadSampleError, match="the gradient of the validation set is zero"):
-        explain(certain, raw, stored(SAMPLES[0]), zero)
+        explanation_of(certain, raw, stored(SAMPLES[0]), zero)
 
 
 # The text of each token.

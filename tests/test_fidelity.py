@@ -30,8 +30,8 @@ def made(path, model, *, dim, geometry="raw"):
 
 def seen(index, data):
     (source,) = open_sources(data, None)
-    encoded = [index.reader.prepare(sample).encoded for sample in source.samples()]
-    model = index.backbone.model
+    encoded = [index.model.reader.prepare(sample).encoded for sample in source.samples()]
+    model = index.model.backbone.model
     return [oracle.seen(model, one.token_ids, one.label_mask) for one in encoded]
 
 

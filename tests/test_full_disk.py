@@ -131,7 +131,7 @@ def roomy(built):
 def held(index):
     """Rows by key, bit for bit, of an index that fits together."""
     (geometry,) = index.manifest.settings.geometries
-    with index._storage.view() as view:
+    with index.storage.view() as view:
         stored = view.catalog.samples(view.catalog.live_ids())
         found = {
             stored[id_].sample.key: row.numpy().tobytes()
@@ -307,7 +307,7 @@ def test_a_compaction_without_room_for_the_new_segment_loses_nothing(index, disk
     assert answers(index, data[2]) == before
     with ValuationIndex.open(index) as opened:
         assert (opened.info().segments, opened.info().removed) == (1, 0)
-        assert len(opened._storage.segments.files()) == 1
+        assert len(opened.storage.segments.files()) == 1
 
 
 @pytest.mark.parametrize("room_kb", [0, 4, 32, 36, 40, 60])

@@ -10,13 +10,14 @@ from test_gpu_search import DEVICES
 from test_search_indexes import COSINE, RAW, answers, assert_same, in_three_segments
 from test_storage import DIM
 
-from forvalue_index import ValuationIndex, index_queries
+from forvalue_index import ValuationIndex
 from forvalue_index.devices import gpu_room, gpus
 from forvalue_index.gradients.embedder import Embedder
 from forvalue_index.search import gpu as gpu_search
 from forvalue_index.search import ranking
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.gpu import GpuIndex
+from forvalue_index.valuation import held_search
 
 pytest_plugins = ("tiny",)
 
@@ -28,7 +29,7 @@ VALIDATION = rows(3, seed=2, prefix="v")
 def with_gpus(request, monkeypatch):
     """Gives the GPUs that there are to indexes, or the CPU as one; returns what says their room."""
     if request.param == "cpu":
-        monkeypatch.setattr(index_queries, "gpus", lambda: [torch.device("cpu")])
+        monkeypatch.setattr(held_search, "gpus", lambda: [torch.device("cpu")])
 
     def give(n_bytes=None):
         free = gpu_room() if request.param == "cuda" else {torch.device("cpu"): 10**9}
@@ -143,10 +144,10 @@ def test_queries_and_values_are_the_same(place, with_gpus, tmp_path, how):
     with_gpus()
     with ValuationIndex.open(place) as index:
         found = index.values(VALIDATION, output=tmp_path / "v.csv", **how)
-        (valuer,) = index._valuers._held.values()
+        (valuer,) = index._search._held.values()
         assert isinstance(valuer.search, GpuIndex)
         asked = index.query(VALIDATION, **how)
-        assert [*index._valuers._held.values()] == [valuer], "rows are loaded once"
+        assert [*index._search._held.values()] == [valuer], "rows are loaded once"
     assert found.ids.tolist() == values.ids.tolist()
     assert len(found.ids) == (1 if "where" in how else 13)
     np.testing.assert_allclose(found.scores, values.scores, rtol=1e-4, atol=1e-7)
@@ -164,7 +165,7 @@ def test_values_of_rows_that_do_not_fit_are_scanned(place, with_gpus, caplog):
     with_gpus(100)
     with ValuationIndex.open(place) as index:
         found = index.values(VALIDATION)
-        assert not index._valuers._held, "nothing is loaded that is not used"
+        assert not index._search._held, "nothing is loaded that is not used"
     np.testing.assert_allclose(found.scores, values.scores, rtol=1e-5)
     assert "searching on the CPU" in caplog.text
 
@@ -202,7 +203,7 @@ def test_values_with_another_search_are_scanned(place, with_gpus):
     with_gpus()
     with ValuationIndex.open(place) as index:
         index.values(VALIDATION, search="rabitq")
-        assert not index._valuers._held
+        assert not index._search._held
         assert index.query(VALIDATION, search="rabitq").search == "rabitq"
 
 
@@ -212,14 +213,14 @@ def test_rows_leave_the_gpus_before_the_model_reads(place, with_gpus, tmp_path, 
     original = Embedder.embed_batch
 
     def noted(self, batch, prepared):
-        held.append(dict(index._valuers._held))
+        held.append(dict(index._search._held))
         return original(self, batch, prepared)
 
     with_gpus()
     copy = shutil.copytree(place, tmp_path / "index")
     with ValuationIndex.open(copy) as index:
         index.query(VALIDATION)
-        assert index._valuers._held
+        assert index._search._held
         monkeypatch.setattr(Embedder, "embed_batch", noted)
         index.add(rows(3, seed=5, prefix="new"))
     assert held == [{}]

@@ -43,13 +43,13 @@ def test_settings_are_resolved_against_the_model(index):
 
 def test_creating_what_is_there_opens_it(index, model_dir):
     index.add(rows(3))
-    path = index._storage.path
+    path = index.storage.path
     for settings in ({}, {"template": "chat", "max_length": 512}):
         same = {"dim": 256, "geometry": "raw"} | settings
         with ValuationIndex.create(path, str(model_dir), **same) as again:
             assert len(again) == 3
             assert again.manifest == index.manifest
-            assert again._reader is None, "nothing needs the model yet"
+            assert again.model._reader is None, "nothing needs the model yet"
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_creating_what_is_there_opens_it(index, model_dir):
 )
 def test_other_settings_are_refused(index, model_dir, settings, said):
     with pytest.raises(SettingsMismatchError, match=said):
-        ValuationIndex.create(index._storage.path, str(model_dir), **settings)
+        ValuationIndex.create(index.storage.path, str(model_dir), **settings)
 
 
 def test_another_place_for_the_catalog_is_refused(index, model_dir):
     url = "postgresql+psycopg://someone@nowhere/database"
     with pytest.raises(UsageError, match="has its catalog at sqlite, and this asks for another"):
         ValuationIndex.create(
-            index._storage.path, str(model_dir), dim=256, geometry="raw", catalog=url
+            index.storage.path, str(model_dir), dim=256, geometry="raw", catalog=url
         )
 
 
@@ -205,10 +205,10 @@ def test_columns_are_mapped(index):
 def test_the_search_index_is_kept_until_the_index_changes(index):
     index.add(rows(4))
     index.query(rows(1))
-    first = index._valuers._held
+    first = index._search._held
     index.query(rows(2))
-    assert index._valuers._held is first
-    with ValuationIndex.open(index._storage.path) as other:
+    assert index._search._held is first
+    with ValuationIndex.open(index.storage.path) as other:
         other.add(rows(5))
     assert index.query(rows(1)).searched == 5
 
@@ -217,7 +217,7 @@ def test_values_refuse_a_file_before_the_model_is_loaded(filled, tmp_path):
     for name, said in (("v.xlsx", "use one of"), ("none/v.csv", "is not a directory")):
         with pytest.raises(UsageError, match=said):
             filled.values(rows(2), output=tmp_path / name)
-    assert filled._reader is None
+    assert filled.model._reader is None
 
 
 def test_there_is_nothing_else_in_the_package():

@@ -64,17 +64,17 @@ def stop_at(monkeypatch, batch_number, error):
 
 
 def small_batches(index, token_budget=128):
-    index.reader.token_budget = token_budget
+    index.model.reader.token_budget = token_budget
 
 
 def windows_of(monkeypatch, index, rows_each):
     """Read this many rows at a time."""
-    share = (rows_each + 0.5) / index.reader.token_budget
+    share = (rows_each + 0.5) / index.model.reader.token_budget
     monkeypatch.setattr("forvalue_index.ingest.planning.WINDOW_ROWS", share)
 
 
 def segments_of(index):
-    with index._storage.catalog.snapshot() as snapshot:
+    with index.storage.catalog.snapshot() as snapshot:
         return snapshot.segments()
 
 
@@ -337,7 +337,9 @@ def test_what_is_finished_is_stored_once_it_is_large_or_old_enough(
     monkeypatch.setattr(f"forvalue_index.ingest.add.{constant}", value)
     small_batches(index)
     seen = []
-    index._on_progress = lambda step: seen.append(len(index)) if step.stage == "embedding" else None
+    index.model.on_progress = lambda step: (
+        seen.append(len(index)) if step.stage == "embedding" else None
+    )
     report = index.add(rows(40))
     expected, waiting = [], 0
     for size in embedded:
@@ -375,7 +377,7 @@ def test_a_small_add_is_one_segment(index):
 
 def window_sizes(index, data):
     read = [0]
-    index._on_progress = lambda step: read.append(step.done) if step.total is None else None
+    index.model.on_progress = lambda step: read.append(step.done) if step.total is None else None
     index.add(data)
     return [after - before for before, after in pairwise(read)]
 
@@ -450,7 +452,7 @@ def test_what_is_finished_is_stored_and_the_rest_can_follow(
     small_batches(index)
     windows_of(monkeypatch, index, 16)
     path = write_jsonl(tmp_path / "train.jsonl", rows(40))
-    first_window = len(list(index.reader.batches(prepared(index, rows(16)))))
+    first_window = len(list(index.model.reader.batches(prepared(index, rows(16)))))
     with monkeypatch.context() as patched:
         stop_at(patched, first_window + 3, error)
         with pytest.raises(type(error)):
@@ -475,7 +477,7 @@ def test_what_is_finished_is_stored_and_the_rest_can_follow(
 
 
 def prepared(index, data):
-    return [index.reader.prepare(to_sample(row)) for row in data]
+    return [index.model.reader.prepare(to_sample(row)) for row in data]
 
 
 def test_an_interrupt_waits_until_what_is_finished_is_stored(index, embedded, monkeypatch):
@@ -515,7 +517,7 @@ def test_an_error_in_the_callback_loses_nothing(index):
         if step.stage == "embedding":
             raise ZeroDivisionError
 
-    index._on_progress = callback
+    index.model.on_progress = callback
     small_batches(index)
     with pytest.raises(ZeroDivisionError):
         index.add(rows(20))
@@ -564,7 +566,7 @@ def test_progress_of_a_file_has_totals(index, tmp_path):
     small_batches(index)
     path = write_jsonl(tmp_path / "train.jsonl", rows(30))
     steps = []
-    index._on_progress = steps.append
+    index.model.on_progress = steps.append
     report = index.add(path)
     checking = [step for step in steps if step.stage == "checking"]
     assert [(step.done, step.total) for step in checking] == [(30, None), (30, 30)]
@@ -577,14 +579,14 @@ def test_progress_of_a_file_has_totals(index, tmp_path):
 def test_progress_counts_only_what_is_new(index):
     index.add(rows(10))
     steps = []
-    index._on_progress = steps.append
+    index.model.on_progress = steps.append
     index.add([*rows(14), *rows(14)])
     assert (steps[-1].done, steps[-1].total) == (4, 4)
 
 
 def test_progress_of_a_generator_has_no_total(index):
     steps = []
-    index._on_progress = steps.append
+    index.model.on_progress = steps.append
     index.add(row for row in rows(5))
     assert [step.stage for step in steps] == ["calibrating", "embedding"]
     assert (steps[0].done, steps[0].total) == (5, 5), "of the first window"
@@ -645,7 +647,7 @@ def stop_after(index, batch_number):
             if len(seen) == batch_number:
                 raise Stopped
 
-    index._on_progress = callback
+    index.model.on_progress = callback
     return seen
 
 
@@ -676,13 +678,13 @@ class TestStoppedAnywhere:
         small_batches(index)
         windows_of(monkeypatch, index, 8)
         call = make(tmp_path, index)
-        index._storage.close()
+        index.storage.close()
         copies = []
 
         def copy():
             path = shutil.copytree(tmp_path / "index", tmp_path / f"copy{len(copies)}")
             copies.append(ValuationIndex.open(path))
-            copies[-1]._reader = index.reader
+            copies[-1].model._reader = index.model.reader
             return copies[-1]
 
         yield copy, call
@@ -710,7 +712,7 @@ class TestStoppedAnywhere:
                 index.add(**call)
             stored = sum(s.file.n_rows for s in segments_of(index)) - before
             assert len(index.info().stopped) == 1
-            index._on_progress = lambda _: None
+            index.model.on_progress = lambda _: None
             assert index.add(**call).added == report.added - stored, batch_number
             assert_identical_rows(stored_rows(index.path), expected)
             assert index.info().stopped == ()
@@ -771,7 +773,7 @@ def test_a_stopped_add_of_other_data_does_not_go_on_with_this_one(index, tmp_pat
     with pytest.raises(Stopped):
         index.add(one)
     known = len(index)
-    index._on_progress = lambda _: None
+    index.model.on_progress = lambda _: None
     report = index.add(other)
     assert (report.known, report.added) == (known, 40 - known)
     assert index.info().stopped == ((str(one),),)
@@ -788,7 +790,7 @@ def test_an_add_goes_on_though_its_data_has_changed(index, tmp_path, model_dir):
     with pytest.raises(Stopped):
         index.add(path)
     known = len(index)
-    index._on_progress = lambda _: None
+    index.model.on_progress = lambda _: None
     changed = [*rows(3, seed=5, prefix="n"), *data[::-1]]
     report = index.add(write_jsonl(path, changed))
     assert (report.known, report.added) == (known, 43 - known)
@@ -813,8 +815,8 @@ def test_an_id_too_long_for_a_database_is_a_bad_row(index):
 @pytest.fixture
 def unsure(index):
     """An index of a model that gives no numbers for texts with the digit 7."""
-    weight = index.reader.trunk.model.get_input_embeddings().weight
-    (token,) = index.reader.prepare(to_sample({"text": "a7"})).encoded.token_ids[1:]
+    weight = index.model.reader.trunk.model.get_input_embeddings().weight
+    (token,) = index.model.reader.prepare(to_sample({"text": "a7"})).encoded.token_ids[1:]
     with torch.no_grad():
         before = weight[token].clone()
         weight[token] = float("nan")
@@ -862,13 +864,13 @@ def test_a_refusal_keeps_the_rest_of_its_batch(unsure):
 
 def test_files_are_read_by_a_thread_and_iterables_by_the_caller(index, tmp_path, monkeypatch):
     """Who gave an iterable may have opened what is behind it in this thread."""
-    readers, prepare = [], index.reader.prepare
+    readers, prepare = [], index.model.reader.prepare
 
     def prepared(sample):
         readers.append(threading.current_thread() is threading.main_thread())
         return prepare(sample)
 
-    monkeypatch.setattr(index.reader, "prepare", prepared)
+    monkeypatch.setattr(index.model.reader, "prepare", prepared)
     index.add(row for row in rows(5))
     assert readers == [True] * 5
     readers.clear()

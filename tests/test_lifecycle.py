@@ -151,7 +151,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def opened(self):
         index = ValuationIndex.open(self.directory / "index")
-        index._reader = self.reader
+        index.model._reader = self.reader
         return index
 
     def path_of(self, source):
@@ -278,7 +278,7 @@ def machine(tmp_path, model_dir):
     chosen = {"dim": 128, "row_dtype": "float32", "geometry": "fisher"}
     with ValuationIndex.create(path, str(model_dir), **chosen) as index:
         index.calibrate(CONTENTS)
-        reader, embedder = index.reader, index.embedder
+        reader, embedder = index.model.reader, index.model.embedder()
     prepared = [embedder.prepare(to_sample(row)) for row in [*CONTENTS, *VALIDATION]]
     alone = torch.cat([embedder.embed([one]).rows["fisher"] for one in prepared]).double().numpy()
     reference = alone[:-1] @ alone[-1]

@@ -8,7 +8,7 @@ import torch
 from rows import rows
 from test_ingest import assert_identical_rows, keys, small_batches, stored_rows, windows_of
 
-from forvalue_index import ValuationIndex, index_model
+from forvalue_index import ValuationIndex
 from forvalue_index.devices import gpus
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.gradients.embedder import Embedder
@@ -68,7 +68,7 @@ def test_rows_are_the_same_whatever_number_of_devices_makes_them(
 
 def test_one_batch_needs_one_model(tmp_path, model_dir, monkeypatch, used):
     give_devices(monkeypatch, 2)
-    monkeypatch.setattr(index_model, "load_on_other_gpus", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr(model, "load_on_other_gpus", lambda *_: pytest.fail("loaded again"))
     build(tmp_path / "index", model_dir, data=DATA[:1])
     assert len({embedder for _, embedder in used}) == 1
 

@@ -19,7 +19,7 @@ def snapshot(index, tmp_path):
         )
     )
     index.remove(["r3"])
-    with index._storage.catalog.snapshot() as opened:
+    with index.storage.catalog.snapshot() as opened:
         yield opened
 
 

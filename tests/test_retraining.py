@@ -70,7 +70,7 @@ def test_scores_are_those_of_a_plain_loop(ten):
     result = evaluated(ten)
     evidence = gather(ten, EvaluationData(VALIDATION, exact=True))
     members = random_halves(10, 4, seed=0)
-    losses = losses_by_hand(ten.backbone.model, evidence, members)
+    losses = losses_by_hand(ten.model.backbone.model, evidence, members)
     stored = np.stack([np.load(ten.path / "lds" / name)["losses"] for name in FILES])
     assert np.ptp(losses, axis=0).min() > 1e-3
     assert stored == pytest.approx(losses, abs=1e-4)
@@ -88,9 +88,9 @@ def test_scores_are_those_of_a_plain_loop(ten):
 
 
 def test_the_model_is_afterwards_what_it_was(ten):
-    before = {name: t.clone() for name, t in ten.backbone.model.state_dict().items()}
+    before = {name: t.clone() for name, t in ten.model.backbone.model.state_dict().items()}
     evaluated(ten, subsets=2)
-    after = ten.backbone.model.state_dict()
+    after = ten.model.backbone.model.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
     assert ten.check().sound  # what lies in the index besides is no damage
 
@@ -166,11 +166,11 @@ def test_another_run_in_the_same_directory_is_refused(ten, change, message):
 
 def test_a_lora_alone_is_trained(ten, tmp_path):
     recipe = Recipe(epochs=2, learning_rate=1e-2, batch_samples=3, lora_rank=2)
-    before = {name: t.clone() for name, t in ten.backbone.model.state_dict().items()}
+    before = {name: t.clone() for name, t in ten.model.backbone.model.state_dict().items()}
     result = evaluated(ten, recipe=recipe, directory=tmp_path / "runs")
     assert result.recipe["lora_rank"] == 2
     assert result.spread > 0
-    after = ten.backbone.model.state_dict()
+    after = ten.model.backbone.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
     again = evaluated(ten, recipe=recipe, directory=tmp_path / "other")

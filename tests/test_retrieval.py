@@ -9,6 +9,7 @@ from forvalue_index.evaluation.metrics import auc, recall_at_class_size
 from forvalue_index.evaluation.results import Estimate
 from forvalue_index.evaluation.retrieval import REMARK, evaluate_retrieval, retrieval
 from forvalue_index.exceptions import UsageError
+from forvalue_index.sources.data import Data
 
 pytest_plugins = ("tiny",)
 
@@ -114,6 +115,6 @@ def test_missing_fields_are_refused(filled):
 def test_rows_left_out_take_their_class_with_them(filled):
     """A row that the tokenizer refuses must not shift the classes of those after it."""
     long = {"id": "x", "prompt": "z" * 600, "response": "r", "topic": "art"}
-    skipped = evaluated(filled, [long, *VALIDATION], on_bad="skip")
+    skipped = evaluated(filled, Data([long, *VALIDATION], on_bad="skip"))
     plain = evaluated(filled)
     assert [m.auc for m in skipped.methods] == [m.auc for m in plain.methods]

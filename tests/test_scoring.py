@@ -18,7 +18,7 @@ from forvalue_index.valuation import values
 from forvalue_index.valuation.rerank import prepare_stored, rescorer
 from forvalue_index.valuation.results import Values
 from forvalue_index.valuation.scoring import Scoring
-from forvalue_index.valuation.validation import read_validation
+from forvalue_index.valuation.validation import read_samples, tokenised
 from forvalue_index.valuation.values import named_values, streamed_values
 
 pytest_plugins = ("tiny",)
@@ -51,7 +51,7 @@ def model(model_dir):
 
 
 def read(index, data=VALIDATION):
-    return read_validation(index.reader, sources=open_sources(data))
+    return tokenised(index.model.reader, read_samples(open_sources(data)))
 
 
 def truth(index, model, name, *, normalize=False):
@@ -121,11 +121,11 @@ def test_texts_are_read_a_bounded_number_at_a_time(index, monkeypatch):
     expected = index.values(VALIDATION, exact=True).scores
     asked = []
     target = reranking.validation_gradient(
-        index.reader, index.geometry("raw"), read(index).prepared
+        index.model.reader, index.model.geometry("raw"), read(index).prepared
     )
     monkeypatch.setattr(values, "EXACT_SAMPLES", 4)
     with index.storage.catalog.snapshot() as snapshot:
-        found = streamed_values(snapshot, index.reader, target, on_progress=asked.append)
+        found = streamed_values(snapshot, index.model.reader, target, on_progress=asked.append)
     np.testing.assert_allclose(found.scores, expected, rtol=1e-4)
     assert asked == [Progress("scoring", done, 14) for done in (4, 8, 12, 14)]
 
@@ -144,7 +144,7 @@ def test_whitening_is_the_dense_map(index, name):
     """The query times L (R + L I)^-1, with L the damping times the mean diagonal of R."""
     with index.storage.view() as view:
         stored = np.concatenate([b.rows.numpy() for b in view.blocks(name)]).astype(np.float64)
-    embedder = index.storage.embedder(index.reader, [name])
+    embedder = index.model.embedder([name])
     query = embedder.embed(list(read(index).prepared)).rows[name].double().numpy().mean(axis=0)
     second = stored.T @ stored / len(stored)
     ridge = index.manifest.settings.damping * np.diag(second).mean()
@@ -204,7 +204,7 @@ def stored(index, ids):
 def test_a_stored_sample_is_read_as_it_was_added(referring):
     found = stored(referring, [0, 3])
     (wanted,) = read(referring, TRAINING[:1]).prepared
-    encoded = prepare_stored(referring.reader, found[0]).encoded
+    encoded = prepare_stored(referring.model.reader, found[0]).encoded
     assert encoded.token_ids.tolist() == wanted.encoded.token_ids.tolist()
     assert encoded.label_mask.tolist() == wanted.encoded.label_mask.tolist()
     said = (
@@ -212,7 +212,7 @@ def test_a_stored_sample_is_read_as_it_was_added(referring):
         "changed since it was added; restore the file or add it again"
     )
     with pytest.raises(BadSampleError) as error:
-        prepare_stored(referring.reader, found[3])
+        prepare_stored(referring.model.reader, found[3])
     assert str(error.value) == said
     with pytest.raises(BadSampleError, match="the text of sample r3 cannot be read"):
         referring.values(VALIDATION, exact=True)
@@ -220,8 +220,8 @@ def test_a_stored_sample_is_read_as_it_was_added(referring):
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_what_cannot_be_rescored_is_left_out_and_named(referring, per_sample):
-    raw = referring.geometry("raw")
-    rescore = rescorer(referring.reader, raw, read(referring), per_sample=per_sample)
+    raw = referring.model.geometry("raw")
+    rescore = rescorer(referring.model.reader, raw, read(referring), per_sample=per_sample)
     found = rescore(stored(referring, [5, 3, 1]))
     assert found.ids.tolist() == [1, 5]
     assert found.scores.shape == (4 if per_sample else 1, 2)
@@ -306,7 +306,7 @@ def test_an_index_without_the_rows_of_a_geometry(filled):
         filled.query(VALIDATION, geometry="kfac")
     with pytest.raises(UsageError, match=r"kfac: .* has rows of raw; use one of these"):
         filled.values(VALIDATION, geometry="kfac")
-    assert filled._reader is None, "nothing was loaded"
+    assert filled.model._reader is None, "nothing was loaded"
     assert len(filled.values(VALIDATION, geometry="kfac", exact=True).ids) == 30
     assert filled.explain("r1", VALIDATION, geometry="kfac").scoring.geometry == "kfac"
 
@@ -330,7 +330,7 @@ def test_whitening_and_exact_scores_exclude_each_other(filled):
     for call in calls:
         with pytest.raises(UsageError, match="--whiten changes a query in the space of rows"):
             call()
-    assert filled._reader is None
+    assert filled.model._reader is None
 
 
 @pytest.mark.parametrize("rerank", [9, 1, 0, -3])
@@ -338,7 +338,7 @@ def test_fewer_candidates_than_answers_are_refused(filled, rerank):
     said = f"--rerank {rerank} is less than the 10 samples asked for; use at least 10, better"
     with pytest.raises(UsageError, match=said):
         filled.query(VALIDATION, top=4, bottom=10, rerank=rerank)
-    assert filled._reader is None
+    assert filled.model._reader is None
 
 
 def test_more_candidates_than_samples_are_all_of_them(filled):

@@ -83,6 +83,6 @@ def test_the_model_is_one_that_an_index_takes(shapes, directory, monkeypatch, ca
             rows(directory, "train"),
             directory,
         )
-        losses = shapes.measured(index.backbone.model, examples).loss
+        losses = shapes.measured(index.model.backbone.model, examples).loss
         stored = [one.statistics.loss for one in index.list_samples()]
         np.testing.assert_allclose(stored, losses, rtol=1e-3)

@@ -18,6 +18,7 @@ from forvalue_index.settings import ModelIdentity, Settings
 from forvalue_index.sources.sample import Message, Sample
 from forvalue_index.store.catalog.addresses import CATALOG
 from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.frozen import calibration_file
 from forvalue_index.store.manifest import CALIBRATION, MANIFEST, SEGMENTS, TABLES
 from forvalue_index.store.rows import packed
 from forvalue_index.store.store import Storage
@@ -109,7 +110,7 @@ def test_what_is_opened_is_what_was_created(storage, tmp_path):
     opened = Storage.open(tmp_path / "ix")
     assert opened.manifest == storage.manifest
     assert all_rows(opened)[1].equal(all_rows(storage)[1])
-    tables = opened.tables()
+    tables = opened.frozen.tables()
     assert set(tables) == {"vocab_order", "vocab_sign", "hidden_bucket", "hidden_sign"}
     opened.close()
 
@@ -188,7 +189,7 @@ def test_the_hash_tables_of_another_index_are_refused(storage, tmp_path):
     other.close()
     shutil.copy(other.path / TABLES, storage.path / TABLES)
     with pytest.raises(BrokenIndexError, match="is not the file that this index was created with"):
-        storage.tables()
+        storage.frozen.tables()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 9])
@@ -197,7 +198,7 @@ def test_hash_tables_that_cannot_be_read(storage, content):
     if content is not None:
         (storage.path / TABLES).write_bytes(content)
     with pytest.raises(BrokenIndexError, match=r"sketch\.safetensors cannot be read .* restore"):
-        storage.tables()
+        storage.frozen.tables()
 
 
 @pytest.mark.parametrize(
@@ -402,7 +403,7 @@ def calibration(samples=3, **parts):
 
 
 def test_rows_name_the_calibration_that_they_were_made_with(storage):
-    storage.freeze(calibration())
+    storage.frozen.freeze(calibration())
     rows = fill(storage)
     assert all_rows(storage)[1].equal(rows)
     with storage.catalog.snapshot() as snapshot:
@@ -415,12 +416,12 @@ def test_rows_name_the_calibration_that_they_were_made_with(storage):
 @pytest.mark.parametrize("change", ["other", "missing", "late"])
 def test_rows_of_another_calibration_are_refused(storage, change):
     if change != "late":
-        storage.freeze(calibration())
+        storage.frozen.freeze(calibration())
     fill(storage)
     if change == "missing":
         (storage.path / CALIBRATION).unlink()
     else:
-        storage.freeze(calibration(samples=4))
+        storage.frozen.freeze(calibration(samples=4))
     said = {
         "other": f"the calibration {calibration().digest}, and that of the index is "
         f"{calibration(samples=4).digest}; restore",
@@ -432,16 +433,20 @@ def test_rows_of_another_calibration_are_refused(storage, change):
 
 
 def test_a_calibration_of_another_model_is_refused(storage):
-    content = calibration().save("x" * 32)
+    content = calibration_file(calibration(), "x" * 32)
     (storage.path / CALIBRATION).write_bytes(content)
-    for use in (storage.calibration, lambda: storage.sketch_error("raw"), lambda: fill(storage)):
+    for use in (
+        storage.frozen.calibration,
+        lambda: storage.frozen.sketch_error("raw"),
+        lambda: fill(storage),
+    ):
         with pytest.raises(SettingsMismatchError, match="is the calibration of another model"):
             use()
 
 
 def test_an_index_is_uncalibrated_until_it_holds_a_calibration_or_rows(storage, tmp_path):
     assert storage.uncalibrated
-    storage.freeze(calibration())
+    storage.frozen.freeze(calibration())
     assert not storage.uncalibrated
     other = create(tmp_path / "other")
     fill(other)
@@ -451,22 +456,22 @@ def test_an_index_is_uncalibrated_until_it_holds_a_calibration_or_rows(storage, 
 
 def test_the_error_of_scores_is_that_of_the_calibration(tmp_path):
     storage = create(tmp_path / "ix", geometry="raw,fisher,kfac")
-    assert storage.sketch_error("raw") == SketchError((DIM,), (1, 0))
+    assert storage.frozen.sketch_error("raw") == SketchError((DIM,), (1, 0))
     directions = {"fisher": np.eye(2, 8)}
-    storage.freeze(
+    storage.frozen.freeze(
         calibration(
             directions=directions,
             error_scale={"raw": ErrorScale(0.5), "fisher": ErrorScale(1.5, 0.2)},
         )
     )
-    assert storage.sketch_error("raw") == SketchError((DIM,), (0.5, 0))
-    assert storage.sketch_error("fisher") == SketchError((DIM,), (1.5, 0.2))
-    assert storage.sketch_error("kfac") == SketchError((DIM,), (1, 0))
+    assert storage.frozen.sketch_error("raw") == SketchError((DIM,), (0.5, 0))
+    assert storage.frozen.sketch_error("fisher") == SketchError((DIM,), (1.5, 0.2))
+    assert storage.frozen.sketch_error("kfac") == SketchError((DIM,), (1, 0))
     storage.close()
 
 
 def test_a_calibration_that_is_a_link_out_of_the_index_is_refused(storage, tmp_path):
-    (tmp_path / "elsewhere").write_bytes(calibration().save("w" * 32))
+    (tmp_path / "elsewhere").write_bytes(calibration_file(calibration(), "w" * 32))
     (storage.path / CALIBRATION).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BrokenIndexError, match="is a link that leads out of the index"):
         Storage.open(storage.path)

@@ -52,7 +52,7 @@ def gain_by_hand(model, sample, validation, rate=RATE):
 
 def test_gains_are_those_of_a_step_by_hand(dozen):
     evidence = gather(dozen, EvaluationData(VALIDATION, exact=True))
-    model = dozen.backbone.model
+    model = dozen.model.backbone.model
     gains = np.array([gain_by_hand(model, one, evidence.validation) for one in evidence.training])
     assert np.ptp(gains) > 1e-2
 
@@ -79,14 +79,16 @@ def test_gains_are_those_of_a_step_by_hand(dozen):
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_best_and_the_worst_are_those_of_a_query(dozen, exact):
     found = dozen.query(VALIDATION, top=2, bottom=2, rerank=12 if exact else None)
-    with dozen.snapshot() as snapshot:
+    with dozen.storage.catalog.snapshot() as snapshot:
         samples = {
-            hit.sample.key: dozen.reader.prepare(snapshot.sample(hit.sample.key).sample)
+            hit.sample.key: dozen.model.reader.prepare(snapshot.sample(hit.sample.key).sample)
             for hit in found.helpful + found.harmful
         }
     validation = gather(dozen, EvaluationData(VALIDATION)).validation
     by_hand = [
-        np.mean([gain_by_hand(dozen.backbone.model, samples[h.sample.key], validation) for h in g])
+        np.mean(
+            [gain_by_hand(dozen.model.backbone.model, samples[h.sample.key], validation) for h in g]
+        )
         for g in (found.helpful, found.harmful)
     ]
     wanted = EvaluationData(VALIDATION, exact=exact)
@@ -98,13 +100,13 @@ def test_the_best_and_the_worst_are_those_of_a_query(dozen, exact):
 
 
 def test_the_model_is_afterwards_what_it_was(dozen):
-    before = {name: t.clone() for name, t in dozen.backbone.model.state_dict().items()}
+    before = {name: t.clone() for name, t in dozen.model.backbone.model.state_dict().items()}
     answer = dozen.query(VALIDATION, top=3).helpful
     first, second = (evaluate_tail_patch(dozen, EvaluationData(VALIDATION), k=2) for _ in range(2))
-    after = dozen.backbone.model.state_dict()
+    after = dozen.model.backbone.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
-    assert not any(p.requires_grad for p in dozen.backbone.model.parameters())
+    assert not any(p.requires_grad for p in dozen.model.backbone.model.parameters())
     assert dozen.query(VALIDATION, top=3).helpful == answer
     assert (first.random, first.methods) == (second.random, second.methods)
 
@@ -117,10 +119,10 @@ def test_ctrl_c_leaves_the_model_as_it_was(tmp_path, model_dir):
     where = tmp_path / "i"
     with ValuationIndex.create(where, str(model_dir), dim=64, on_progress=interrupt) as index:
         index.add(rows(6))
-        before = {name: t.clone() for name, t in index.backbone.model.state_dict().items()}
+        before = {name: t.clone() for name, t in index.model.backbone.model.state_dict().items()}
         with pytest.raises(KeyboardInterrupt):
             evaluate_tail_patch(index, EvaluationData(VALIDATION), k=2, learning_rate=0.1)
-        after = index.backbone.model.state_dict()
+        after = index.model.backbone.model.state_dict()
         assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
@@ -150,10 +152,10 @@ def test_half_of_all_is_the_most(dozen):
 
 
 def test_a_step_that_is_too_long_is_named(dozen):
-    before = {name: t.clone() for name, t in dozen.backbone.model.state_dict().items()}
+    before = {name: t.clone() for name, t in dozen.model.backbone.model.state_dict().items()}
     with pytest.raises(ModelError, match=r"4 of 4 samples are infinite or undefined; .* learning"):
         evaluate_tail_patch(dozen, EvaluationData(VALIDATION), k=2, learning_rate=1e38)
-    after = dozen.backbone.model.state_dict()
+    after = dozen.model.backbone.model.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 

@@ -135,7 +135,7 @@ def test_trust_that_an_index_does_not_ask_for(built_index, data, model_dir):
 
 def test_an_index_that_was_made_to_name_another_model(filled, strange, mark, data):
     """Where the model lies is no part of the fingerprint."""
-    index = filled._storage.path
+    index = filled.storage.path
     edit(index / "index.json", settings=vars(filled.manifest.settings) | {"model": str(strange)})
     for command in using(index, data):
         assert "runs code of its own" in refused(*command, code=1)

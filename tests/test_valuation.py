@@ -29,8 +29,8 @@ def stored_rows(path):
 
 def query_rows(index, data=VALIDATION):
     """Rows of validation samples, each embedded alone."""
-    prepared = [index.embedder.prepare(to_sample(row)) for row in data]
-    return torch.cat([index.embedder.embed([one]).rows["raw"] for one in prepared]).numpy()
+    prepared = [index.model.embedder().prepare(to_sample(row)) for row in data]
+    return torch.cat([index.model.embedder().embed([one]).rows["raw"] for one in prepared]).numpy()
 
 
 def ids_of(hits):
@@ -68,7 +68,7 @@ def test_harmful_is_most_negative_first(filled, built_index):
 
 def test_a_result_says_what_it_is_of(filled):
     result = filled.query(VALIDATION, top=3)
-    assert result.index == str(filled._storage.path)
+    assert result.index == str(filled.storage.path)
     assert result.fingerprint == filled.manifest.fingerprint
     assert (result.index_version, result.scoring.geometry, result.searched) == (2, "raw", 30)
     assert result.validation_samples == 4
@@ -118,7 +118,7 @@ def test_more_than_there_is_gives_all_there_is(filled):
 def test_the_standard_error_is_that_of_the_sketch(filled, built_index):
     _, stored = stored_rows(built_index)
     mean = query_rows(filled).mean(axis=0)
-    noise, relative = filled._storage.calibration().error_scale["raw"]
+    noise, relative = filled.storage.frozen.calibration().error_scale["raw"]
     assert 0.5 < noise < 2, "the formula is about right"
     assert relative < 0.3, "nothing is dropped"
     for hit in filled.query(VALIDATION, top=30).helpful:
@@ -130,7 +130,7 @@ def test_the_standard_error_is_that_of_the_sketch(filled, built_index):
 
 def test_a_removed_sample_is_no_answer(filled):
     best = filled.query(VALIDATION, top=1).helpful[0].id
-    filled._storage.catalog.remove([best])
+    filled.storage.catalog.remove([best])
     result = filled.query(VALIDATION, top=30)
     assert result.searched == 29
     assert best not in ids_of(result.helpful)
@@ -157,7 +157,7 @@ def test_values_are_the_scores_of_a_query(filled):
 
 
 def test_values_go_to_a_file(filled, tmp_path):
-    filled._storage.catalog.remove([4])
+    filled.storage.catalog.remove([4])
     path = tmp_path / "values.jsonl"
     scored = filled.values(VALIDATION, output=path)
     found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -187,7 +187,7 @@ def test_an_empty_index_has_no_answer(index, tmp_path):
 def test_fewer_than_one_sample_is_refused_before_the_model_is_loaded(filled, top, bottom, said):
     with pytest.raises(UsageError, match=f"{said}.*; ask for at least 1 sample"):
         filled.query(VALIDATION, top=top, bottom=bottom)
-    assert filled._reader is None
+    assert filled.model._reader is None
 
 
 def test_bad_validation_rows(filled, tmp_path):

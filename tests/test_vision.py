@@ -257,7 +257,7 @@ def test_exact_values_are_those_of_autograd(kind, backbones, tmp_path):
         assert index.manifest.exact_rows
         data = [row_of(sample) for sample in SAMPLES]
         assert index.add(data).added == len(SAMPLES)
-        backbone = index.backbone
+        backbone = index.model.backbone
         gradients = torch.stack([their_gradient(backbone, s) for s in SAMPLES]).double()
         expected = torch.einsum("vh,ivh->i", gradients[:2].mean(0), gradients).numpy()
         scale = np.abs(expected).max()
@@ -320,10 +320,10 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(kind, legacy, tmp_path):
     model = save_tiny_vision(tmp_path / "model", kind, legacy=legacy)
     with ValuationIndex.create(tmp_path / "index", str(model), dim=64) as index:
         expected = processor_digest(tiny_vision_processor(kind))
-        assert processor_digest(index.backbone.processor) == expected
+        assert processor_digest(index.model.backbone.processor) == expected
         assert index.manifest.model.processor_digest == expected
         family = VISION_CONFIGS[kind]
-        assert index.backbone.tokenizer.chat_template == family.template
+        assert index.model.backbone.tokenizer.chat_template == family.template
         assert index.manifest.settings.template == "chat"
 
 

@@ -79,7 +79,7 @@ def test_an_index_of_text_from_before_images_stays_one(of_text, home):
     manifest["format_version"] = 2
     path.write_text(json.dumps(manifest))
     with ValuationIndex.open(of_text) as index:
-        assert index.backbone.processor is None
+        assert index.model.backbone.processor is None
         assert index.add([{"prompt": "a", "response": "d"}]).added == 1
         (hit, _) = index.query([{"prompt": "a", "response": "b c"}], top=2).helpful
         assert hit.id == 0

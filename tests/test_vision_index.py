@@ -341,7 +341,7 @@ def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch
     monkeypatch.setattr(Embedder, "embed_batch", slow)
     with ValuationIndex.open(made(home, model)) as index:
         index.calibrate(str(home / "data" / "train.jsonl"))
-        index.reader.token_budget = 64
+        index.model.reader.token_budget = 64
         read[0] = 0
         index.add(str(home / "data" / "train.jsonl"))
     with_images = [size for size in sizes if size]

@@ -79,7 +79,7 @@ def test_a_second_index_object_of_the_same_process_is_a_second_writer(filled):
 
 def test_one_that_waits_goes_on_once_the_other_has_finished(filled):
     steps = []
-    filled._on_progress = steps.append
+    filled.model.on_progress = steps.append
     with another_writer(filled.path) as process:
         release = threading.Timer(0.5, process.stdin.close)
         release.start()

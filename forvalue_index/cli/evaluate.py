@@ -65,8 +65,9 @@ def _opened(
     """The index, and what it is to be evaluated with."""
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         from forvalue_index.evaluation.evidence import EvaluationData
+        from forvalue_index.sources.data import Data
 
-        yield opened, EvaluationData(list(data), **reading, **how)
+        yield opened, EvaluationData(Data(list(data), **reading), **how)
 
 
 @evaluate.command()

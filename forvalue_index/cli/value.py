@@ -153,7 +153,7 @@ def explain(
             **how,
         )
         if output is not None:
-            write_page(output, explanation_page(explanation, opened.pixels))
+            write_page(output, explanation_page(explanation, opened.storage.media.open))
     if as_json:
         print_json(explanation_document(explanation))
     else:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,32 +16,29 @@ from numpy.typing import NDArray
 from forvalue_index.evaluation.metrics import Numbers
 from forvalue_index.evaluation.results import Evaluated
 from forvalue_index.evaluation.scores import Matrix, all_exact, all_sketched, baselines
-from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
+from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.index import ValuationIndex
 from forvalue_index.model.label_tokens import LabelReader, Prepared
-from forvalue_index.settings import ON_BAD
 from forvalue_index.sources.data import Data
 from forvalue_index.sources.sample import BadRow, Sample
 from forvalue_index.store.records import StoredSample
 from forvalue_index.store.view import View
 from forvalue_index.valuation.scorers.self_influence import self_influences
+from forvalue_index.valuation.validation import read_samples, tokenised
 
-T = TypeVar("T")
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class EvaluationData:
     """What an index is evaluated with: a validation set, and how much of the index.
 
-    `data` is what `ValuationIndex.query` takes, with its `columns`, `on_bad` and `media_root`. With
-    a `limit`, so many training samples are drawn by `seed` instead of all. `exact` asks for exact
-    scores beside sketched ones, from the model and the texts.
+    `data` is `Data`, or its rows. With a `limit`, so many training samples are drawn by `seed`
+    instead of all. `exact` asks for exact scores beside sketched ones, from the model and the
+    texts.
     """
 
-    data: Data
-    columns: Mapping[str, str] | None = None
-    on_bad: str = "fail"
-    media_root: str | PathLike[str] | None = None
+    data: Any
     limit: int | None = None
     exact: bool = False
     seed: int = 0
@@ -50,8 +46,6 @@ class EvaluationData:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 2:
             raise UsageError(f"--limit is {self.limit}; use at least 2 training samples, or none")
-        if self.on_bad not in ON_BAD:
-            raise UsageError(f"--on-bad cannot be {self.on_bad!r}; use one of {', '.join(ON_BAD)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,27 +108,28 @@ def gather(index: ValuationIndex, wanted: EvaluationData, *, check: Check = anyt
         BadSampleError, SourceError: the validation set cannot be used, as in `query`.
     """
     started = time.perf_counter()
-    warnings: list[str] = []
-    validation = _read_validation(index, wanted, warnings)
+    data = Data.of(wanted.data)
+    read = read_samples(index.model.sources(data), data.on_bad)
     with index.storage.view() as view:
-        stored = _read_training(view, wanted, warnings)
+        stored, warnings = _read_training(view, wanted)
         training = [one.sample for one in stored]
-        check(training, validation)
-        reader = index.reader
+        check(training, read.samples)
+        reader = index.model.reader
         loaded = time.perf_counter()
-        prepared = _prepared(reader, validation, wanted.on_bad, warnings)
+        validation = tokenised(reader, read)
+        prepared = validation.prepared
         ids = [one.id for one in stored]
         sketched, stderrs = all_sketched(index, view, prepared, ids)
         influences = self_influences(view, ids)
         version = view.version
-    tokenised = tuple(_tokenised(reader, training))
-    exact = all_exact(index, prepared, tokenised) if wanted.exact else {}
+    indexed = tuple(_tokenised(reader, training))
+    exact = all_exact(index, prepared, indexed) if wanted.exact else {}
     scored = time.perf_counter()
-    compared = baselines(index, prepared, tokenised)
+    compared = baselines(index, prepared, indexed)
     manifest = index.manifest
     return Evidence(
-        training=tokenised,
-        validation=tuple(prepared),
+        training=indexed,
+        validation=prepared,
         loss=np.array([one.statistics.loss for one in stored]),
         self_influences=influences,
         sketched=sketched,
@@ -153,33 +148,17 @@ def gather(index: ValuationIndex, wanted: EvaluationData, *, check: Check = anyt
                 "score": scored - loaded,
                 "baselines": time.perf_counter() - scored,
             },
-            warnings=tuple(warnings),
+            warnings=(*validation.warnings, *warnings),
         ),
     )
 
 
-def _read_validation(
-    index: ValuationIndex, wanted: EvaluationData, warnings: list[str]
-) -> list[Sample]:
-    sources = index.sources(wanted.data, wanted.columns, wanted.media_root)
-    rows = [row for source in sources for row in source.samples()]
-    samples = _usable(rows, wanted.on_bad, warnings)
-    if not samples:
-        names = ", ".join(source.name for source in sources)
-        raise SourceError(f"{names} has no usable row to validate with; mend the file")
-    return samples
+def _read_training(view: View, wanted: EvaluationData) -> tuple[list[StoredSample], list[str]]:
+    """Live samples in order of id, those without a text left out, and what to say of that.
 
-
-def _read_training(view: View, wanted: EvaluationData, warnings: list[str]) -> list[StoredSample]:
-    """Live samples in order of id, those without a text left out; raises where none remain."""
-    ids = view.catalog.live_ids()
-    if wanted.limit is not None and len(ids) < wanted.limit:
-        warnings.append(
-            f"--limit is {wanted.limit:,} and the index holds {len(ids):,} samples; all are used"
-        )
-    elif wanted.limit is not None:
-        drawn = np.random.default_rng(wanted.seed).choice(ids, wanted.limit, replace=False)
-        ids = np.sort(drawn)
+    Raises UsageError where fewer than two are left.
+    """
+    ids, warnings = _drawn(view.catalog.live_ids(), wanted)
     found = view.catalog.samples(ids)
     stored = [found[id_] for id_ in sorted(found)]
     lost = [one.text_error for one in stored if one.text_error]
@@ -195,37 +174,19 @@ def _read_training(view: View, wanted: EvaluationData, warnings: list[str]) -> l
             f"evaluation compares at least 2"
             + (f"; the first lost text: {lost[0]}" if lost else "; add some: forvalue add INDEX")
         )
-    return readable
+    return readable, warnings
 
 
-def _prepared(
-    reader: LabelReader, samples: Sequence[Sample], on_bad: str, warnings: list[str]
-) -> list[Prepared]:
-    tokenised = map(reader.prepare, samples)
-    prepared = _usable(tokenised, on_bad, warnings)
-    if not prepared:
-        raise SourceError("no validation row can be used with this model; mend the file")
-    truncated = sum(p.encoded.truncated for p in prepared)
-    if truncated:
-        warnings.append(
-            f"{truncated} validation sample(s) are longer than the context and were cut"
-        )
-    return prepared
-
-
-def _usable(rows: Iterable[T | BadRow], on_bad: str, warnings: list[str]) -> list[T]:
-    """Rows but for the bad ones, which are warned of. Raises BadSampleError if they must not be."""
-    good, bad = [], []
-    for row in rows:
-        if not isinstance(row, BadRow):
-            good.append(row)
-        elif on_bad == "fail":
-            raise BadSampleError(f"{row}. Mend the row, or use --on-bad skip")
-        else:
-            bad.append(row)
-    if bad:
-        warnings.append(f"{len(bad)} validation row(s) were left out, the first one: {bad[0]}")
-    return good
+def _drawn(ids: Ids, wanted: EvaluationData) -> tuple[Ids, list[str]]:
+    """As many ids as are wanted, in order, and a warning where there are fewer."""
+    if wanted.limit is None:
+        return ids, []
+    if len(ids) < wanted.limit:
+        return ids, [
+            f"--limit is {wanted.limit:,} and the index holds {len(ids):,} samples; all are used"
+        ]
+    drawn = np.random.default_rng(wanted.seed).choice(ids, wanted.limit, replace=False)
+    return np.sort(drawn), []
 
 
 def _tokenised(reader: LabelReader, training: Iterable[Sample]) -> Iterator[Prepared]:

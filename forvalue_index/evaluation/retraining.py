@@ -48,12 +48,14 @@ def evaluate_lds(
         n_subsets=subsets,
         seed=wanted.seed,
     )
-    losses = measured_losses(index.backbone, study, where, on_progress=index.on_progress)
+    losses = measured_losses(
+        index.model.backbone, study, where, on_progress=index.model.on_progress
+    )
     named = [(name, "sketched", scores) for name, scores in evidence.sketched.items()]
     named += [(name, "exact", scores) for name, scores in evidence.exact.items()]
     named += [(name, "", scores) for name, scores in evidence.baselines.items()]
     return LdsResult(
-        evaluated=warned(evidence.evaluated, precision_warnings(index.backbone, recipe)),
+        evaluated=warned(evidence.evaluated, precision_warnings(index.model.backbone, recipe)),
         subsets=subsets,
         recipe=asdict(recipe),
         spread=float(losses.std(axis=0).mean()),

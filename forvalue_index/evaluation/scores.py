@@ -45,11 +45,11 @@ def all_sketched(
     index: ValuationIndex, view: View, prepared: Sequence[Prepared], ids: Sequence[int]
 ) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
     """Scores of rows and their standard errors, by the name of the scoring."""
-    queries = index.embedder.embed(prepared).rows
+    queries = index.model.embedder().embed(prepared).rows
     scores, stderrs = {}, {}
     for name, scoring in scorings(index).items():
         mine = queries[scoring.geometry]
-        errors = index.storage.sketch_error(scoring.geometry)
+        errors = index.storage.frozen.sketch_error(scoring.geometry)
         scores[name], stderrs[name] = sketched_scores(
             view, unit_rows(mine) if scoring.normalize else mine, ids, scoring, errors
         )
@@ -77,9 +77,9 @@ def all_exact(
     index: ValuationIndex, validation: Sequence[Prepared], training: Sequence[Prepared]
 ) -> dict[str, Matrix]:
     """Scores of the model, by the name of the scoring."""
-    geometries = [index.geometry(name) for name in index.manifest.settings.geometries]
+    geometries = [index.model.geometry(name) for name in index.manifest.settings.geometries]
     found = exact_matrices(
-        index.reader, geometries, validation, training, on_progress=index.on_progress
+        index.model.reader, geometries, validation, training, on_progress=index.model.on_progress
     )
     scores = {}
     for name, scoring in scorings(index).items():
@@ -94,7 +94,7 @@ def baselines(
     """Scores of what has no need of gradients: shared words, and hidden states."""
     queries, documents = ([p.sample for p in side] for side in (validation, training))
     hidden = mean_hidden_states(
-        index.reader, [*validation, *training], on_progress=index.on_progress
+        index.model.reader, [*validation, *training], on_progress=index.model.on_progress
     )
     return {
         BM25: bm25_scores(list(map(_text, queries)), list(map(_text, documents))),

@@ -65,7 +65,7 @@ def evaluate_tail_patch(
     gains = _gains(index, evidence, places, recipe)
     by_group = {name: np.array([gains[i] for i in group]) for name, group in chosen.items()}
     return TailPatchResult(
-        evaluated=warned(evidence.evaluated, precision_warnings(index.backbone, recipe)),
+        evaluated=warned(evidence.evaluated, precision_warnings(index.model.backbone, recipe)),
         k=k,
         learning_rate=learning_rate,
         random=mean_interval(by_group[RANDOM]),
@@ -86,7 +86,7 @@ def _chosen(evidence: Evidence, k: int, seed: int) -> Mapping[str, Sequence[int]
 def _gains(
     index: ValuationIndex, evidence: Evidence, places: Sequence[int], recipe: Recipe
 ) -> dict[int, float]:
-    backbone = index.backbone
+    backbone = index.model.backbone
     validation = [p.encoded for p in evidence.validation]
     before = float(mean_losses(backbone, validation).mean())
     gains = {}
@@ -95,7 +95,7 @@ def _gains(
             sample = evidence.training[place].encoded
             fine_tune(backbone, parameters, [sample], recipe, seed=0)
             gains[place] = before - float(mean_losses(backbone, validation).mean())
-        index.on_progress(Progress("patching", done, len(places)))
+        index.model.on_progress(Progress("patching", done, len(places)))
     return gains
 
 

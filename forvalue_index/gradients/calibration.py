@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
 from forvalue_index.gradients.geometry import Moments
 from forvalue_index.gradients.hash_tables import tables_digest
 from forvalue_index.gradients.sketch_error import ErrorScale
@@ -69,37 +66,7 @@ class Calibration:
             },
         )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names these numbers, wherever they lie."""
         return tables_digest(self.tensors())
-
-    def save(self, model_digest: str) -> bytes:
-        """The contents of a file, which says what model it was made with."""
-        return save(self.tensors(), {"digest": self.digest, "model": model_digest})
-
-    @classmethod
-    def load(cls, path: Path, model_digest: str) -> Calibration | None:
-        """What `save` gave, or None where there is no file.
-
-        Raises:
-            BrokenIndexError: the file is damaged.
-            SettingsMismatchError: it was made with another model.
-        """
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, framework="numpy") as file:
-                said = file.metadata() or {}
-                names = list(file.keys())
-                found = cls.from_tensors({name: file.get_tensor(name) for name in names})
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise BrokenIndexError(f"{path} cannot be read ({error}); {CURE}") from error
-        if found.digest != said.get("digest"):
-            raise BrokenIndexError(f"{path} is damaged: its numbers are not its own; {CURE}")
-        if said.get("model") != model_digest:
-            raise SettingsMismatchError(
-                f"{path} is the calibration of another model ({said.get('model')}, the index has "
-                f"{model_digest}); use one that was made with this model"
-            )
-        return found

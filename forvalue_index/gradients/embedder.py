@@ -22,6 +22,7 @@ from forvalue_index.gradients.sketch import Sketch, make_sketch
 from forvalue_index.model.batching import halves
 from forvalue_index.model.encoded import Batch, SampleStatistics
 from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.settings import Settings
 from forvalue_index.sources.sample import BadRow, Sample
 
@@ -74,19 +75,24 @@ class Embedder:
         """The batches that `embed_batch` should be given for these samples."""
         return self.reader.batches(prepared)
 
-    def embed(self, prepared: Sequence[Prepared]) -> Embedded:
+    def embed(
+        self, prepared: Sequence[Prepared], *, on_progress: OnProgress = ignore_progress
+    ) -> Embedded:
         """Rows and statistics of samples, in their order. Raises as `refuse_undefined`."""
         rows = {
             name: torch.empty(len(prepared), feature.sketch.dim)
             for name, feature in self._features.items()
         }
         statistics: dict[int, SampleStatistics] = {}
+        tokens = 0
         for batch in self.batches(prepared):
-            done = self.embed_batch(batch, prepared)
-            refuse_undefined(done, [prepared[i] for i in batch.indices])
-            for name, found in done.rows.items():
-                rows[name][list(batch.indices)] = found
-            statistics.update(zip(batch.indices, done.statistics, strict=True))
+            embedded = self.embed_batch(batch, prepared)
+            refuse_undefined(embedded, [prepared[i] for i in batch.indices])
+            for name, in_batch in embedded.rows.items():
+                rows[name][list(batch.indices)] = in_batch
+            statistics.update(zip(batch.indices, embedded.statistics, strict=True))
+            tokens += int(batch.attention_mask.sum())
+            on_progress(Progress("embedding", len(statistics), len(prepared), tokens))
         ordered = tuple(statistics[i] for i in range(len(prepared)))
         return Embedded(rows, ordered, torch.ones(len(prepared), dtype=torch.bool))
 
@@ -145,13 +151,27 @@ def features_of(
     geometries: Sequence[str],
 ) -> dict[str, Feature]:
     """What makes the rows of some geometries of an index; all but raw need a calibration."""
-    device, features = reader.vocab_order.device, {}
-    for name in geometries:
-        geometry = geometry_of(name, reader, calibration, settings)
-        directions = None if calibration is None else calibration.directions.get(name)
-        mine = geometry_tables(tables, name, directions)
-        features[name] = Feature(geometry, make_sketch(mine, dim=settings.dim, device=device))
-    return features
+    device = reader.vocab_order.device
+    return {
+        name: Feature(
+            geometry_of(name, reader, calibration, settings),
+            sketch_of(name, tables, calibration, dim=settings.dim, device=device),
+        )
+        for name in geometries
+    }
+
+
+def sketch_of(
+    geometry: str,
+    tables: HashTables,
+    calibration: Calibration | None,
+    *,
+    dim: int,
+    device: torch.device,
+) -> Sketch:
+    """What makes rows of `dim` floats in a geometry, by the hash tables of an index."""
+    directions = None if calibration is None else calibration.directions.get(geometry)
+    return make_sketch(geometry_tables(tables, geometry, directions), dim=dim, device=device)
 
 
 def geometry_of(

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
+from os import PathLike
 from typing import NamedTuple
 
-from forvalue_index.exceptions import BadSampleError, SourceError
+from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.gradients.calibrating import Choice, calibrate
 from forvalue_index.gradients.embedder import Embedder, undefined_numbers
 from forvalue_index.ingest.parallel import embedded_batches
@@ -25,10 +26,11 @@ from forvalue_index.ingest.seen_keys import Repeats
 from forvalue_index.ingest.tally import AddReport, Tally
 from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.model.label_tokens import LabelReader, Prepared
-from forvalue_index.progress import OnProgress, Progress, ignore_progress
+from forvalue_index.progress import OnProgress, Progress
 from forvalue_index.sources.sample import BadRow, Sample, Source, bad_row
 from forvalue_index.store.durable import interrupts_held
 from forvalue_index.store.manifest import REJECTED
+from forvalue_index.store.model import IndexModel, embedder_of
 from forvalue_index.store.rows import StoredRows, joined
 from forvalue_index.store.store import Storage
 from forvalue_index.threads import one_ahead
@@ -46,15 +48,7 @@ class _Finished(NamedTuple):
     statistics: SampleStatistics
 
 
-def add(
-    storage: Storage,
-    reader: LabelReader,
-    *,
-    sources: Sequence[Source],
-    others: Callable[[], Sequence[LabelReader]] = tuple,
-    on_bad: str = "fail",
-    on_progress: OnProgress = ignore_progress,
-) -> AddReport:
+def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -> AddReport:
     """Store the samples of `sources` that the index does not hold yet. The writer's lock is held.
 
     A sample is known where its key is stored with the same content: it gets new metadata where
@@ -63,17 +57,21 @@ def add(
     is embedded; with "skip", bad rows go to a file in the index.
 
     The first samples of an index calibrate it: a random choice of them, or of the first window
-    where sources cannot be read twice. Where there is more than a batch to embed, `others` read
-    batches, too: readers alike, on other devices.
+    where sources cannot be read twice. Where there is more than a batch to embed, other GPUs read
+    batches, too.
 
     Raises:
         BadSampleError: a row is not usable and `on_bad` is "fail".
         SourceError: a source cannot be read, or there is no row at all.
+        SettingsMismatchError: the model is not the one that the index was built with.
     """
     started = time.perf_counter()
+    model.refuse_swapped_calibration()
+    storage, reader = model.storage, model.reader
+    load_s = time.perf_counter() - started
     names = [source.name for source in sources]
     storage.catalog.refer_to(sources)
-    ingestion = _Ingestion(storage, reader, others, on_progress=on_progress)
+    ingestion = _Ingestion(storage, reader, model.other_readers, on_progress=model.on_progress)
     with closing(Rejects(storage.path / REJECTED)) as rejects:
         total = None
         if all(source.rereadable for source in sources):
@@ -89,7 +87,11 @@ def add(
     return AddReport(
         **counts,
         rejected=rejects.count,
-        seconds={"forward": forward_s, "total": time.perf_counter() - started},
+        seconds={
+            "load": load_s,
+            "forward": forward_s,
+            "total": time.perf_counter() - started,
+        },
         rejected_file=rejects.path,
     )
 
@@ -193,13 +195,13 @@ class _Ingestion:
                 for member in members:
                     self._choice.offer(member)
                 chosen = self._choice.samples()
-                tables, settings = storage.tables(), storage.manifest.settings
+                tables, settings = storage.frozen.tables(), storage.manifest.settings
                 found = calibrate(reader, tables, settings, chosen, on_progress=self._on_progress)
-                storage.freeze(found)
+                storage.frozen.freeze(found)
                 self._stored_at = time.perf_counter()
-            self._embedders = [storage.embedder(reader)]
+            self._embedders = [embedder_of(storage, reader)]
         if len(self._embedders) == 1 and self._more_than_a_batch(members):
-            self._embedders += [self._storage.embedder(other) for other in self._others()]
+            self._embedders += [embedder_of(self._storage, other) for other in self._others()]
         return self._embedders
 
     def _more_than_a_batch(self, members: Sequence[Prepared]) -> bool:
@@ -255,6 +257,16 @@ class _Ingestion:
             self.tally.truncated += sum(s.truncated for s in statistics)
             self.tally.label_tokens += sum(s.n_label_tokens for s in statistics)
         self._stored_at = time.perf_counter()
+
+
+def refuse_media_root(storage: Storage, media_root: str | PathLike[str] | None) -> None:
+    """Raise UsageError for data files that an index refers to: they are read again as they lie."""
+    if media_root is not None and storage.manifest.settings.payload == "reference":
+        raise UsageError(
+            f"--media-root {media_root}: {storage.path} refers to its data (--payload reference) "
+            "and reads images beside it alone; move them there, or build an index with "
+            "--payload catalog"
+        )
 
 
 def _refuse(row: BadRow) -> None:

@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 
-from forvalue_index.exceptions import SettingsMismatchError, UsageError
+from forvalue_index.exceptions import (
+    BadSampleError,
+    SettingsMismatchError,
+    SourceError,
+    UsageError,
+)
+from forvalue_index.gradients.calibrating import Choice
+from forvalue_index.gradients.calibrating import calibrate as measured_calibration
 from forvalue_index.gradients.calibration import Calibration
-from forvalue_index.store.manifest import CALIBRATION, read_manifest, refuse_other_model
+from forvalue_index.model.label_tokens import Prepared, rows_of
+from forvalue_index.sources.data import Data
+from forvalue_index.store.frozen import FrozenParts
+from forvalue_index.store.manifest import is_index, read_manifest, refuse_other_model
+from forvalue_index.store.model import IndexModel
 from forvalue_index.store.results import CalibrationSummary
 from forvalue_index.store.store import Storage
+
+
+def calibrate(model: IndexModel, data: Data) -> CalibrationSummary:
+    """Calibrate an index without samples on data, or as another index is. The lock is held.
+
+    Raises:
+        UsageError: the index holds samples, whose rows depend on its calibration.
+        BadSampleError: a row is not usable and bad rows are not skipped.
+        SourceError: there is no row to calibrate on.
+        SettingsMismatchError: the other index is of another model, sketch or geometry.
+    """
+    storage = model.storage
+    with storage.catalog.snapshot() as snapshot:
+        if snapshot.segments():
+            raise UsageError(
+                f"{storage.path} holds samples, and their rows depend on its calibration; "
+                "calibrate an index before anything is added to it"
+            )
+    rows = data.rows
+    if isinstance(rows, str | PathLike) and is_index(Path(rows)):
+        calibration = calibration_from(storage, Path(rows))
+    else:
+        calibration = _measured(model, data)
+    storage.frozen.freeze(calibration)
+    return summary_of(calibration, storage.manifest.settings.damping)
+
+
+def _measured(model: IndexModel, data: Data) -> Calibration:
+    settings = model.storage.manifest.settings
+    choice = Choice(settings.seed)
+    sources = model.sources(data)
+    for row in rows_of(model.reader, sources):
+        if isinstance(row, Prepared):
+            choice.offer(row)
+        elif data.on_bad == "fail":
+            raise BadSampleError(f"{row}. Mend the row")
+    if not choice.samples():
+        names = ", ".join(source.name for source in sources)
+        raise SourceError(f"{names} has no row to calibrate on")
+    tables = model.storage.frozen.tables()
+    return measured_calibration(
+        model.reader, tables, settings, choice.samples(), on_progress=model.on_progress
+    )
 
 
 def calibration_from(storage: Storage, other: Path) -> Calibration:
@@ -30,10 +85,17 @@ def calibration_from(storage: Storage, other: Path) -> Calibration:
                 f"{other} has another {name}: {value}, and {storage.path} has {wanted}; make both "
                 "with the same options, or calibrate on data"
             )
-    found = Calibration.load(other / CALIBRATION, theirs.model.weights_digest)
+    found = FrozenParts(other, theirs).calibration()
     if found is None:
         raise UsageError(f"{other} is not calibrated yet; add samples to it first")
     return found
+
+
+def calibration_of(storage: Storage) -> CalibrationSummary | None:
+    """What the rows of an index are calibrated with, or None where nothing was added yet."""
+    calibration = storage.frozen.calibration()
+    damping = storage.manifest.settings.damping
+    return None if calibration is None else summary_of(calibration, damping)
 
 
 def summary_of(calibration: Calibration, damping: float) -> CalibrationSummary:

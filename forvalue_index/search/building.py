@@ -21,6 +21,7 @@ from forvalue_index.search.kinds import FLAT, IVF_RABITQ, search_kind
 from forvalue_index.search.quantizer import CODED_KINDS, LEAST_PER_LIST, Codes, Quantizer, lists_for
 from forvalue_index.store.rows import float_rows
 from forvalue_index.store.segments import SegmentFile
+from forvalue_index.store.store import Storage
 from forvalue_index.store.view import View
 
 TRAINING_ROWS = 20_000
@@ -109,6 +110,13 @@ def update_codes(view: View, on_progress: OnProgress = ignore_progress) -> None:
                     files.keep_codes(file.uid, _encoded(file, rows, quantizer), quantizer)
                 on_progress(Progress("coding", done, len(view.files)))
             files.sweep(file.uid for file in view.files)
+
+
+def keep_codes_current(storage: Storage, on_progress: OnProgress = ignore_progress) -> None:
+    """Encode what has come, where an index is large enough to be searched so, or was."""
+    with storage.view() as view:
+        if search_kind(view.catalog.count()) != FLAT or view.search_path.is_dir():
+            update_codes(view, on_progress)
 
 
 def _flat(view: View, rows: RowKind, total: int, on_progress: OnProgress) -> FlatIndex:

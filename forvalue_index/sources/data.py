@@ -1,8 +1,54 @@
-"""What a user passes as data."""
+"""What a user passes as data, and how its rows are to be read."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, TypedDict
 
-Data = Any
-"""A path, a glob, `-` for standard input, a list of paths, a `datasets.Dataset`, or dicts."""
+from forvalue_index.settings import refuse_on_bad
+from forvalue_index.sources.source import RowSource, open_sources
+
+
+class DataOptions(TypedDict, total=False):
+    """The fields of `Data` that say how rows are read, as keyword arguments."""
+
+    columns: Mapping[str, str] | None
+    on_bad: str
+    media_root: str | PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, and how it is read.
+
+    Args:
+        rows: a path, a glob, `-` for standard input, a list of these, a `datasets.Dataset`, or an
+            iterable of dicts.
+        columns: canonical field (prompt, response, messages, text, images, id) to column name.
+        on_bad: `fail` raises on a row that is not usable, `skip` leaves it out and says so.
+        media_root: the directory that paths of images count from, and must stay in; by default
+            that of the data file, or the working directory for rows that come from none.
+
+    Raises:
+        UsageError: `on_bad` is neither.
+    """
+
+    rows: Any
+    columns: Mapping[str, str] | None = None
+    on_bad: str = "fail"
+    media_root: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        refuse_on_bad(self.on_bad)
+
+    @classmethod
+    def of(cls, rows: Any, options: DataOptions | None = None) -> Data:
+        """Rows with options; what is `Data` already keeps those that are not given."""
+        data = rows if isinstance(rows, Data) else cls(rows)
+        return replace(data, **options) if options else data
+
+    def open(self, *, images: bool) -> list[RowSource]:
+        """Its sources, for a model that reads `images` or text alone. Raises as `open_sources`."""
+        return open_sources(self.rows, self.columns, self.media_root, images=images)

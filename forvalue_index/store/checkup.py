@@ -56,6 +56,7 @@ def check(storage: Storage, *, on_progress: OnProgress = ignore_progress) -> Che
 
 def examine(storage: Storage, on_progress: OnProgress) -> CheckReport:
     """Look at everything once, whatever is written meanwhile."""
+    storage.frozen.forget()  # what is looked at is what lies there now
     findings = [*_tables(storage), *_calibration(storage), *_catalog(storage)]
     # Files before the catalog: what is recorded in between is no orphan.
     files, segments, total = own_files(storage), [], 0
@@ -122,14 +123,14 @@ def _lost_image(storage: Storage, stored: StoredSample) -> str | None:
 
 def _tables(storage: Storage) -> Iterator[Finding]:
     try:
-        storage.tables()
+        storage.frozen.tables()
     except BrokenIndexError as error:
         yield Finding("damaged hash tables", str(error), "restore the file from a backup")
 
 
 def _calibration(storage: Storage) -> Iterator[Finding]:
     try:
-        storage.calibration()
+        storage.frozen.calibration()
     except (BrokenIndexError, SettingsMismatchError) as error:
         yield Finding("damaged calibration", str(error), "restore the file from a backup")
 

@@ -14,8 +14,14 @@ from forvalue_index.model.huggingface.backbone import Backbone, resolve_dtype
 from forvalue_index.model.huggingface.image_check import open_content, refuse_misread_images
 from forvalue_index.progress import OnProgress, Progress
 from forvalue_index.settings import DEFAULT_CONTEXT, NO_IMAGES, Settings
-from forvalue_index.store.manifest import refuse_occupied
-from forvalue_index.store.model import make_encoder
+from forvalue_index.store.catalog.addresses import refuse_strange_catalog
+from forvalue_index.store.manifest import (
+    is_index,
+    refuse_occupied,
+    refuse_other_catalog,
+    refuse_other_settings,
+)
+from forvalue_index.store.model import IndexModel, ModelAccess, make_encoder
 from forvalue_index.store.store import Storage
 
 
@@ -28,6 +34,31 @@ def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
     located = None if adapter is None else _located(adapter)
     settings = Settings(**{**chosen, "model": _located(model), "adapter": located})
     return replace(settings, geometry=",".join(settings.geometries))
+
+
+def open_or_create(
+    path: Path, wanted: Settings, catalog: str, on_progress: OnProgress
+) -> IndexModel:
+    """An empty index for wanted settings, or the one that is there if it has these.
+
+    Raises:
+        UsageError: the catalog's address is not allowed, or is not that of the index.
+        SettingsMismatchError: there is an index with other settings.
+        BrokenIndexError: the directory holds something else.
+    """
+    refuse_strange_catalog(catalog)
+    access = ModelAccess(trust_remote_code=wanted.trust_remote_code)
+    if not is_index(path):
+        storage, backbone = create_storage(path, wanted, catalog, on_progress)
+        return IndexModel(storage, access, backbone=backbone, on_progress=on_progress)
+    storage = Storage.open(path)
+    try:
+        refuse_other_settings(path, storage.manifest.settings, wanted)
+        refuse_other_catalog(path, storage.manifest, catalog)
+    except BaseException:
+        storage.close()
+        raise
+    return IndexModel(storage, access, on_progress=on_progress)
 
 
 def create_storage(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
 from forvalue_index.gradients.embedder import Embedder
 from forvalue_index.model.label_tokens import Prepared
-from forvalue_index.progress import OnProgress, Progress, ignore_progress
+from forvalue_index.progress import Progress
 from forvalue_index.store.catalog.snapshot import Snapshot
 from forvalue_index.store.checkup import CATALOG, UNREADABLE, examine, own_files, segment_finding
+from forvalue_index.store.model import IndexModel
 from forvalue_index.store.records import StoredSample, StoredSegment
 from forvalue_index.store.results import CheckReport, Finding
 from forvalue_index.store.store import Storage
@@ -22,17 +22,13 @@ from forvalue_index.store.store import Storage
 HINDRANCE = "mend what is named, or remove the sample, then repair again"
 
 
-def repair(
-    storage: Storage,
-    embedder: Callable[[], Embedder],
-    *,
-    on_progress: OnProgress = ignore_progress,
-) -> CheckReport:
+def repair(model: IndexModel) -> CheckReport:
     """Check, and mend what can be. The writer's lock is held.
 
     Index trees of SQLite are built anew, lost or damaged segments are embedded anew from the
     catalog's texts (which needs the model), files that the catalog does not know are deleted.
     """
+    storage, on_progress = model.storage, model.on_progress
     before = examine(storage, on_progress)
     if any(finding.kind == CATALOG for finding in before.findings):
         storage.catalog.reindex()
@@ -44,7 +40,7 @@ def repair(
     for done, segment in enumerate(lost):
         on_progress(Progress("repairing", done, len(lost)))
         try:
-            _embed_anew(storage, segment, embedder())
+            _embed_anew(storage, segment, model.embedder())
         except (BrokenIndexError, BadSampleError) as error:
             what = f"{segment.file.uid} cannot be made anew: {error}"
             hindrances.append(Finding("lost segment", what, HINDRANCE))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,14 @@ from forvalue_index.store.media import Media
 from forvalue_index.store.records import StoredSample
 from forvalue_index.store.results import CatalogSummary
 from forvalue_index.store.writer_lock import writer_lock
+
+
+class Chosen(TypedDict, total=False):
+    """Which samples to remove but by name, and how many these should be."""
+
+    source: str | None
+    where: str | None
+    expected: int | None
 
 
 class IndexSamples:

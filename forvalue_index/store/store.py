@@ -13,26 +13,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.gradients.calibration import Calibration
-from forvalue_index.gradients.embedder import Embedder, features_of
 from forvalue_index.gradients.hash_tables import (
-    RAW,
-    HashTables,
     ModelProfile,
     draw_tables,
-    geometry_tables,
     layout_of,
-    part_widths,
     tables_digest,
 )
-from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
 from forvalue_index.model.encoded import SampleStatistics
-from forvalue_index.model.label_tokens import LabelReader
 from forvalue_index.settings import ModelIdentity, Settings
 from forvalue_index.sources.sample import Sample
 from forvalue_index.store.catalog.addresses import catalog_address
@@ -40,6 +30,7 @@ from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.database import NoRoomError
 from forvalue_index.store.catalog.snapshot import Snapshot
 from forvalue_index.store.durable import interrupts_held, write_durably
+from forvalue_index.store.frozen import FrozenParts, tables_file
 from forvalue_index.store.manifest import (
     CALIBRATION,
     MANIFEST,
@@ -70,6 +61,7 @@ class Storage:
         self.catalog = catalog
         self.segments = SegmentStore(self.path / SEGMENTS)
         self.media = Media(self.path, manifest.settings)
+        self.frozen = FrozenParts(self.path, manifest)
 
     @classmethod
     def create(
@@ -105,7 +97,7 @@ class Storage:
                 for name in settings.geometries
             },
         )
-        write_durably(path / TABLES, save({name: np.asarray(t) for name, t in tables.items()}))
+        write_durably(path / TABLES, tables_file(tables))
         manifest = Manifest(uuid.uuid4().hex, catalog, settings, model, tables_digest(tables))
         opened = Catalog.create(
             catalog_address(path, catalog),
@@ -125,69 +117,11 @@ class Storage:
         """Let go of the catalog's connections."""
         self.catalog.close()
 
-    def tables(self) -> HashTables:
-        """The sketch's hash tables. Raises BrokenIndexError where they are not the index's own."""
-        path = self.path / TABLES
-        try:
-            tables = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise BrokenIndexError(
-                f"{path} cannot be read ({error}); restore it from a backup, or build the index "
-                "anew"
-            ) from error
-        if tables_digest(tables) != self.manifest.sketch_digest:
-            raise BrokenIndexError(
-                f"{path} is not the file that this index was created with; restore it from a "
-                "backup, or build the index anew"
-            )
-        return tables
-
-    def calibration(self) -> Calibration | None:
-        """What rows are calibrated with, or None where nothing was added yet.
-
-        Raises BrokenIndexError where it is damaged, or of another model.
-        """
-        return Calibration.load(self.path / CALIBRATION, self.manifest.model.weights_digest)
-
-    @property
-    def _calibration_digest(self) -> str | None:
-        calibration = self.calibration()
-        return None if calibration is None else calibration.digest
-
-    def freeze(self, calibration: Calibration) -> None:
-        """Keep a calibration for good. The writer's lock is held, and no row is stored yet."""
-        content = calibration.save(self.manifest.model.weights_digest)
-        write_durably(self.path / CALIBRATION, content)
-
     @property
     def uncalibrated(self) -> bool:
         """Whether the first samples are yet to come, and a calibration with them."""
         with self.catalog.snapshot() as snapshot:
-            return not snapshot.segments() and self.calibration() is None
-
-    def embedder(self, reader: LabelReader, geometries: Sequence[str] | None = None) -> Embedder:
-        """What turns samples into rows of this index, in some or all of its geometries.
-
-        Raises BrokenIndexError where a geometry needs a calibration and there is none.
-        """
-        settings, calibration = self.manifest.settings, self.calibration()
-        names = settings.geometries if geometries is None else geometries
-        calibrated = [name for name in names if name != RAW]
-        if calibration is None and calibrated:
-            raise BrokenIndexError(
-                f"{self.path / CALIBRATION} is missing, and rows of {', '.join(calibrated)} depend "
-                "on it; restore it from a backup, or build the index anew"
-            )
-        return Embedder(reader, features_of(reader, self.tables(), settings, calibration, names))
-
-    def sketch_error(self, geometry: str) -> SketchError:
-        """How far scores of rows of a geometry are from exact ones."""
-        calibration = self.calibration()
-        directions = None if calibration is None else calibration.directions.get(geometry)
-        tables = geometry_tables(self.tables(), geometry, directions)
-        measured = {} if calibration is None else calibration.error_scale
-        widths = part_widths(tables, self.manifest.settings.dim)
-        return SketchError(widths, measured.get(geometry, ErrorScale()))
+            return not snapshot.segments() and self.frozen.calibration() is None
 
     def append(
         self,
@@ -230,7 +164,9 @@ class Storage:
     def _write(
         self, rows: Mapping[str, StoredRows], offsets: NDArray[np.int64] | None = None
     ) -> SegmentRecord:
-        return self.segments.write(rows, offsets=offsets, calibration=self._calibration_digest)
+        return self.segments.write(
+            rows, offsets=offsets, calibration=self.frozen.calibration_digest()
+        )
 
     @contextmanager
     def _unrecorded(self, segment: SegmentRecord | None) -> Iterator[None]:
@@ -273,7 +209,7 @@ class Storage:
 
     def refuse_other_calibration(self, files: Iterable[SegmentFile]) -> None:
         """Raise BrokenIndexError for a segment that another calibration was used for."""
-        digest = self._calibration_digest
+        digest = self.frozen.calibration_digest()
         for file in files:
             if file.calibration != digest:
                 raise BrokenIndexError(

@@ -16,11 +16,13 @@ from forvalue_index.gradients.exact_values import (
 )
 from forvalue_index.gradients.geometry import Geometry
 from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.sources.data import Data
+from forvalue_index.store.model import IndexModel
 from forvalue_index.store.records import StoredSample
 from forvalue_index.valuation.rerank import prepare_stored
 from forvalue_index.valuation.results import ExplainedSample, Explanation, TokenTerm
 from forvalue_index.valuation.scoring import Scoring
-from forvalue_index.valuation.validation import ValidationSet
+from forvalue_index.valuation.validation import ValidationSet, read_validation
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -37,6 +39,36 @@ class _Term(NamedTuple):
 
 
 def explain(
+    model: IndexModel,
+    name: str,
+    data: Data,
+    *,
+    scoring: Scoring,
+    validation_tokens: bool = False,
+) -> Explanation:
+    """Split the exact score of a stored sample over its tokens, and over those of a validation set.
+
+    Raises:
+        CatalogError: there is no sample of this name.
+        BadSampleError: the sample's text is lost, the model gives no usable numbers for a sample,
+            or the validation set has no gradient.
+        SourceError, SettingsMismatchError: as `query`.
+    """
+    with model.storage.catalog.snapshot() as snapshot:
+        stored = snapshot.sample(name)
+    validation, _ = read_validation(model, data)
+    geometry = model.geometry(scoring.geometry)
+    return explanation_of(
+        model.reader,
+        geometry,
+        stored,
+        validation,
+        normalize=scoring.normalize,
+        validation_tokens=validation_tokens,
+    )
+
+
+def explanation_of(
     reader: LabelReader,
     geometry: Geometry,
     stored: StoredSample,
@@ -45,12 +77,7 @@ def explain(
     normalize: bool = False,
     validation_tokens: bool = False,
 ) -> Explanation:
-    """Split the exact score of a stored sample over its tokens, and over those of a validation set.
-
-    Raises:
-        BadSampleError: the sample's text is lost, the model gives no usable numbers for a sample,
-            or the validation set has no gradient.
-    """
+    """As `explain`, of a sample and a validation set that were read already."""
     training = prepare_stored(reader, stored)
     target = validation_gradient(reader, geometry, validation.prepared, normalize=normalize)
     norm = float(gradient_norms(reader, geometry, [training])[0]) if normalize else 1.0

@@ -1,14 +1,13 @@
-"""The valuer of an open index: made when it is first asked, and kept until the index changes."""
+"""The search of an open index: made when it is first asked, and kept until the index changes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from forvalue_index.devices import unless_memory_runs_out
+from forvalue_index.devices import gpus, is_out_of_memory, release_memory
 from forvalue_index.progress import OnProgress
 from forvalue_index.search.building import RowKind, search_index
 from forvalue_index.search.contract import SearchIndex
@@ -17,74 +16,72 @@ from forvalue_index.search.kinds import FLAT
 from forvalue_index.store.catalog.snapshot import Snapshot
 from forvalue_index.store.store import Storage
 from forvalue_index.store.view import View
-from forvalue_index.valuation.query import Valuer
+from forvalue_index.valuation.row_scorer import RowScorer
 from forvalue_index.valuation.scoring import Scoring
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Work = Callable[[Valuer, Snapshot], Result]
-GpuWork = Callable[[Valuer, GpuIndex, Snapshot], Result]
+Build = Callable[[View, Scoring], SearchIndex | None]
 
 
-class Valuers:
-    """One valuer at a time, as each holds rows or codes in memory."""
+class HeldSearch:
+    """One scorer of rows at a time, as each holds rows or codes in memory."""
 
     def __init__(self, storage: Storage, on_progress: OnProgress) -> None:
         self._storage = storage
         self._on_progress = on_progress
         self._gpus_suffice = True
-        self._held: dict[Scoring, Valuer] = {}
+        self._held: dict[Scoring, RowScorer] = {}
 
     def clear(self) -> None:
         """Let go of what is held in memory, on GPUs too."""
         self._held = {}
 
     @contextmanager
-    def current(self, chosen: Scoring) -> Iterator[tuple[Valuer, Snapshot]]:
-        """A valuer over the index as it is now, and a snapshot of the same state."""
-        with self._current(chosen, self._search_index) as found:
-            yield cast("tuple[Valuer, Snapshot]", found)  # there is always some search index
+    def current(self, scoring: Scoring) -> Iterator[tuple[RowScorer, Snapshot]]:
+        """A scorer over the index as it is now, and a snapshot of the same state."""
+        with self._current(scoring, self._search_index) as current:
+            assert current is not None  # noqa: S101 - there is always some search index
+            yield current
 
-    def ask(self, chosen: Scoring, work: Work[Result]) -> Result:
-        """What `work`, which gives no None, makes of the current valuer.
+    @contextmanager
+    def on_gpus(self, scoring: Scoring) -> Iterator[tuple[RowScorer, GpuIndex, Snapshot] | None]:
+        """As `current`, of rows in the memory of GPUs; None where they are not to be there."""
+        if scoring.search not in (None, FLAT) or not self._gpus_suffice or not gpus():
+            yield None
+            return
+        with self._current(scoring, self._rows_on_gpus) as current:
+            if current is None or not isinstance(search := current[0].search, GpuIndex):
+                yield None
+            else:
+                yield current[0], search, current[1]
+
+    def with_or_without_gpus(self, ask: Callable[[], Result]) -> Result:
+        """What `ask` gives, where need be once more on the CPU.
 
         Where the memory of the GPUs is too small for it, the CPU searches from then on.
         """
-        with self.current(chosen) as (valuer, snapshot):
-            if not isinstance(valuer.search, GpuIndex):
-                return work(valuer, snapshot)
-            found = unless_memory_runs_out(partial(work, valuer, snapshot))
-        if found is not None:
-            return found
-        del valuer
-        self._leave_gpus()
-        with self.current(chosen) as (valuer, snapshot):
-            return work(valuer, snapshot)
-
-    def ask_gpus(self, chosen: Scoring, work: GpuWork[Result]) -> Result | None:
-        """What `work` makes of rows in the memory of GPUs; None where they are not there."""
-        if chosen.search not in (None, FLAT):
-            return None
-        with self._current(chosen, self._rows_on_gpus) as found:
-            if found is None or not isinstance(search := found[0].search, GpuIndex):
-                return None
-            result = unless_memory_runs_out(partial(work, found[0], search, found[1]))
-        if result is None:
-            del found, search
-            self._leave_gpus()
-        return result
-
-    def _leave_gpus(self) -> None:
+        try:
+            return ask()
+        except (MemoryError, RuntimeError) as error:
+            if not self._holds_gpus() or not is_out_of_memory(error):
+                raise
+        # Only here, where the error has let go of what it held.
         LOG.warning("No memory on the GPUs to score rows; going on with the CPU")
         self._gpus_suffice = False
         self.clear()
+        release_memory()
+        return ask()
+
+    def _holds_gpus(self) -> bool:
+        return any(isinstance(scorer.search, GpuIndex) for scorer in self._held.values())
 
     @contextmanager
     def _current(
-        self, chosen: Scoring, make: Callable[[View, Scoring], SearchIndex | None]
-    ) -> Iterator[tuple[Valuer, Snapshot] | None]:
+        self, scoring: Scoring, build: Build
+    ) -> Iterator[tuple[RowScorer, Snapshot] | None]:
         with self._storage.catalog.snapshot() as snapshot:
-            known = self._held.get(chosen)
+            known = self._held.get(scoring)
             if known is not None and known.version == snapshot.version():
                 yield known, snapshot
                 return
@@ -92,26 +89,24 @@ class Valuers:
         del known
         self.clear()
         with self._storage.view() as view:
-            search = make(view, chosen)
+            search = build(view, scoring)
             if search is None:
                 yield None
                 return
-            valuer = Valuer(self._storage, view, chosen, search)
-            self._held = {chosen: valuer}
-            yield valuer, view.catalog
+            scorer = RowScorer(self._storage, view, scoring, search)
+            self._held = {scoring: scorer}
+            yield scorer, view.catalog
 
-    def _search_index(self, view: View, chosen: Scoring) -> SearchIndex:
+    def _search_index(self, view: View, scoring: Scoring) -> SearchIndex:
         return search_index(
             view,
-            RowKind(chosen.geometry, chosen.normalize),
-            kind=chosen.search,
+            RowKind(scoring.geometry, scoring.normalize),
+            kind=scoring.search,
             on_gpus=self._gpus_suffice,
             on_progress=self._on_progress,
         )
 
-    def _rows_on_gpus(self, view: View, chosen: Scoring) -> GpuIndex | None:
-        if not self._gpus_suffice:
-            return None
+    def _rows_on_gpus(self, view: View, scoring: Scoring) -> GpuIndex | None:
         return rows_on_gpus(
-            view, chosen.geometry, normalize=chosen.normalize, on_progress=self._on_progress
+            view, scoring.geometry, normalize=scoring.normalize, on_progress=self._on_progress
         )

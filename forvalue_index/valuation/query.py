@@ -8,33 +8,39 @@ can be scored again exactly, with the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.exceptions import BrokenIndexError, BusyIndexError, UsageError
-from forvalue_index.gradients.sketch_error import SketchError
-from forvalue_index.search.contract import Ids, Rows, Scores, SearchIndex
+from forvalue_index.exceptions import UsageError
+from forvalue_index.search.contract import Ids, Rows, Scores
+from forvalue_index.sources.data import Data
 from forvalue_index.store.catalog.snapshot import Snapshot
+from forvalue_index.store.model import IndexModel
 from forvalue_index.store.records import StoredSample
-from forvalue_index.store.segments import CURE
-from forvalue_index.store.store import Storage
-from forvalue_index.store.view import View
-from forvalue_index.valuation.rerank import NOTHING, Exact, Rescore
+from forvalue_index.valuation.held_search import HeldSearch
+from forvalue_index.valuation.rerank import NOTHING, Exact, Rescore, rescorer
 from forvalue_index.valuation.results import (
     QueryResult,
     ScoredSample,
     ValidationResult,
     saturation_warnings,
 )
+from forvalue_index.valuation.row_scorer import RowScorer, refuse_filled, refuse_other_ids
 from forvalue_index.valuation.scoring import Scoring
-from forvalue_index.valuation.validation import ValidationRows, ValidationSet
-from forvalue_index.valuation.whitening import WHITENING_ROWS, Whitening
+from forvalue_index.valuation.validation import (
+    ValidationRows,
+    ValidationSet,
+    embedded_rows,
+    read_validation,
+)
 
 
-class Counts(NamedTuple):
+class AnswerCounts(NamedTuple):
     """How many answers: the `top` most helpful, the `bottom` most harmful.
 
     With `rerank`, as many candidates from either end are scored exactly. `per_sample` asks for
@@ -45,6 +51,21 @@ class Counts(NamedTuple):
     bottom: int
     per_sample: bool = False
     rerank: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A validation set as it was embedded, and what is asked about it.
+
+    `embedded` is None where the index holds no samples. `rescore` scores the candidates of
+    `counts.rerank` exactly. Only samples that meet `where` are searched.
+    """
+
+    validation: ValidationSet
+    embedded: ValidationRows | None
+    counts: AnswerCounts
+    rescore: Rescore | None = None
+    where: str | None = None
 
 
 class _Ranking(NamedTuple):
@@ -58,171 +79,155 @@ class _Ranking(NamedTuple):
         return _Ranking(self.ids[:count], self.scores[:count], self.exact[:count])
 
 
-class Valuer:
-    """Scores one state of an index in one way, with a search index over its rows."""
+class _Candidates(NamedTuple):
+    """What the search gives for each query, from either end, with harmful scores as they are."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        view: View,
-        scoring: Scoring,
-        search: SearchIndex,
-    ) -> None:
-        self._storage = storage
-        self._scoring = scoring
-        self.search = search
-        self._errors = storage.sketch_error(scoring.geometry)
-        self._whitening: Whitening | None = None
-        if scoring.whiten and len(search):
-            damping = storage.manifest.settings.damping
-            self._whitening = whitening_of(view, scoring, damping)
-        self.version = view.version
+    searched: int
+    helpful: list[tuple[Ids, Scores]]
+    harmful: list[tuple[Ids, Scores]]
 
-    def query(
-        self,
-        validation: ValidationSet,
-        embedded: ValidationRows | None,
-        catalog: Snapshot,
-        counts: Counts,
-        rescore: Rescore | None = None,
-        *,
-        where: str | None = None,
-    ) -> QueryResult:
-        """The most helpful and most harmful samples for a validation set.
 
-        `catalog` is a snapshot of the same state of the index; `embedded` may be None where the
-        index holds no samples. `rescore` scores the candidates of `counts.rerank` exactly. Only
-        samples that meet `where` are searched.
-        """
-        if embedded is None:
-            refuse_filled(catalog)
-        started = time.perf_counter()
-        n_queries = 1 + len(validation.prepared) * counts.per_sample
-        queries = self.queries(embedded, n_queries)
-        wanted = [counts.rerank or count for count in (counts.top, counts.bottom)]
-        allowed = None if where is None else catalog.live_ids(where)
-        searched = len(self.search) if allowed is None else len(allowed)
-        helpful = self.search.search(queries, wanted[0], allowed)
-        harmful = [(i, -scores) for i, scores in self.search.search(-queries, wanted[1], allowed)]
-        stored = self._stored(catalog, [ids for ids, _ in [*helpful, *harmful]])
-        seconds = {"search": time.perf_counter() - started}
-        exact = NOTHING
-        if rescore is not None and stored:
-            exact = rescore(stored)
-            seconds["rerank"] = time.perf_counter() - started - seconds["search"]
-        answers = []
-        for i, query in enumerate(queries):
-            best = self._merged(helpful[i], exact, i, sign=1).first(counts.top)
-            worst = self._merged(harmful[i], exact, i, sign=-1).first(counts.bottom)
-            answers.append((self._hits(query, best, stored), self._hits(query, worst, stored)))
-        index_mass = catalog.label_error_mass()
-        mass = None if embedded is None else embedded.label_error_mass
-        remarks = (
-            *validation.warnings,
-            *_remarks(answers[0][1], counts, searched, where),
-            *saturation_warnings({"validation samples": mass, "indexed samples": index_mass}),
-            *_failed(exact.failures),
-            *_lost_texts(stored),
+def query(
+    model: IndexModel,
+    search: HeldSearch,
+    data: Data,
+    *,
+    counts: AnswerCounts,
+    scoring: Scoring,
+    where: str | None = None,
+) -> QueryResult:
+    """The most helpful and most harmful samples of an index for a validation set.
+
+    Raises:
+        UsageError: as `refuse_counts`.
+        BadSampleError: a row is not usable, or the validation set has no gradient.
+        SourceError, SettingsMismatchError: the data, or the model, cannot be used.
+    """
+    refuse_counts(counts)
+    started = time.perf_counter()
+    validation, load_s = read_validation(model, data)
+    embedded = embedded_rows(model, scoring, validation)
+    seconds = {"load": load_s, "embed": time.perf_counter() - started - load_s}
+    rescore = None
+    if counts.rerank is not None and embedded is not None:
+        rescore = rescorer(
+            model.reader,
+            model.geometry(scoring.geometry),
+            validation,
+            normalize=scoring.normalize,
+            per_sample=counts.per_sample,
+            on_progress=model.on_progress,
         )
-        return QueryResult(
-            index=str(self._storage.path),
-            fingerprint=self._storage.manifest.fingerprint,
-            index_version=self.version,
-            scoring=self._scoring,
-            validation_samples=len(validation.prepared),
-            validation_label_tokens=validation.label_tokens,
-            searched=searched,
-            search=self.search.kind,
-            where=where,
-            reranked=len(exact.ids),
-            helpful=answers[0][0],
-            harmful=answers[0][1],
-            per_sample=tuple(ValidationResult(i, *ends) for i, ends in enumerate(answers[1:])),
-            label_error_mass=mass,
-            index_error_mass=index_mass,
-            seconds=seconds,
-            warnings=remarks,
+    question = Question(validation, embedded, counts, rescore, where)
+    result = search.with_or_without_gpus(partial(_opened_and_answered, search, scoring, question))
+    return replace(result, seconds={**seconds, **result.seconds})
+
+
+def _opened_and_answered(search: HeldSearch, scoring: Scoring, question: Question) -> QueryResult:
+    started = time.perf_counter()
+    with search.current(scoring) as (scorer, snapshot):
+        seconds = {"open": time.perf_counter() - started}
+        result = answer(scorer, snapshot, question)
+    return replace(result, seconds={**seconds, **result.seconds})
+
+
+def answer(scorer: RowScorer, catalog: Snapshot, question: Question) -> QueryResult:
+    """Answer from one state of an index; `catalog` is a snapshot of the same state."""
+    validation, embedded, counts = question.validation, question.embedded, question.counts
+    if embedded is None:
+        refuse_filled(catalog)
+    started = time.perf_counter()
+    queries = scorer.queries(embedded, 1 + len(validation.prepared) * counts.per_sample)
+    candidates = _candidates(scorer, catalog, queries, question)
+    stored = _stored(catalog, candidates)
+    seconds = {"search": time.perf_counter() - started}
+    exact = NOTHING
+    if question.rescore is not None and stored:
+        exact = question.rescore(stored)
+        seconds["rerank"] = time.perf_counter() - started - seconds["search"]
+    answers = []
+    for i, query in enumerate(queries):
+        best = _merged(scorer, candidates.helpful[i], exact, i, sign=1).first(counts.top)
+        worst = _merged(scorer, candidates.harmful[i], exact, i, sign=-1).first(counts.bottom)
+        answers.append((_hits(scorer, query, best, stored), _hits(scorer, query, worst, stored)))
+    helpful, harmful = answers[0]
+    result = QueryResult(
+        index=str(scorer.path),
+        fingerprint=scorer.manifest.fingerprint,
+        index_version=scorer.version,
+        scoring=scorer.scoring,
+        validation_samples=len(validation.prepared),
+        validation_label_tokens=validation.label_tokens,
+        searched=candidates.searched,
+        search=scorer.search.kind,
+        where=question.where,
+        reranked=len(exact.ids),
+        helpful=helpful,
+        harmful=harmful,
+        per_sample=tuple(ValidationResult(i, *ends) for i, ends in enumerate(answers[1:])),
+        label_error_mass=None if embedded is None else embedded.label_error_mass,
+        index_error_mass=catalog.label_error_mass(),
+        seconds=seconds,
+    )
+    said = (*validation.warnings, *_remarks(result, question), *_failed(exact), *_lost(stored))
+    return replace(result, warnings=said)
+
+
+def _candidates(
+    scorer: RowScorer, catalog: Snapshot, queries: Rows, question: Question
+) -> _Candidates:
+    counts, where = question.counts, question.where
+    allowed = None if where is None else catalog.live_ids(where)
+    n_helpful, n_harmful = (counts.rerank or count for count in (counts.top, counts.bottom))
+    helpful = scorer.search.search(queries, n_helpful, allowed)
+    negated = scorer.search.search(-queries, n_harmful, allowed)
+    harmful = [(ids, -scores) for ids, scores in negated]
+    searched = len(scorer.search) if allowed is None else len(allowed)
+    return _Candidates(searched, helpful, harmful)
+
+
+def _stored(catalog: Snapshot, candidates: _Candidates) -> dict[int, StoredSample]:
+    found = [ids for ids, _ in (*candidates.helpful, *candidates.harmful)]
+    ids = np.unique(np.concatenate(found))
+    stored = catalog.samples(ids.tolist())
+    refuse_other_ids(np.array(sorted(stored), dtype=np.int64), ids)
+    return stored
+
+
+def _merged(
+    scorer: RowScorer, found: tuple[Ids, Scores], exact: Exact, query: int, *, sign: int
+) -> _Ranking:
+    """Exact scores where there are any, and sketched ones of candidates without, in order."""
+    ids, scores = found
+    is_exact = np.full(len(ids), scorer.exact)
+    if len(exact.ids):
+        left = ~np.isin(ids, exact.ids)
+        ids = np.concatenate([exact.ids, ids[left]])
+        scores = np.concatenate([exact.scores[query].astype(np.float32), scores[left]])
+        is_exact = np.concatenate([np.full(len(exact.ids), True), is_exact[left]])
+    order = np.lexsort((ids, -sign * scores))
+    return _Ranking(ids[order], scores[order], is_exact[order])
+
+
+def _hits(
+    scorer: RowScorer, query: Rows, ranking: _Ranking, stored: Mapping[int, StoredSample]
+) -> tuple[ScoredSample, ...]:
+    stderrs = scorer.standard_errors(query, ranking.ids)
+    columns = zip(ranking.ids.tolist(), ranking.scores, ranking.exact, stderrs, strict=True)
+    return tuple(
+        ScoredSample(
+            rank=rank,
+            id=id_,
+            score=float(score),
+            stderr=0.0 if exact and stderr is not None else stderr,
+            exact=bool(exact),
+            sample=stored[id_].sample,
         )
-
-    @property
-    def errors(self) -> SketchError | None:
-        """How far sketched scores are off; None where they are whitened."""
-        return self._errors if self._whitening is None else None
-
-    def queries(self, embedded: ValidationRows | None, count: int) -> Rows:
-        """The mean of a validation set and then its samples, the first `count` of them."""
-        if embedded is None:
-            return np.zeros((count, self._storage.manifest.row_width), np.float32)
-        queries = np.concatenate([embedded.mean[None], embedded.rows])[:count]
-        return queries if self._whitening is None else self._whitening(queries)
-
-    def _stored(self, catalog: Snapshot, found: Sequence[Ids]) -> dict[int, StoredSample]:
-        ids = np.unique(np.concatenate(found))
-        stored = catalog.samples(ids.tolist())
-        refuse_other_ids(np.array(sorted(stored), dtype=np.int64), ids)
-        return stored
-
-    def _merged(
-        self, found: tuple[Ids, Scores], exact: Exact, query: int, *, sign: int
-    ) -> _Ranking:
-        """Exact scores where there are any, and sketched ones of candidates without, in order."""
-        ids, scores = found
-        is_exact = np.full(len(ids), not self._errors.widths and self._whitening is None)
-        if len(exact.ids):
-            left = ~np.isin(ids, exact.ids)
-            ids = np.concatenate([exact.ids, ids[left]])
-            scores = np.concatenate([exact.scores[query].astype(np.float32), scores[left]])
-            is_exact = np.concatenate([np.full(len(exact.ids), True), is_exact[left]])
-        order = np.lexsort((ids, -sign * scores))
-        return _Ranking(ids[order], scores[order], is_exact[order])
-
-    def _hits(
-        self, query: Rows, ranking: _Ranking, stored: Mapping[int, StoredSample]
-    ) -> tuple[ScoredSample, ...]:
-        stderrs = self._standard_errors(query, ranking)
-        return tuple(
-            ScoredSample(
-                rank=rank,
-                id=id_,
-                score=float(score),
-                stderr=stderr,
-                exact=bool(exact),
-                sample=stored[id_].sample,
-            )
-            for rank, (id_, score, exact, stderr) in enumerate(
-                zip(ranking.ids.tolist(), ranking.scores, ranking.exact, stderrs, strict=True), 1
-            )
-        )
-
-    def _standard_errors(self, query: Rows, ranking: _Ranking) -> list[float | None]:
-        if self._whitening is not None:
-            return [None] * len(ranking.ids)
-        sketched = self._errors.standard_errors(query, self.search.rows(ranking.ids))
-        return [0.0 if e else float(s) for s, e in zip(sketched, ranking.exact, strict=True)]
+        for rank, (id_, score, exact, stderr) in enumerate(columns, 1)
+    )
 
 
-def whitening_of(view: View, scoring: Scoring, damping: float) -> Whitening:
-    """The whitening by a sample of the rows of an index."""
-    geometry, normalize = scoring.geometry, scoring.normalize
-    rows = view.some_rows(geometry, WHITENING_ROWS, normalize=normalize)
-    return Whitening(rows, damping=damping)
-
-
-def refuse_filled(catalog: Snapshot) -> None:
-    """Raise BusyIndexError where an index that was empty a moment ago has samples now."""
-    if catalog.count():
-        raise BusyIndexError(
-            "The first samples came into the index while it was asked; run the same again"
-        )
-
-
-def refuse_other_ids(found: Ids, wanted: Ids) -> None:
-    """Raise BrokenIndexError where the catalog has other samples than asked for."""
-    if not np.array_equal(found, wanted):
-        raise BrokenIndexError(f"The catalog does not find all samples by their ids; {CURE}")
-
-
-def refuse_counts(counts: Counts) -> None:
+def refuse_counts(counts: AnswerCounts) -> None:
     """Raise UsageError where fewer than one sample is asked for, or fewer re-scored than shown."""
     for name, count in (("top", counts.top), ("bottom", counts.bottom)):
         if count < 1:
@@ -235,29 +240,34 @@ def refuse_counts(counts: Counts) -> None:
         )
 
 
-def _remarks(
-    harmful: Sequence[ScoredSample], counts: Counts, searched: int, where: str | None
-) -> Iterator[str]:
+def _remarks(result: QueryResult, question: Question) -> Iterator[str]:
+    searched, where, rerank = result.searched, result.where, question.counts.rerank
     if not searched:
         yield (
             "the index holds no samples yet; add some with: forvalue add INDEX DATA"
             if where is None
             else f"no sample meets --where {where!r}"
         )
-    elif harmful and harmful[0].score >= 0:
+    elif result.harmful and result.harmful[0].score >= 0:
         yield "no sample has a negative score: the most harmful ones are the least helpful"
-    if searched and counts.rerank is not None and counts.rerank > searched:
+    if searched and rerank is not None and rerank > searched:
         held = "the index holds" if where is None else "--where leaves"
-        yield f"--rerank {counts.rerank:,}: {held} {searched:,} samples, so all were taken"
+        yield f"--rerank {rerank:,}: {held} {searched:,} samples, so all were taken"
+    masses = {
+        "validation samples": result.label_error_mass,
+        "indexed samples": result.index_error_mass,
+    }
+    yield from saturation_warnings(masses)
 
 
-def _failed(failures: Sequence[str]) -> Iterator[str]:
+def _failed(exact: Exact) -> Iterator[str]:
+    failures = exact.failures
     if failures:
         count = f"{len(failures):,} candidates keep sketched scores; the first: "
         yield failures[0] if len(failures) == 1 else count + failures[0]
 
 
-def _lost_texts(stored: Mapping[int, StoredSample]) -> Iterator[str]:
+def _lost(stored: Mapping[int, StoredSample]) -> Iterator[str]:
     lost = [sample.text_error for sample in stored.values() if sample.text_error]
     if lost:
         yield f"the texts of {len(lost)} of these samples cannot be shown; the first: {lost[0]}"

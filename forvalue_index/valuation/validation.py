@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import BadSampleError, SourceError
-from forvalue_index.gradients.embedder import Embedder, refuse_undefined
+from forvalue_index.gradients.embedder import Embedder
 from forvalue_index.gradients.exact_values import NO_GRADIENT
-from forvalue_index.model.label_tokens import LabelReader, Prepared, rows_of
-from forvalue_index.progress import OnProgress, Progress, ignore_progress
-from forvalue_index.sources.sample import BadRow, Source
+from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.progress import OnProgress, ignore_progress
+from forvalue_index.sources.data import Data
+from forvalue_index.sources.sample import BadRow, Sample, Source
+from forvalue_index.store.model import IndexModel
 from forvalue_index.store.rows import unit_rows
+from forvalue_index.valuation.scoring import Scoring
 
 Rows = NDArray[np.float32]
+
+
+class ValidationSamples(NamedTuple):
+    """The samples of a validation set as they were read, before a model is needed.
+
+    `sources` names what they were read from. With `on_bad` of "fail" nothing was rejected.
+    """
+
+    samples: tuple[Sample, ...]
+    rejected: tuple[BadRow, ...]
+    sources: str
+    on_bad: str
 
 
 class ValidationSet(NamedTuple):
@@ -48,28 +63,70 @@ class ValidationRows(NamedTuple):
         return mean
 
 
-def read_validation(
-    reader: LabelReader, *, sources: Sequence[Source], on_bad: str = "fail"
-) -> ValidationSet:
-    """Read and tokenise a validation set.
+def read_validation(model: IndexModel, data: Data) -> tuple[ValidationSet, float]:
+    """A validation set as the model of an index reads it, and the seconds that loading took.
+
+    Raises as `read_samples` and `tokenised`.
+    """
+    read = read_samples(model.sources(data), data.on_bad)
+    started = time.perf_counter()
+    reader = model.reader
+    load_s = time.perf_counter() - started
+    return tokenised(reader, read), load_s
+
+
+def embedded_rows(
+    model: IndexModel, scoring: Scoring, validation: ValidationSet
+) -> ValidationRows | None:
+    """The rows of a validation set; none where the index waits for its first samples."""
+    if model.storage.uncalibrated:
+        return None
+    return embed_validation(
+        model.embedder([scoring.geometry]),
+        scoring.geometry,
+        validation,
+        normalize=scoring.normalize,
+        on_progress=model.on_progress,
+    )
+
+
+def read_samples(sources: Sequence[Source], on_bad: str = "fail") -> ValidationSamples:
+    """Read a validation set.
 
     Raises:
         BadSampleError: a row is not usable and `on_bad` is "fail".
         SourceError: no row is usable, or a source cannot be read.
     """
-    prepared: list[Prepared] = []
+    samples: list[Sample] = []
     rejected: list[BadRow] = []
-    for row in rows_of(reader, sources):
+    for row in (row for source in sources for row in source.samples()):
+        if isinstance(row, Sample):
+            samples.append(row)
+        else:
+            rejected.append(_refused_or(row, on_bad))
+    names = ", ".join(source.name for source in sources)
+    read = ValidationSamples(tuple(samples), tuple(rejected), names, on_bad)
+    if not samples:
+        raise _nothing_usable(read)
+    return read
+
+
+def tokenised(reader: LabelReader, read: ValidationSamples) -> ValidationSet:
+    """A validation set as a model reads it.
+
+    Raises:
+        BadSampleError: a row is not usable with this model and bad rows are not skipped.
+        SourceError: no row is usable.
+    """
+    prepared: list[Prepared] = []
+    rejected = list(read.rejected)
+    for row in map(reader.prepare, read.samples):
         if isinstance(row, Prepared):
             prepared.append(row)
-        elif on_bad == "fail":
-            raise BadSampleError(f"{row}. Mend the row, or use --on-bad skip")
         else:
-            rejected.append(row)
+            rejected.append(_refused_or(row, read.on_bad))
     if not prepared:
-        names = ", ".join(source.name for source in sources)
-        found = f"{len(rejected)} bad, first {rejected[0]}" if rejected else "none at all"
-        raise SourceError(f"{names} has no usable row to validate with ({found}); mend the file")
+        raise _nothing_usable(read._replace(rejected=tuple(rejected)))
     return ValidationSet(tuple(prepared), tuple(_warnings(prepared, rejected)))
 
 
@@ -87,24 +144,25 @@ def embed_validation(
         BadSampleError: no sample has a gradient.
         ModelError: the model gives infinite or undefined numbers for a sample, which is named.
     """
-    prepared = validation.prepared
-    parts: list[tuple[tuple[int, ...], torch.Tensor]] = []
-    masses: list[float] = []
-    done = tokens = 0
-    for batch in embedder.batches(prepared):
-        embedded = embedder.embed_batch(batch, prepared)
-        refuse_undefined(embedded, [prepared[i] for i in batch.indices])
-        parts.append((batch.indices, embedded.rows[geometry]))
-        masses += [statistics.label_error_mass for statistics in embedded.statistics]
-        done, tokens = done + len(batch.indices), tokens + int(batch.attention_mask.sum())
-        on_progress(Progress("embedding", done, len(prepared), tokens))
-    in_batches = torch.cat([rows for _, rows in parts])
-    rows = torch.empty_like(in_batches)
-    rows[[i for indices, _ in parts for i in indices]] = in_batches
+    embedded = embedder.embed(validation.prepared, on_progress=on_progress)
+    rows = embedded.rows[geometry]
     if not rows.any():
         raise BadSampleError(NO_GRADIENT)
-    found = unit_rows(rows) if normalize else rows
-    return ValidationRows(found.numpy(), float(np.median(masses)))
+    chosen = unit_rows(rows) if normalize else rows
+    masses = [statistics.label_error_mass for statistics in embedded.statistics]
+    return ValidationRows(chosen.numpy(), float(np.median(masses)))
+
+
+def _refused_or(row: BadRow, on_bad: str) -> BadRow:
+    if on_bad == "fail":
+        raise BadSampleError(f"{row}. Mend the row, or use --on-bad skip")
+    return row
+
+
+def _nothing_usable(read: ValidationSamples) -> SourceError:
+    rejected = read.rejected
+    what = f"{len(rejected)} bad, first {rejected[0]}" if rejected else "none at all"
+    return SourceError(f"{read.sources} has no usable row to validate with ({what}); mend the file")
 
 
 def _warnings(prepared: Sequence[Prepared], rejected: Sequence[BadRow]) -> Iterator[str]:
