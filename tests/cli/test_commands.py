@@ -425,6 +425,7 @@ def stored_in(catalog):
         return snapshot.count()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_is_finished(tmp_path, model_dir):
     """Stopped in the middle, once the first of many batches is stored."""
     index = tmp_path / "index"

@@ -441,6 +441,7 @@ def prepared(index, data):
     return [index.reader.prepare(to_sample(row)) for row in data]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_until_what_is_finished_is_stored(index, embedded, monkeypatch):
     """Ctrl-C between the segment file and its record lost the forward passes before it."""
     monkeypatch.setattr("forvalue_index.ingest.add.COMMIT_BYTES", 1)

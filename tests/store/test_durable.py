@@ -5,6 +5,8 @@ import pytest
 
 from forvalue_index.store.durable import interrupts_held
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 
 def test_an_interrupt_waits_for_the_end():
     steps, handler = [], signal.getsignal(signal.SIGINT)
