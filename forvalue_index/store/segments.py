@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.gradients.hash_tables import RAW
+from forvalue_index.settings import RAW
 from forvalue_index.store.durable import write_durably
 from forvalue_index.store.records import SegmentRecord, StoredSegment
 from forvalue_index.store.rows import INT8, StoredRows

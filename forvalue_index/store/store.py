@@ -21,7 +21,6 @@ from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.gradients.embedder import Embedder, features_of
 from forvalue_index.gradients.hash_tables import (
-    RAW,
     HashTables,
     ModelProfile,
     draw_tables,
@@ -33,7 +32,7 @@ from forvalue_index.gradients.hash_tables import (
 from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
 from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.model.label_tokens import LabelReader
-from forvalue_index.settings import ModelIdentity, Settings
+from forvalue_index.settings import RAW, ModelIdentity, Settings
 from forvalue_index.sources.sample import Sample
 from forvalue_index.store.catalog.addresses import catalog_address
 from forvalue_index.store.catalog.catalog import Catalog
