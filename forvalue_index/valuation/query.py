@@ -74,8 +74,8 @@ class Valuer:
         self._errors = storage.sketch_error(scoring.geometry)
         self._whitening: Whitening | None = None
         if scoring.whiten and len(search):
-            damping = storage.manifest.settings.damping
-            self._whitening = whitening_of(view, scoring, damping)
+            ridge = storage.manifest.settings.damping
+            self._whitening = whitening_of(view, scoring, ridge)
         self.version = view.version
 
     def query(
@@ -201,11 +201,11 @@ class Valuer:
         return [0.0 if e else float(s) for s, e in zip(sketched, ranking.exact, strict=True)]
 
 
-def whitening_of(view: View, scoring: Scoring, damping: float) -> Whitening:
+def whitening_of(view: View, scoring: Scoring, ridge: float) -> Whitening:
     """The whitening by a sample of the rows of an index."""
     geometry, normalize = scoring.geometry, scoring.normalize
     rows = view.some_rows(geometry, WHITENING_ROWS, normalize=normalize)
-    return Whitening(rows, damping=damping)
+    return Whitening(rows, ridge=ridge)
 
 
 def refuse_filled(catalog: Snapshot) -> None:
