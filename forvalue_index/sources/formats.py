@@ -16,7 +16,7 @@ from typing import Any
 
 from pyarrow.parquet import ParquetFile
 
-from forvalue_index.exceptions import BadSampleError, MissingDependencyError
+from forvalue_index.exceptions import BadSampleError, missing_extra
 from forvalue_index.sources.cell_values import UNSTORABLE
 from forvalue_index.sources.columns import layout_of
 
@@ -43,10 +43,8 @@ def datasets_loader() -> Callable[[str], Any]:
     try:
         from datasets import load_from_disk
     except ImportError as error:
-        raise MissingDependencyError(
-            "a saved data set needs the datasets library, which is not installed: "
-            "pip install 'forvalue-index[datasets]'"
-        ) from error
+        need = "a saved data set needs the datasets library, which is not installed:"
+        raise missing_extra(need, "datasets") from error
     return load_from_disk  # type: ignore[no-any-return]
 
 

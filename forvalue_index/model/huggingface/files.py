@@ -27,7 +27,7 @@ from transformers.models.auto.tokenization_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from forvalue_index.exceptions import ForValueError, MissingDependencyError, ModelError, UsageError
+from forvalue_index.exceptions import ForValueError, ModelError, UsageError, missing_extra
 from forvalue_index.settings import Settings
 
 HUB_TIMEOUT_S = 10
@@ -172,9 +172,7 @@ def model_errors(name: str) -> Iterator[None]:
     except ForValueError:
         raise
     except ImportError as error:
-        raise MissingDependencyError(
-            f"{name}: {first_line(error)}; pip install 'forvalue-index[models]'"
-        ) from error
+        raise missing_extra(f"{name}: {first_line(error)};", "models") from error
     except Exception as error:  # Every file format has errors of its own for a damaged file.
         raise ModelError(
             f"{name} cannot be loaded as a language model: {first_line(error)} Give a hub "

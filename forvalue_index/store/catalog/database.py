@@ -18,8 +18,8 @@ from sqlalchemy.engine import URL, make_url
 from forvalue_index.exceptions import (
     BrokenIndexError,
     ForValueError,
-    MissingDependencyError,
     UsageError,
+    missing_extra,
 )
 from forvalue_index.store.catalog.schema import REVISIONS
 from forvalue_index.store.catalog.sqlite import (
@@ -60,10 +60,8 @@ def connect(address: str | Path) -> sa.Engine:
             return sqlite_engine(parsed)
         return sa.create_engine(parsed, pool_pre_ping=True, json_serializer=to_json)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"The catalog needs the module {error.name}, which is not installed. "
-            "Run: pip install 'forvalue-index[postgres]'"
-        ) from error
+        need = f"The catalog needs the module {error.name}, which is not installed. Run:"
+        raise missing_extra(need, "postgres") from error
     except (sa.exc.ArgumentError, ValueError) as error:
         shown = str(address).rpartition("@")[2]
         raise UsageError(
