@@ -18,7 +18,7 @@ from pyarrow.parquet import ParquetFile
 
 from forvalue_index.exceptions import BadSampleError, missing_extra
 from forvalue_index.sources.cell_values import UNSTORABLE
-from forvalue_index.sources.columns import layout_of
+from forvalue_index.sources.columns import find_columns
 
 CSV_CELL_LIMIT = 2**31 - 1
 # Rows that are held at once; of those with images, fewer, by their bytes.
@@ -121,7 +121,7 @@ def _array(document: Any) -> list[Any]:
         return document
     if isinstance(document, dict):
         with suppress(BadSampleError):
-            layout_of(tuple(document), ())
+            find_columns(tuple(document), ())
             return [document]
         arrays = [v for v in document.values() if isinstance(v, list) and v]
         arrays = [array for array in arrays if all(isinstance(row, dict) for row in array)]
