@@ -54,13 +54,16 @@ class ReadOnlyIndexError(ForValueError):
     """The directory of an index cannot be written to."""
 
 
+def missing_extra(need: str, extra: str) -> MissingDependencyError:
+    """The error of a library that comes with an extra; `need`, to its full stop, says what for."""
+    return MissingDependencyError(f"{need} pip install 'forvalue-index[{extra}]'")
+
+
 @contextmanager
 def evaluation_extra() -> Iterator[None]:
     """Import optional libraries within. Raises MissingDependencyError where one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"forvalue evaluate needs {error.name}, which is not installed; "
-            "pip install 'forvalue-index[evaluate]'"
-        ) from error
+        need = f"forvalue evaluate needs {error.name}, which is not installed;"
+        raise missing_extra(need, "evaluate") from error

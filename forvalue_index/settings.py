@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 from forvalue_index.exceptions import UsageError
 
-DEFAULT_DIM = 4096
 # Tokens, for models that do not say what they read at most.
 DEFAULT_CONTEXT = 4096
 DEFAULT_CATALOG = "sqlite"
@@ -22,16 +21,15 @@ PAYLOADS = ("catalog", "reference")
 # Where images lie: in the files that rows name, or copied into the index; with none, a model that
 # could read them reads text alone.
 MEDIA = ("reference", "copy", NO_IMAGES := "none")
-GEOMETRIES = ("raw", "centered", "fisher", "kfac")
-DEFAULT_GEOMETRY = "raw"
-
-
-DEFAULT_DAMPING = 1.0
+GEOMETRIES = (RAW := "raw", CENTERED := "centered", FISHER := "fisher", KFAC := "kfac")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a user chooses. `auto` and a `max_length` of None are resolved against the model.
+
+    The options of `init` are made of these fields: their types, defaults, choices and help. `info`
+    shows them all.
 
     `geometry` names one or several, with commas between. `max_label_tokens` keeps the first label
     tokens of a sample alone, `hardest` the share of them with the highest loss.
@@ -43,32 +41,81 @@ class Settings:
         UsageError: a value that can never work, with what is allowed.
     """
 
-    model: str
-    adapter: str | None = None
-    revision: str | None = None
-    dim: int = DEFAULT_DIM
-    seed: int = 0
-    labels: str = "response"
-    template: str = "auto"
-    max_length: int | None = None
-    row_dtype: str = "bfloat16"
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-    payload: str = "catalog"
-    media: str = "reference"
-    geometry: str = DEFAULT_GEOMETRY
-    damping: float = DEFAULT_DAMPING
-    max_label_tokens: int | None = None
-    hardest: float | None = None
+    model: str = field(metadata={"help": "Hub id, local directory or GGUF file."})
+    adapter: str | None = field(
+        default=None, metadata={"help": "PEFT adapter to merge into the model."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Revision of a model on the hub."})
+    dim: int = field(default=4096, metadata={"help": "Floats a row: more is exacter."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sketch."})
+    labels: str = field(
+        default="response",
+        metadata={"help": "Which tokens are scored.", "choices": LABELS},
+    )
+    template: str = field(
+        default="auto",
+        metadata={
+            "help": "Chat template, or plain prompt + response; auto: the template where there is "
+            "one.",
+            "choices": TEMPLATES,
+        },
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens a sample, at most.  [default: the context]"}
+    )
+    row_dtype: str = field(
+        default="bfloat16",
+        metadata={
+            "help": "Precision of stored rows; int8 has one scale a row, and half the bytes.",
+            "choices": tuple(ROW_DTYPES),
+        },
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Precision of the model; auto: bfloat16 on a GPU, float32 on a CPU.",
+            "choices": DTYPES,
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Let the model run code that comes with it."}
+    )
+    payload: str = field(
+        default="catalog",
+        metadata={
+            "help": "Keep the texts, or refer to them: files and offsets, below the directory of "
+            "INDEX.",
+            "choices": PAYLOADS,
+        },
+    )
+    media: str = field(
+        default="reference",
+        metadata={
+            "help": "Refer to the files of images, or keep copies in INDEX.",
+            "choices": MEDIA,
+        },
+    )
+    geometry: str = field(
+        default=RAW,
+        metadata={
+            "help": f"What rows are made of, one or several: {', '.join(GEOMETRIES)}, with commas "
+            "between."
+        },
+    )
+    damping: float = field(
+        default=1.0,
+        metadata={"help": "Of fisher and kfac, in units of the mean of what it is added to."},
+    )
+    max_label_tokens: int | None = field(
+        default=None, metadata={"help": "Score the first labels of a sample alone."}
+    )
+    hardest: float | None = field(
+        default=None, metadata={"help": "Score this share of labels alone: of highest loss."}
+    )
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "name a hub id, a directory or a file")
-        require_one_of("labels", self.labels, LABELS)
-        require_one_of("template", self.template, TEMPLATES)
-        require_one_of("row_dtype", self.row_dtype, tuple(ROW_DTYPES))
-        require_one_of("dtype", self.dtype, DTYPES)
-        require_one_of("payload", self.payload, PAYLOADS)
-        require_one_of("media", self.media, MEDIA)
+        self._require_choices()
         held = self.payload == "catalog" or self.media != "copy"
         require(held, "media", self.media, "with --payload reference, images stay in the data")
         require_one_of("trust_remote_code", self.trust_remote_code, (False, True))
@@ -85,6 +132,12 @@ class Settings:
         require(some, "max_label_tokens", self.max_label_tokens, "use at least 1 token")
         share = self.hardest is None or 0 < self.hardest <= 1
         require(share, "hardest", self.hardest, "use more than 0 and at most 1")
+
+    def _require_choices(self) -> None:
+        for chosen in fields(self):
+            if "choices" in chosen.metadata:
+                value = getattr(self, chosen.name)
+                require_one_of(chosen.name, value, chosen.metadata["choices"])
 
     @property
     def geometries(self) -> tuple[str, ...]:

@@ -14,102 +14,28 @@ from forvalue_index.cli.options import (
     model_option,
     print_json,
     reading_options,
-    trust_option,
+    settings_options,
     wait_option,
 )
 from forvalue_index.cli.session import opened_index
-from forvalue_index.settings import (
-    DEFAULT_CATALOG,
-    DEFAULT_DAMPING,
-    DEFAULT_DIM,
-    DEFAULT_GEOMETRY,
-    DTYPES,
-    LABELS,
-    MEDIA,
-    PAYLOADS,
-    ROW_DTYPES,
-    TEMPLATES,
-)
+from forvalue_index.settings import DEFAULT_CATALOG
 
 
 @click.command()
 @index_argument
-@click.option("--model", required=True, help="Hub id, local directory or GGUF file.")
-@click.option("--adapter", help="PEFT adapter to merge into the model.")
-@click.option("--revision", help="Revision of a model on the hub.")
-@click.option(
-    "--dim", type=int, default=DEFAULT_DIM, show_default=True, help="Floats a row: more is exacter."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sketch.")
-@click.option(
-    "--labels",
-    type=click.Choice(LABELS),
-    default="response",
-    show_default=True,
-    help="Which tokens are scored.",
-)
-@click.option(
-    "--template",
-    type=click.Choice(TEMPLATES),
-    default="auto",
-    show_default=True,
-    help="Chat template, or plain prompt + response; auto: the template where there is one.",
-)
-@click.option("--max-length", type=int, help="Tokens a sample, at most.  [default: the context]")
-@click.option(
-    "--row-dtype",
-    type=click.Choice(ROW_DTYPES),
-    default="bfloat16",
-    show_default=True,
-    help="Precision of stored rows; int8 has one scale a row, and half the bytes.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    default="auto",
-    show_default=True,
-    help="Precision of the model; auto: bfloat16 on a GPU, float32 on a CPU.",
-)
+@settings_options("model", "dtype")
 @click.option(
     "--catalog",
     default=DEFAULT_CATALOG,
     show_default=True,
     help="sqlite, or postgresql+psycopg://USER@HOST/NAME.",
 )
-@trust_option
-@click.option(
-    "--payload",
-    type=click.Choice(PAYLOADS),
-    default="catalog",
-    show_default=True,
-    help="Keep the texts, or refer to them: files and offsets, below the directory of INDEX.",
-)
-@click.option(
-    "--media",
-    type=click.Choice(MEDIA),
-    default="reference",
-    show_default=True,
-    help="Refer to the files of images, or keep copies in INDEX.",
-)
-@click.option(
-    "--geometry",
-    default=DEFAULT_GEOMETRY,
-    show_default=True,
-    help="What rows are made of, one or several: raw, centered, fisher, kfac, with commas between.",
-)
-@click.option(
-    "--damping",
-    type=float,
-    default=DEFAULT_DAMPING,
-    show_default=True,
-    help="Of fisher and kfac, in units of the mean of what it is added to.",
-)
+@settings_options("trust_remote_code", "damping")
 @click.option(
     "--calibration",
     help="Data to calibrate on, or an index whose calibration to take.  [default: the first add]",
 )
-@click.option("--max-label-tokens", type=int, help="Score the first labels of a sample alone.")
-@click.option("--hardest", type=float, help="Score this share of labels alone: of highest loss.")
+@settings_options("max_label_tokens")
 @json_option
 def init(index: Path, as_json: bool, calibration: str | None, **settings: Any) -> None:
     """Create an empty index in directory INDEX. All settings are frozen."""

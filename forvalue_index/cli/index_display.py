@@ -54,16 +54,16 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
     table = Table(box=None, show_header=False, title=shown(str(index)), title_justify="left")
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
-    for name, value in document.items():
-        if name == "sources":
-            value = "\n".join(f"{s['samples']:,}  {s['source']}" for s in value) or "none yet"
-        elif name == "stopped":
-            name = "stopped, add again"
-            value = "\n".join(", ".join(names) for names in value)
-        elif name == "warnings":
-            value = "\n".join(value)
+    lists = {
+        "sources": "\n".join(f"{s['samples']:,}  {s['source']}" for s in document["sources"])
+        or "none yet",
+        "warnings": "\n".join(document["warnings"]),
+        "stopped": "\n".join(", ".join(names) for names in document["stopped"]),
+    }
+    names = {"stopped": "stopped, add again"}
+    for name, value in {**document, **lists}.items():
         if value is not None and value != "":
-            table.add_row(name.replace("_", " "), shown(_fact(value)))
+            table.add_row(names.get(name, name.replace("_", " ")), shown(_fact(value)))
     readable_console().print(table)
 
 

@@ -4,26 +4,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import click
 
-from forvalue_index.settings import GEOMETRIES
+from forvalue_index.settings import GEOMETRIES, ON_BAD, Settings
 
 Command = Callable[..., Any]
 # Under this name a command's context says that it goes on where it was stopped.
 RESUMES = "forvalue_index.resumes"
+SETTING_TYPES = get_type_hints(Settings)
 
 index_argument = click.argument("index", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-trust_option = click.option(
-    "--trust-remote-code", is_flag=True, help="Let the model run code that comes with it."
-)
 wait_option = click.option(
     "--wait", is_flag=True, help="Where another process writes to INDEX, wait for it to finish."
 )
+
+
+def settings_options(first: str, last: str | None = None) -> Callable[[Command], Command]:
+    """The options of the fields of Settings from one to another, or to the end, in their order."""
+    names = [field.name for field in fields(Settings)]
+    end = len(names) if last is None else names.index(last) + 1
+    chosen = fields(Settings)[names.index(first) : end]
+
+    def decorated(command: Command) -> Command:
+        for field in reversed(chosen):
+            command = _setting_option(field)(command)
+        return command
+
+    return decorated
+
+
+def _setting_option(field: Field[Any]) -> Callable[[Command], Command]:
+    """A field without a default is required; None is a default that is not shown."""
+    name, words = "--" + field.name.replace("_", "-"), field.metadata["help"]
+    if field.default is MISSING:
+        return click.option(name, required=True, help=words)
+    if field.default is False:
+        return click.option(name, is_flag=True, help=words)
+    choices = field.metadata.get("choices")
+    kind = click.Choice(choices) if choices else _type_of(field)
+    return click.option(name, type=kind, default=field.default, show_default=True, help=words)
+
+
+def _type_of(field: Field[Any]) -> Any:
+    """The type of a field, without None."""
+    hint = SETTING_TYPES[field.name]
+    return next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
+
+
+trust_option = settings_options("trust_remote_code", "trust_remote_code")
 
 
 def model_option(command: Command) -> Command:
@@ -84,7 +119,7 @@ def data_options(command: Command) -> Command:
     for decorate in (
         click.option(
             "--on-bad",
-            type=click.Choice(["fail", "skip"]),
+            type=click.Choice(ON_BAD),
             default="fail",
             show_default=True,
             help="What to do about a row of DATA that is no usable sample.",

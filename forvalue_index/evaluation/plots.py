@@ -7,7 +7,8 @@ from pathlib import Path
 
 from forvalue_index.evaluation.results import MislabeledResult
 from forvalue_index.exceptions import UsageError, evaluation_extra
-from forvalue_index.valuation.exports import ExportError
+from forvalue_index.store.durable import replacing
+from forvalue_index.valuation.exports import unwritable
 
 SUFFIXES = (".svg", ".png")
 SIZE_INCHES = (10.0, 5.0)
@@ -29,7 +30,7 @@ def refuse_undrawable(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a directory; create it, or write elsewhere")
     if not os.access(path.parent, os.W_OK):
-        raise _unwritable(path, "the directory is read-only")
+        raise unwritable(path, "the directory is read-only")
     with evaluation_extra():
         import matplotlib  # noqa: F401
 
@@ -76,23 +77,15 @@ def draw_detection(result: MislabeledResult, path: Path) -> None:
     )
     axes.grid(visible=True, alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
-    partial = path.with_name(path.name + ".partial")
     # A salt and no date: equal results give equal files.
-    with matplotlib.rc_context({"svg.hashsalt": "forvalue", "svg.fonttype": "none"}):
-        try:
+    reproducibly = matplotlib.rc_context({"svg.hashsalt": "forvalue", "svg.fonttype": "none"})
+    try:
+        with reproducibly, replacing(path) as partial:
             figure.savefig(
                 partial,
                 format=path.suffix.lower()[1:],
                 dpi=DOTS_PER_INCH,
                 metadata={"Date": None} if path.suffix.lower() == ".svg" else None,
             )
-            partial.replace(path)
-        except OSError as error:
-            raise _unwritable(path, error.strerror or str(error)) from error
-        finally:
-            if partial.is_file():
-                partial.unlink()
-
-
-def _unwritable(path: Path, reason: str) -> ExportError:
-    return ExportError(f"{path} cannot be written ({reason}); write elsewhere, or mend that")
+    except OSError as error:
+        raise unwritable(path, error.strerror or str(error)) from error

@@ -17,13 +17,13 @@ from forvalue_index.devices import unless_memory_runs_out
 from forvalue_index.exceptions import ModelError, UsageError
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.gradients.geometry import Geometry, Moments
-from forvalue_index.gradients.hash_tables import RAW, HashTables, geometry_tables
+from forvalue_index.gradients.hash_tables import HashTables, geometry_tables
 from forvalue_index.gradients.sketch import Sketch, make_sketch
 from forvalue_index.model.batching import halves
 from forvalue_index.model.encoded import Batch, SampleStatistics
 from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
-from forvalue_index.settings import Settings
+from forvalue_index.settings import RAW, Settings
 from forvalue_index.sources.sample import BadRow, Sample
 
 Rows = Mapping[str, Tensor]

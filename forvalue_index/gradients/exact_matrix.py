@@ -25,10 +25,11 @@ from forvalue_index.gradients.exact_values import (
 from forvalue_index.gradients.geometry import Geometry
 from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
+from forvalue_index.settings import RAW
 
 # Floats of prediction errors that are held at once: 1 GiB.
 HELD_FLOATS = 2**28
-PLAIN = Geometry("raw")
+PLAIN = Geometry(RAW)
 
 
 @dataclass(frozen=True, eq=False)

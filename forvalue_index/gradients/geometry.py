@@ -27,6 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from forvalue_index.settings import CENTERED, FISHER, KFAC
+
 
 class Moments(NamedTuple):
     """What a geometry is made of, over label tokens.
@@ -51,12 +53,12 @@ class Geometry:
         self._hidden_map: Tensor | None = None
         if moments is None:
             return
-        if name in ("fisher", "kfac"):
+        if name in (FISHER, KFAC):
             size = moments.error_size.double()
             self._error_scale = (size / size.mean() + damping).rsqrt()
-        if name == "centered":
+        if name == CENTERED:
             self._hidden_mean = moments.hidden_mean.double()
-        if name == "kfac":
+        if name == KFAC:
             self._hidden_map = _inverse_root(moments.hidden_square.double(), damping)
 
     def error(self, error: Float[Tensor, "token vocab"]) -> Float[Tensor, "token vocab"]:

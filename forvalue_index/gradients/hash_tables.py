@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from forvalue_index.settings import FISHER, KFAC, RAW
+
 HashTables = Mapping[str, NDArray[Any]]
 
 VOCAB_ORDER = "vocab_order"
-RAW, FISHER, KFAC = "raw", "fisher", "kfac"
 SCALED_DIRECTIONS = 2
 # Where less of the hidden states' energy lies along one direction, splitting it off loses.
 LEAST_SPLIT_SHARE = 0.4

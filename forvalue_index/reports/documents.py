@@ -26,6 +26,12 @@ from forvalue_index.valuation.results import (
     saturation_warnings,
 )
 
+# Settings that `info` shows before the others, which follow as they are declared.
+FIRST_SHOWN = (
+    *("dim", "row_dtype", "model", "adapter", "revision", "trust_remote_code", "dtype"),
+    *("labels", "template", "max_length", "seed"),
+)
+
 
 def query_document(result: QueryResult) -> dict[str, Any]:
     """`query --json`. `per_sample` is there only where it was asked for."""
@@ -91,30 +97,12 @@ def add_document(report: AddReport) -> dict[str, Any]:
 
 def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) -> dict[str, Any]:
     """`info --json`. `bytes` are those of the segment files; `loss` is in nats a token."""
-    settings = manifest.settings
     return {
         "samples": summary.samples,
         "removed": summary.removed,
         "segments": summary.segments,
         "bytes": summary.bytes,
-        "dim": manifest.row_width,
-        "row_dtype": settings.row_dtype,
-        "model": settings.model,
-        "adapter": settings.adapter,
-        "revision": settings.revision,
-        "trust_remote_code": settings.trust_remote_code,
-        "dtype": settings.dtype,
-        "labels": settings.labels,
-        "template": settings.template,
-        "max_length": settings.max_length,
-        "seed": settings.seed,
-        "payload": settings.payload,
-        # None where the model reads no images.
-        "media": settings.media if manifest.model.processor_digest else None,
-        "geometry": settings.geometry,
-        "damping": settings.damping,
-        "max_label_tokens": settings.max_label_tokens,
-        "hardest": settings.hardest,
+        **_shown_settings(manifest),
         "fingerprint": manifest.fingerprint,
         "index_version": version,
         "catalog": manifest.shown_catalog,
@@ -124,6 +112,17 @@ def info_document(manifest: Manifest, summary: CatalogSummary, *, version: int) 
         "label_error_mass": summary.label_error_mass,
         "warnings": saturation_warnings({"indexed samples": summary.label_error_mass}),
         "stopped": [list(sources) for sources in summary.stopped],
+    }
+
+
+def _shown_settings(manifest: Manifest) -> dict[str, Any]:
+    """All settings; `media` is None where the model reads no images."""
+    settings = manifest.settings
+    return {
+        **dict.fromkeys(FIRST_SHOWN),
+        **vars(settings),
+        "dim": manifest.row_width,
+        "media": settings.media if manifest.model.reads_images else None,
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from forvalue_index.exceptions import BadSampleError, ForValueError, UsageError
 from forvalue_index.sources.images import OpenPixels, data_url
 from forvalue_index.sources.sample import Image, Message
+from forvalue_index.store.durable import replacing
 from forvalue_index.store.records import StoredSample
 from forvalue_index.valuation.results import ExplainedSample, Explanation, TokenTerm
 
@@ -50,14 +51,11 @@ def refuse_page(path: Path) -> None:
 def write_page(path: Path, text: str) -> None:
     """Write a page. Raises as `refuse_page`, and PageError where the disk has no room for it."""
     refuse_page(path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise PageError(f"{path} cannot be written ({error.strerror}); write elsewhere") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def page(title: str, body: str) -> str:

@@ -102,14 +102,17 @@ def update_codes(view: View, on_progress: OnProgress = ignore_progress) -> None:
     for name, kind in sorted(wanted):
         geometry, _, cosine = name.partition(".")
         if kind in CODED_KINDS and geometry in view.manifest.settings.geometries:
-            rows = RowKind(geometry, bool(cosine))
-            files = CodeFiles(view.search_path, rows.name, kind)
-            quantizer = _quantizer(view, rows, kind, files, total)
-            for done, file in enumerate(view.files, 1):
-                if not files.has_codes(file.uid, quantizer):
-                    files.keep_codes(file.uid, _encoded(file, rows, quantizer), quantizer)
-                on_progress(Progress("coding", done, len(view.files)))
-            files.sweep(file.uid for file in view.files)
+            _update(view, RowKind(geometry, bool(cosine)), kind, total, on_progress)
+
+
+def _update(view: View, rows: RowKind, kind: str, total: int, on_progress: OnProgress) -> None:
+    files = CodeFiles(view.search_path, rows.name, kind)
+    quantizer = _quantizer(view, rows, kind, files, total)
+    for done, file in enumerate(view.files, 1):
+        if not files.has_codes(file.uid, quantizer):
+            files.keep_codes(file.uid, _encoded(file, rows, quantizer), quantizer)
+        on_progress(Progress("coding", done, len(view.files)))
+    files.sweep(file.uid for file in view.files)
 
 
 def keep_codes_current(storage: Storage, on_progress: OnProgress = ignore_progress) -> None:

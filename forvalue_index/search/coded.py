@@ -19,10 +19,8 @@ from forvalue_index.search.ranking import (
     Ids,
     Ranked,
     Scores,
-    answered_by_all,
+    begun,
     best,
-    checked,
-    considered,
     selector_of,
 )
 
@@ -48,13 +46,13 @@ class CodedIndex:
         probes: int | None = None,
         expected: int = 0,
     ) -> None:
-        self._quantizer, self._dim, self._fetch = quantizer, dim, fetch
+        self._quantizer, self.dim, self._fetch = quantizer, dim, fetch
         self.refine, self.probes = refine, probes
         self._index: Any = quantizer.empty(expected)
-        self._ids: Ids = np.empty(0, dtype=np.int64)
+        self.ids: Ids = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     @property
     def kind(self) -> str:
@@ -70,23 +68,21 @@ class CodedIndex:
         """Add the codes [n, code_size] of rows whose ids follow those that are there, in order."""
         if len(ids) != len(codes):
             raise UsageError(f"{len(ids)} ids for {len(codes)} codes; give one id a code")
-        last = self._ids[-1:]
+        last = self.ids[-1:]
         if (np.diff(np.concatenate([last, ids])) <= 0).any():
             raise UsageError("ids of codes must go up; add each row once, in order of id")
         places = np.arange(len(self), len(self) + len(ids), dtype=np.int64)
         self._quantizer.add(self._index, np.ascontiguousarray(codes), places)
-        self._ids = np.concatenate([self._ids, ids])
+        self.ids = np.concatenate([self.ids, ids])
 
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
         """Ids and scores of the k best rows for each query: best first, ties by id."""
-        queries = checked(queries, self._dim, k)
-        among = considered(self._ids, allowed)
         candidates = max(self.refine * k, LEAST_CANDIDATES)
         most = max(candidates, ranking.SCANNED)
-        few = answered_by_all(queries, among, self._fetch, k, most=most)
-        if few is not None:
-            return few
-        selector = None if allowed is None else selector_of(self._ids, among)
+        queries, among, answers = begun(self, queries, k, allowed, most=most)
+        if answers is not None:
+            return answers
+        selector = None if allowed is None else selector_of(self.ids, among)
         parameters = self._quantizer.parameters(probes=self.probes, selector=selector)
         rotated = self._quantizer.rotation(queries)
         _, places = self._index.search(rotated, candidates, params=parameters)
@@ -98,5 +94,5 @@ class CodedIndex:
 
     def _refined(self, query: Scores, places: NDArray[np.int64], k: int) -> Ranked:
         # Few probes may find fewer than were asked for, and FAISS pads.
-        ids = np.sort(self._ids[places[places >= 0]])
+        ids = np.sort(self.ids[places[places >= 0]])
         return best(query[None], ids, self._fetch, k)[0]

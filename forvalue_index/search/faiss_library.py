@@ -6,7 +6,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from forvalue_index.exceptions import MissingDependencyError
+from forvalue_index.exceptions import MissingDependencyError, missing_extra
 
 # They all install the module `faiss`, over each other's files.
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
@@ -25,9 +25,7 @@ def faiss_library() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise MissingDependencyError(
-            f"FAISS is missing ({error}); pip install 'forvalue-index[cpu]'"
-        ) from error
+        raise missing_extra(f"FAISS is missing ({error});", "cpu") from error
     return faiss
 
 

@@ -16,10 +16,9 @@ from forvalue_index.search.ranking import (
     Ids,
     Ranked,
     Scores,
-    answered_by_all,
+    begun,
     best,
     checked,
-    considered,
     selector_of,
     whole_products,
 )
@@ -49,18 +48,18 @@ class FlatIndex:
             )
         else:
             self._index = faiss.IndexFlatIP(dim)
-        self._dim = dim
-        self._ids: Ids = np.empty(0, dtype=np.int64)
-        self._order: Ids = self._ids  # places in order of id, made when first needed
+        self.dim = dim
+        self.ids: Ids = np.empty(0, dtype=np.int64)
+        self._order: Ids = self.ids  # places in order of id, made when first needed
         self._known: set[int] = set()
         self._longest = 0.0
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def add(self, ids: Ids, rows: Scores) -> None:
         """Add rows [n, dim]. Raises UsageError for what FAISS would accept in silence."""
-        rows = checked(rows, self._dim)
+        rows = checked(rows, self.dim)
         if len(ids) != len(rows):
             raise UsageError(f"{len(ids)} ids for {len(rows)} rows; give one id a row")
         new = set(ids.tolist())
@@ -71,26 +70,24 @@ class FlatIndex:
             raise UsageError(f"{len(ids) - len(new)} of {len(ids)} ids repeat; give one id a row")
         self._index.add(rows)
         self._longest = max(self._longest, _largest_norm(rows))
-        self._ids = np.concatenate([self._ids, ids])
+        self.ids = np.concatenate([self.ids, ids])
         self._known |= new
 
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
         """Ids and scores of the k best rows for each query: best first, ties by id."""
-        queries = checked(queries, self._dim, k)
-        among = considered(self._ids, allowed)
         most = 0 if allowed is None else ranking.SCANNED
-        few = answered_by_all(queries, among, self.rows, k, most=most)
-        if few is not None:
-            return few
+        queries, among, answers = begun(self, queries, k, allowed, most=most)
+        if answers is not None:
+            return answers
         if len(queries) >= MANY:
-            hidden = None if allowed is None else ~np.isin(self._ids, among, assume_unique=True)
+            hidden = None if allowed is None else ~np.isin(self.ids, among, assume_unique=True)
             together = max(1, SCORES // len(self))
             parts = (queries[i : i + together] for i in range(0, len(queries), together))
             k = min(k, len(among))
             return [one for part in parts for one in self._multiplied(part, k, hidden)]
         chosen = None
         if allowed is not None:
-            chosen = faiss_library().SearchParameters(sel=selector_of(self._ids, among))
+            chosen = faiss_library().SearchParameters(sel=selector_of(self.ids, among))
         fetched = min(k + 1, len(among))
         scores, places = self._index.search(queries, fetched, params=chosen)
         return [
@@ -101,8 +98,8 @@ class FlatIndex:
     def rows(self, ids: Ids) -> Scores:
         """The rows of known ids, in their order."""
         if len(self._order) < len(self):
-            self._order = np.argsort(self._ids)
-        places = self._order[np.searchsorted(self._ids, ids, sorter=self._order)]
+            self._order = np.argsort(self.ids)
+        places = self._order[np.searchsorted(self.ids, ids, sorter=self._order)]
         found: Scores = self._index.reconstruct_batch(places)
         return found
 
@@ -122,7 +119,7 @@ class FlatIndex:
         least = scores.topk(k).values[:, -1] - 2 * rounding
         near = (scores >= least[:, None]).numpy()
         return [
-            best(query[None], self._ids[mine], self.rows, k)[0]
+            best(query[None], self.ids[mine], self.rows, k)[0]
             for query, mine in zip(queries, near, strict=True)
         ]
 
@@ -144,7 +141,7 @@ class FlatIndex:
         while len(places) < size and scores[-1] >= scores[k - 1] - rounding:
             found = self._index.search(query[None], min(2 * len(places), size), params=chosen)
             scores, places = found[0][0], found[1][0]
-        return best(query[None], self._ids[places], self.rows, k)[0]
+        return best(query[None], self.ids[places], self.rows, k)[0]
 
 
 def _largest_norm(rows: Scores) -> float:

@@ -29,10 +29,8 @@ from forvalue_index.search.ranking import (
     Ids,
     Ranked,
     Scores,
-    answered_by_all,
+    begun,
     best,
-    checked,
-    considered,
     whole_products,
 )
 from forvalue_index.store.rows import StoredRows
@@ -81,7 +79,7 @@ class GpuIndex:
         if sum(shares.values()) != len(ids):
             raise UsageError(f"{len(ids)} ids for shares of {sum(shares.values())} rows")
         dtype = torch.float32 if exact else torch.bfloat16
-        self._ids, self._dim = ids, dim
+        self.ids, self.dim = ids, dim
         self._shards = [
             _Shard(
                 torch.empty(count, dim, dtype=dtype, device=device),
@@ -98,11 +96,11 @@ class GpuIndex:
         return dim * (4 if exact else 2) + 8
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def put(self, ids: Ids, rows: StoredRows, *, normalize: bool = False) -> None:
         """Store the rows of some ids, in order; several threads may. Raises UsageError for NaN."""
-        places = np.searchsorted(self._ids, ids)
+        places = np.searchsorted(self.ids, ids)
         for number, shard in enumerate(self._shards):
             start, end = self._starts[number], self._starts[number + 1]
             mine = torch.from_numpy((places >= start) & (places < end))
@@ -112,15 +110,13 @@ class GpuIndex:
 
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
         """Ids and scores of the k best rows for each query: best first, ties by id."""
-        queries = checked(queries, self._dim, k)
-        among = considered(self._ids, allowed)
         most = 0 if allowed is None else ranking.SCANNED
-        few = answered_by_all(queries, among, self.rows, k, most=most)
-        if few is not None:
-            return few
+        queries, among, answers = begun(self, queries, k, allowed, most=most)
+        if answers is not None:
+            return answers
         mask = None
         if allowed is not None:
-            mask = torch.from_numpy(np.isin(self._ids, among, assume_unique=True))
+            mask = torch.from_numpy(np.isin(self.ids, among, assume_unique=True))
         together = max(1, SCORES // int(np.diff(self._starts).max()))
         found: list[Ranked] = []
         for start in range(0, len(queries), together):
@@ -129,8 +125,8 @@ class GpuIndex:
 
     def rows(self, ids: Ids) -> Scores:
         """The rows of known ids, in their order."""
-        found = np.empty((len(ids), self._dim), dtype=np.float32)
-        places = np.searchsorted(self._ids, ids)
+        found = np.empty((len(ids), self.dim), dtype=np.float32)
+        places = np.searchsorted(self.ids, ids)
         owners = np.searchsorted(self._starts, places, side="right") - 1
         for number in np.unique(owners):
             shard, mine = self._shards[number], owners == number
@@ -147,7 +143,7 @@ class GpuIndex:
         for first, shard in zip(self._starts, self._shards, strict=False):
             for block in _blocks(shard.values):
                 rows = shard.rows(block)
-                yield self._ids[first + block.start : first + block.start + len(rows)], rows
+                yield self.ids[first + block.start : first + block.start + len(rows)], rows
 
     def _searched(self, queries: Scores, k: int, mask: Tensor | None) -> list[Ranked]:
         """All rows that may be among the k best, but for rounding, are scored again.
@@ -161,13 +157,13 @@ class GpuIndex:
         tops = [mine.topk(min(k, mine.shape[1])).values for mine in scores]
         last = torch.cat([top.cpu() for top in tops], dim=1).topk(k).values[:, -1]
         longest = max(float(shard.norms.max()) for shard in self._shards)
-        rounding = (QUERY_ROUNDING + SUM_ROUNDING * self._dim) * longest
+        rounding = (QUERY_ROUNDING + SUM_ROUNDING * self.dim) * longest
         least = last - 2 * rounding * torch.linalg.vector_norm(asked, dim=1)
         found = []
         for i, query in enumerate(queries):
             near = [(mine[i] >= least[i].to(mine.device)).nonzero()[:, 0].cpu() for mine in scores]
             places = [here.numpy() + start for here, start in zip(near, self._starts, strict=False)]
-            ids = self._ids[np.concatenate(places)]
+            ids = self.ids[np.concatenate(places)]
             found.append(best(query[None], ids, self.rows, k)[0])
         return found
 

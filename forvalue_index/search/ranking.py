@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,18 @@ FetchRows = Callable[[Ids], Scores]
 # So few allowed rows are scored one and all.
 SCANNED = 4096
 FETCHED = 4096
+
+
+@runtime_checkable
+class HeldRows(Protocol):
+    """Rows of width `dim` under `ids`."""
+
+    dim: int
+    ids: Ids
+
+    def rows(self, ids: Ids) -> Scores:
+        """The rows of known ids, in their order."""
+        ...
 
 
 def checked(rows: Scores, dim: int, k: int = 1) -> Scores:
@@ -49,20 +61,20 @@ def best(queries: Scores, ids: Ids, fetch: FetchRows, k: int) -> list[Ranked]:
     return [(ids[order], mine[order]) for order, mine in zip(orders, scores, strict=True)]
 
 
-def considered(ids: Ids, allowed: Ids | None) -> Ids:
-    """The ids among which is searched."""
-    return ids if allowed is None else np.intersect1d(ids, allowed)
+def begun(
+    index: HeldRows, queries: Scores, k: int, allowed: Ids | None, *, most: int
+) -> tuple[Scores, Ids, list[Ranked] | None]:
+    """What every search begins with: the queries as FAISS wants them, the ids to search among.
 
-
-def answered_by_all(
-    queries: Scores, among: Ids, fetch: FetchRows, k: int, *, most: int
-) -> list[Ranked] | None:
-    """The answers where at most so many rows are searched, which are scored one and all."""
+    And the answers where there are at most so many ids: their rows are scored one and all.
+    """
+    queries = checked(queries, index.dim, k)
+    among = index.ids if allowed is None else np.intersect1d(index.ids, allowed)
     if len(among) > most:
-        return None
+        return queries, among, None
     if not len(among):
-        return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-    return best(queries, among, fetch, k)
+        return queries, among, [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    return queries, among, best(queries, among, index.rows, k)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from numbers import Integral
 from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
@@ -29,6 +30,11 @@ def kind_of(value: Any) -> str:
     return {"str": "text", "dict": "object", "NoneType": "null"}.get(name, name)
 
 
+def is_whole_number(value: Any) -> bool:
+    """Whether a value is an integer, of Python or of numpy. True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def storable(value: Any) -> Any:
     """Convert to what JSON can hold; what is not finite becomes None."""
     if value is None or isinstance(value, bool | int):
@@ -37,13 +43,18 @@ def storable(value: Any) -> Any:
         return UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, float | Decimal):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        text = value.decode("utf-8", "replace")
-        return storable(text) if "\ufffd" not in text else f"<{len(value)} bytes>"
     if isinstance(value, Mapping):
         return {storable(str(name)): storable(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [storable(item) for item in value]
+    return _told(value)
+
+
+def _told(value: Any) -> Any:
+    """What is said of a value of a type that JSON lacks: text, a date, an image, an array."""
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", "replace")
+        return storable(text) if "\ufffd" not in text else f"<{len(value)} bytes>"
     if hasattr(value, "width") and hasattr(value, "height"):
         return f"<image {value.width} x {value.height}>"
     if hasattr(value, "isoformat"):

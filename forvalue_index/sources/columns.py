@@ -1,19 +1,18 @@
 """From a row's columns to a sample: which column plays which part, and what makes a row unusable.
 
-`layout_of` finds, once per set of columns, which column holds which field. `to_sample` checks one
-row and converts it.
+`find_columns` says, once per set of columns, which column holds which field. `to_sample` checks
+one row and converts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from forvalue_index.exceptions import BadSampleError, UsageError
-from forvalue_index.sources.cell_values import kind_of, storable, text_of
+from forvalue_index.sources.cell_values import is_whole_number, kind_of, storable, text_of
 from forvalue_index.sources.images import ImageFiles
 from forvalue_index.sources.messages import holds_nothing, messages_of
 from forvalue_index.sources.sample import Sample
@@ -61,24 +60,26 @@ def to_sample(
     The BadSampleError of a bad one gives the reason, not the place.
     """
     row = {str(name): value for name, value in row.items()}
-    layout = dict(layout_of(tuple(row), tuple((columns or {}).items())))
+    layout = dict(find_columns(tuple(row), tuple((columns or {}).items())))
     images = images or ImageFiles(Path.cwd())
     layout = _with_filled_images(layout, row, columns or {})
     if "images" in layout and not images.concern(row[layout["images"]]):
         del layout["images"]
     cells = {field: row[column] for field, column in layout.items()}
-    metadata = {
-        name: value
-        for name, value in row.items()
-        if name not in layout.values() and not _is_empty_image(name, value)
-    }
     return Sample(
         messages=messages_of(cells, layout, images.read),
         source=source,
         position=position,
         own_id=_own_id(cells.get("id")),
-        metadata=storable(metadata),
+        metadata=storable(_beside_fields(row, layout)),
     )
+
+
+def _beside_fields(row: Mapping[str, Any], layout: Mapping[str, str]) -> dict[str, Any]:
+    """What a row holds in columns that play no part."""
+    used = layout.values()
+    others = {name: value for name, value in row.items() if name not in used}
+    return {name: value for name, value in others.items() if not _is_empty_image(name, value)}
 
 
 def _with_filled_images(
@@ -112,36 +113,51 @@ def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1024)
-def layout_of(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> dict[str, str]:
+def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """Field -> column. A mapped field wins over, and else completes, the first convention met."""
-    columns = dict(mapped)
+    chosen = dict(mapped)
     listing = ", ".join(names[:20]) or "(none)"
     for field, column in mapped:
         if column not in names:
             raise BadSampleError(f"no column '{column}' for {field}; the row has: {listing}")
     by_name = {name.lower(): name for name in names} | {name: name for name in names}
-    beside = {}
-    for field, usual in BESIDE.items():
-        found_there = [by_name[name] for name in usual if name in by_name]
-        if field in columns or found_there:
-            beside[field] = columns.get(field) or found_there[0]
     for convention in CONVENTIONS:
-        found = {
-            field: columns.get(field, by_name.get(name, ""))
-            for field, name in convention.items()
-            if field in columns or name in by_name
-        }
-        if (columns.keys() - BESIDE.keys()) <= convention.keys() <= found.keys() | OPTIONAL:
-            return found | beside
+        found = _met(convention, chosen, by_name)
+        if found is not None:
+            return found | _beside(chosen, by_name)
     raise BadSampleError(
         f"no messages, no prompt with response, and no text among the columns: {listing}; "
         "map them with --columns, as in prompt=QUESTION,response=REPLY"
     )
 
 
+def _met(
+    convention: Mapping[str, str], chosen: Mapping[str, str], by_name: Mapping[str, str]
+) -> dict[str, str] | None:
+    """Field -> column by a convention, or None where fields are chosen or lack that it has not."""
+    found = {
+        field: chosen.get(field, by_name.get(name, ""))
+        for field, name in convention.items()
+        if field in chosen or name in by_name
+    }
+    met = (chosen.keys() - BESIDE.keys()) <= convention.keys() <= found.keys() | OPTIONAL
+    return found if met else None
+
+
+def _beside(chosen: Mapping[str, str], by_name: Mapping[str, str]) -> dict[str, str]:
+    """Field -> column of the fields that go with every convention."""
+    usual = {
+        field: by_name[name]
+        for field, names in BESIDE.items()
+        for name in reversed(names)
+        if name in by_name
+    }
+    return usual | {field: chosen[field] for field in BESIDE if field in chosen}
+
+
 def _own_id(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return text_of(value, "the id") if value else None
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_whole_number(value):
         raise BadSampleError(f"the id is {kind_of(value)}, wanted text or int")
     return str(int(value))

@@ -16,9 +16,9 @@ from typing import Any
 
 from pyarrow.parquet import ParquetFile
 
-from forvalue_index.exceptions import BadSampleError, MissingDependencyError
+from forvalue_index.exceptions import BadSampleError, missing_extra
 from forvalue_index.sources.cell_values import UNSTORABLE
-from forvalue_index.sources.columns import layout_of
+from forvalue_index.sources.columns import find_columns
 
 CSV_CELL_LIMIT = 2**31 - 1
 # Rows that are held at once; of those with images, fewer, by their bytes.
@@ -43,10 +43,8 @@ def datasets_loader() -> Callable[[str], Any]:
     try:
         from datasets import load_from_disk
     except ImportError as error:
-        raise MissingDependencyError(
-            "a saved data set needs the datasets library, which is not installed: "
-            "pip install 'forvalue-index[datasets]'"
-        ) from error
+        need = "a saved data set needs the datasets library, which is not installed:"
+        raise missing_extra(need, "datasets") from error
     return load_from_disk  # type: ignore[no-any-return]
 
 
@@ -123,7 +121,7 @@ def _array(document: Any) -> list[Any]:
         return document
     if isinstance(document, dict):
         with suppress(BadSampleError):
-            layout_of(tuple(document), ())
+            find_columns(tuple(document), ())
             return [document]
         arrays = [v for v in document.values() if isinstance(v, list) and v]
         arrays = [array for array in arrays if all(isinstance(row, dict) for row in array)]

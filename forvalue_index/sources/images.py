@@ -61,7 +61,7 @@ class ImageFiles:
         if self.wanted or not isinstance(value, str | int | float):
             return True
         return isinstance(value, str) and (
-            value[: len(DATA_URL)].lower() == DATA_URL
+            _is_data_url(value)
             or ("://" not in value and PurePath(value).suffix.lower() in SUFFIXES)
         )
 
@@ -76,15 +76,7 @@ class ImageFiles:
                 f"{place} is an image, and the model of this index reads text alone; use an index "
                 "of a vision-language model, or give a column that holds none another name"
             )
-        value = _unwrapped(value)
-        if isinstance(value, np.ndarray):
-            value = _of_array(value, place)
-        if isinstance(value, PurePath):
-            value = str(value)
-        if isinstance(value, Pillow.Image):
-            value = _packed(value, place)
-        elif isinstance(value, str) and value[: len(DATA_URL)].lower() == DATA_URL:
-            value = _decoded_url(value, place)
+        value = _as_bytes_or_path(_unwrapped(value), place)
         if isinstance(value, bytes | bytearray):
             content = bytes(value)
             pixels = decode(io.BytesIO(content), place)
@@ -123,6 +115,23 @@ class ImageFiles:
                 "data are looked for; name another directory with --media-root"
             )
         return path
+
+
+def _as_bytes_or_path(value: Any, place: str) -> Any:
+    """The bytes of an image that is given as such, and the text of a path; others as they are."""
+    if isinstance(value, np.ndarray):
+        value = _of_array(value, place)
+    if isinstance(value, PurePath):
+        value = str(value)
+    if isinstance(value, Pillow.Image):
+        return _packed(value, place)
+    if isinstance(value, str) and _is_data_url(value):
+        return _decoded_url(value, place)
+    return value
+
+
+def _is_data_url(text: str) -> bool:
+    return text[: len(DATA_URL)].lower() == DATA_URL
 
 
 def decode(file: Path | io.BytesIO, place: str) -> Pixels:

@@ -8,22 +8,23 @@ in a column alone, and then come before the first words of the user.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.sources.cell_values import kind_of, storable, text_of
+from forvalue_index.sources.cell_values import is_whole_number, kind_of, storable, text_of
 from forvalue_index.sources.images import is_nothing
 from forvalue_index.sources.sample import IMAGE_MARK, TEXT_ROLE, Image, Message
 
 OpenImage = Callable[[Any, str], Image]
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+# Fields of a turn that hold its images.
+TURN_IMAGES = ("images", "image")
 IMAGE_PARTS = {"image", "image_url", "input_image"}
 NOT_OF_IMAGES = {"type", "text", "index"}
 TEXT_PARTS = {"text", "input_text", "output_text"}
@@ -88,35 +89,45 @@ def _turns(value: Any, column: str, role: str) -> list[_Turn]:
 
 
 def _turn(turn: Any, place: str) -> _Turn:
+    """One message of a list, as OpenAI spells it or as ShareGPT does."""
     if not isinstance(turn, Mapping):
         raise BadSampleError(f"{place} is {kind_of(turn)}, wanted an object with role and content")
     sharegpt = "from" in turn and "role" not in turn
     names = ("from", "value") if sharegpt else ("role", "content")
-    missing = [name for name in names if name not in turn]
-    role = turn.get(names[0])
     # A null extra is how Parquet spells an absent one: dropping it keeps hashes equal over formats.
     others = {k: v for k, v in turn.items() if k not in names and v is not None}
-    images: list[tuple[str, Any]] = []
-    for name in ("images", "image"):
-        if found := _image_values(others.get(name), f"{name} of {place}"):
-            if images:
-                raise BadSampleError(f"{place} has images and image; use one of them")
-            images, _ = found, others.pop(name)
+    images = _taken_images(others, place)
     extra = {k: storable(v) for k, v in others.items()}
-    calls_tools = role == "assistant" and bool(extra.get("tool_calls"))
+    calls_tools = turn.get(names[0]) == "assistant" and bool(extra.get("tool_calls"))
+    role, content = _role_and_content(turn, names, place, calls_tools=calls_tools)
+    role = SHAREGPT_ROLES.get(role, role) if sharegpt else role
+    parts = _parts(content, place)
+    return _Turn(role, _with_images(parts, images, place) if images else parts, extra)
+
+
+def _taken_images(others: dict[str, Any], place: str) -> list[tuple[str, Any]]:
+    """The images that a turn has beside its text, taken out of its other fields."""
+    cells = {name: _image_values(others.get(name), f"{name} of {place}") for name in TURN_IMAGES}
+    filled = [name for name, images in cells.items() if images]
+    if len(filled) > 1:
+        raise BadSampleError(f"{place} has images and image; use one of them")
+    for name in filled:
+        del others[name]
+    return [image for name in filled for image in cells[name]]
+
+
+def _role_and_content(
+    turn: Mapping[Any, Any], names: tuple[str, str], place: str, *, calls_tools: bool
+) -> tuple[str, Any]:
+    """What a turn has under two names; one that calls tools need not say anything."""
+    missing = [name for name in names if name not in turn]
     if missing and not (calls_tools and missing == ["content"]):
         raise BadSampleError(f"{place} has no {' and no '.join(missing)}")
-    role = text_of(role, f"the role of {place}")
+    role = text_of(turn[names[0]], f"the role of {place}")
     if role in ("", TEXT_ROLE):
         raise BadSampleError(f"the role of {place} is '{role}', wanted user, assistant, ...")
     content = turn.get(names[1])
-    if content is None and calls_tools:
-        content = ""
-    role = SHAREGPT_ROLES.get(role, role) if sharegpt else role
-    parts = _parts(content, place)
-    if images:
-        parts = _with_images(parts, images, place)
-    return _Turn(role, parts, extra)
+    return role, "" if content is None and calls_tools else content
 
 
 def _parts(content: Any, place: str) -> list[str | _Slot]:
@@ -132,30 +143,41 @@ def _part(part: Any, place: str) -> str | _Slot:
     if not isinstance(part, Mapping):
         raise BadSampleError(f"{place} is {kind_of(part)}, wanted text or an image")
     kind = part.get("type") or ("text" if part.get("text") is not None else "image")
-    if isinstance(kind, str) and kind in TEXT_PARTS:
+    known = kind if isinstance(kind, str) else None
+    if known in TEXT_PARTS:
         return text_of(part.get("text"), f"the text of {place}")
-    if not isinstance(kind, str) or kind not in IMAGE_PARTS:
-        raise BadSampleError(f"{place} has the type {kind!r}, and only text and images are read")
+    if known in IMAGE_PARTS:
+        return _image_slot(part, place)
+    raise BadSampleError(f"{place} has the type {kind!r}, and only text and images are read")
+
+
+def _image_slot(part: Mapping[Any, Any], place: str) -> _Slot:
+    """A part that holds an image, or is a place for one of the row's column."""
     held = {k: v for k, v in part.items() if k not in NOT_OF_IMAGES and not is_nothing(v)}
     index = part.get("index")
-    if index is not None and (isinstance(index, bool) or not isinstance(index, Integral)):
+    if index is not None and not is_whole_number(index):
         raise BadSampleError(f"the index of {place} is {kind_of(index)}, wanted a number")
     return _Slot(place, held or None, None if held or index is None else int(index))
 
 
 def _image_values(value: Any, column: str) -> list[tuple[str, Any]]:
     """What a cell holds of images, each with its place: nothing, one, or a list."""
+    values = _listed(value)
+    named = [(f"image {n} of '{column}'", one) for n, one in enumerate(values, 1)]
+    if len(values) == 1:
+        named = [(f"'{column}'", values[0])]
+    return [(place, one) for place, one in named if not is_nothing(one)]
+
+
+def _listed(value: Any) -> list[Any]:
+    """What a cell holds, as a list: arrays of objects and of images are lists, too."""
     if isinstance(value, str) and value.startswith("["):  # a list in a cell of a CSV file
         with suppress(ValueError):
             value = json.loads(value)
     many = isinstance(value, list | tuple) or (
         isinstance(value, np.ndarray) and (value.dtype == object or value.ndim == 4)
     )
-    values = list(value) if many else [value]
-    named = [(f"image {n} of '{column}'", one) for n, one in enumerate(values, 1)]
-    if len(values) == 1:
-        named = [(f"'{column}'", values[0])]
-    return [(place, one) for place, one in named if not is_nothing(one)]
+    return list(value) if many else [value]
 
 
 def holds_nothing(value: Any) -> bool:
@@ -183,7 +205,7 @@ def _with_images(
 
 def _fill(turns: list[_Turn], images: list[tuple[str, Any]], column: str) -> None:
     """Put the images of a row's column where its turns have places for them."""
-    empty = [slot for slot in _slots(turns) if slot.value is None]
+    empty = _empty_slots(turns)
     if images and not empty:
         empty = _marked(turns) or _at_the_front(turns, len(images))
     if len(empty) != len(images):
@@ -192,20 +214,28 @@ def _fill(turns: list[_Turn], images: list[tuple[str, Any]], column: str) -> Non
             f"there are {len(empty)} places for images, as parts of type image or {IMAGE_MARK}, "
             f"and {held}; give each place one"
         )
-    indices = [slot.index for slot in empty]
-    if all(index is None for index in indices):
-        indices = list(range(len(images)))
-    if sorted(indices, key=str) != sorted(range(len(images)), key=str):
+    for slot, index in zip(empty, _indices(empty), strict=True):
+        slot.place, slot.value = images[index]
+
+
+def _indices(slots: list[_Slot]) -> list[int]:
+    """Which image belongs to each of some places: as they say, or in order where none says."""
+    indices = [slot.index for slot in slots]
+    known = [index for index in indices if index is not None]
+    in_order = list(range(len(slots)))
+    if not known:
+        return in_order
+    if sorted(known) != in_order:
         raise BadSampleError(
-            f"its image parts have the indices {indices}, wanted each of 0 to {len(images) - 1} "
+            f"its image parts have the indices {indices}, wanted each of 0 to {len(slots) - 1} "
             "once, or none"
         )
-    for slot, index in zip(empty, indices, strict=True):
-        slot.place, slot.value = images[index or 0]
+    return known
 
 
-def _slots(turns: list[_Turn]) -> Iterator[_Slot]:
-    return (part for turn in turns for part in turn.parts if isinstance(part, _Slot))
+def _empty_slots(turns: list[_Turn]) -> list[_Slot]:
+    slots = [part for turn in turns for part in turn.parts if isinstance(part, _Slot)]
+    return [slot for slot in slots if slot.value is None]
 
 
 def _marked(turns: list[_Turn]) -> list[_Slot]:
@@ -221,7 +251,7 @@ def _marked(turns: list[_Turn]) -> list[_Slot]:
             for other in others:
                 parts += [_Slot(""), other]
         turn.parts = parts
-    return [slot for slot in _slots(turns) if slot.value is None]
+    return _empty_slots(turns)
 
 
 def _at_the_front(turns: list[_Turn], count: int) -> list[_Slot]:

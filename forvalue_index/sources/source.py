@@ -75,18 +75,18 @@ class RowSource:
 
         Raises SourceError.
         """
-        found: dict[Place, Sample | BadRow] = {}
         lines = sorted((p, offset) for p, offset in places if offset is not None)
-        if self.path is not None and lines:
-            with _readable(self.name):
-                for line in lines_at(self.path, lines):
-                    found[line[0], line[2]] = self._checked(*line)
+        found = self._at_offsets(self.path, lines) if self.path is not None and lines else {}
         last = max((p for p, offset in places if offset is None), default=0)
         if last:
             for position, row, *_ in takewhile(lambda row: row[0] <= last, self.read()):
                 if (position, None) in places:
                     found[position, None] = self._checked(position, row)
         return found
+
+    def _at_offsets(self, path: Path, lines: list[tuple[int, int]]) -> dict[Place, Sample | BadRow]:
+        with _readable(self.name):
+            return {(line[0], line[2]): self._checked(*line) for line in lines_at(path, lines)}
 
     def _checked(self, position: int, row: Any, offset: int | None = None) -> Sample | BadRow:
         bad = partial(BadRow, self.name, position)
@@ -129,6 +129,13 @@ def open_sources(
         data = [data]
     if isinstance(data, list | tuple) and any(isinstance(item, str | Path) for item in data):
         return [source for item in data for source in _open_path(item, columns, media)]
+    _refuse_what_has_no_rows(data)
+    rereadable = iter(data) is not data
+    files = media.beside(Path.cwd())
+    return [RowSource("<iterable>", lambda: enumerate(data, 1), columns, files, rereadable)]
+
+
+def _refuse_what_has_no_rows(data: Any) -> None:
     if isinstance(data, Mapping):
         keys = ", ".join(map(str, list(data)[:8]))
         raise SourceError(
@@ -140,9 +147,6 @@ def open_sources(
             f"a {type(data).__name__} is no data set: pass a path, a datasets.Dataset or an "
             "iterable of dicts (for a data frame, frame.to_dict('records'))"
         )
-    rereadable = iter(data) is not data
-    files = media.beside(Path.cwd())
-    return [RowSource("<iterable>", lambda: enumerate(data, 1), columns, files, rereadable)]
 
 
 class _Media(NamedTuple):

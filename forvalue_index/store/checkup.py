@@ -63,7 +63,8 @@ def examine(storage: Storage, on_progress: OnProgress) -> CheckReport:
     try:
         with storage.catalog.snapshot() as snapshot:
             segments, total = snapshot.segments(), snapshot.total()
-            findings += _contents(storage, snapshot, segments, on_progress)
+            findings += _segments(storage, snapshot, segments, on_progress)
+            findings += _samples(storage, snapshot)
     except BrokenIndexError as error:
         findings.append(_catalog_finding(str(error)))
     else:
@@ -72,7 +73,7 @@ def examine(storage: Storage, on_progress: OnProgress) -> CheckReport:
     return CheckReport(len(segments), total, tuple(findings))
 
 
-def _contents(
+def _segments(
     storage: Storage,
     snapshot: Snapshot,
     segments: Sequence[StoredSegment],
@@ -85,30 +86,45 @@ def _contents(
             yield finding
         done += segment.file.n_rows
         on_progress(Progress("checking", done, total))
+
+
+def _samples(storage: Storage, snapshot: Snapshot) -> Iterator[Finding]:
+    """Samples that are damaged, and for each source the texts and images that are lost."""
     changed: dict[str, list[str]] = {}
     lost: dict[str, list[str]] = {}
     for id_, stored in snapshot.every_sample():
         if isinstance(stored, str):
-            cure = (
-                f'run: forvalue remove INDEX --where "id = {id_}"; forvalue compact INDEX; then '
-                "add the sample again"
-            )
-            yield Finding("damaged sample", stored, cure)
-        elif stored.text_error and not stored.removed:
+            yield _damaged_sample(id_, stored)
+        elif stored.removed:
+            continue
+        elif stored.text_error:
             changed.setdefault(stored.sample.source, []).append(stored.text_error)
-        elif reason := None if stored.removed else _lost_image(storage, stored):
+        elif reason := _lost_image(storage, stored):
             lost.setdefault(stored.sample.source, []).append(reason)
-    for source, reasons in changed.items():
-        what = f"{len(reasons):,} texts of {source} are not where they were, first {reasons[0]}"
-        cure = f"restore the file, or run: forvalue add INDEX {source}"
-        yield Finding("changed data", what, cure)
-    for source, reasons in lost.items():
-        what = f"images of {len(reasons):,} samples of {source} are lost, first {reasons[0]}"
-        cure = (
-            f"restore their files, or add {source} again; queries need none, explanations and "
-            "exact scores do"
-        )
-        yield Finding("lost image", what, cure)
+    yield from (_changed_data(source, reasons) for source, reasons in changed.items())
+    yield from (_lost_images(source, reasons) for source, reasons in lost.items())
+
+
+def _damaged_sample(id_: int, complaint: str) -> Finding:
+    cure = (
+        f'run: forvalue remove INDEX --where "id = {id_}"; forvalue compact INDEX; then '
+        "add the sample again"
+    )
+    return Finding("damaged sample", complaint, cure)
+
+
+def _changed_data(source: str, reasons: Sequence[str]) -> Finding:
+    what = f"{len(reasons):,} texts of {source} are not where they were, first {reasons[0]}"
+    return Finding("changed data", what, f"restore the file, or run: forvalue add INDEX {source}")
+
+
+def _lost_images(source: str, reasons: Sequence[str]) -> Finding:
+    what = f"images of {len(reasons):,} samples of {source} are lost, first {reasons[0]}"
+    cure = (
+        f"restore their files, or add {source} again; queries need none, explanations and "
+        "exact scores do"
+    )
+    return Finding("lost image", what, cure)
 
 
 def _lost_image(storage: Storage, stored: StoredSample) -> str | None:

@@ -10,19 +10,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that, whenever the machine stops, it is there whole or not at all."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which gets the name `path` when it is whole.
+
+    Where it fails, nothing of it is left, and what was at `path` is as it was.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that, whenever the machine stops, it is there whole or not at all."""
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError) and error.filename is None:
+    except OSError as error:
+        if error.filename is None:
             error.filename = str(path)  # a write does not know it, and a user must
         raise
     directory = os.open(path.parent, os.O_RDONLY)

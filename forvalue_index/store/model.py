@@ -16,14 +16,14 @@ from forvalue_index.devices import default_device, gpus, unless_memory_runs_out
 from forvalue_index.exceptions import BrokenIndexError, UsageError
 from forvalue_index.gradients.embedder import Embedder, Feature, features_of, geometry_of, sketch_of
 from forvalue_index.gradients.geometry import Geometry
-from forvalue_index.gradients.hash_tables import RAW, VOCAB_ORDER, HashTables
+from forvalue_index.gradients.hash_tables import VOCAB_ORDER, HashTables
 from forvalue_index.gradients.sketch import Sketch
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.model.huggingface.vision import VisionProcessor
 from forvalue_index.model.label_tokens import LabelReader
 from forvalue_index.model.prompts import PromptEncoder
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
-from forvalue_index.settings import DEFAULT_CONTEXT, GEOMETRIES, Settings
+from forvalue_index.settings import DEFAULT_CONTEXT, GEOMETRIES, RAW, Settings
 from forvalue_index.sources.data import Data
 from forvalue_index.sources.images import OpenPixels
 from forvalue_index.sources.source import RowSource

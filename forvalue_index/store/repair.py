@@ -32,6 +32,18 @@ def repair(model: IndexModel) -> CheckReport:
     before = examine(storage, on_progress)
     if any(finding.kind == CATALOG for finding in before.findings):
         storage.catalog.reindex()
+    hindrances = _mend_segments(model)
+    _delete_orphans(storage)
+    left = {(f.kind, f.what) for f in examine(storage, on_progress).findings}
+    findings = [
+        dataclasses.replace(f, repaired=(f.kind, f.what) not in left) for f in before.findings
+    ]
+    return dataclasses.replace(before, findings=(*findings, *hindrances))
+
+
+def _mend_segments(model: IndexModel) -> list[Finding]:
+    """Embed lost and damaged segments anew; returns those where that is not possible."""
+    storage, on_progress = model.storage, model.on_progress
     with storage.catalog.snapshot() as snapshot:
         found = [(s, segment_finding(storage, snapshot, s)) for s in snapshot.segments()]
     # What others may read is not made anew by one who may not.
@@ -46,17 +58,17 @@ def repair(model: IndexModel) -> CheckReport:
             hindrances.append(Finding("lost segment", what, HINDRANCE))
     if lost:
         on_progress(Progress("repairing", len(lost), len(lost)))
+    return hindrances
+
+
+def _delete_orphans(storage: Storage) -> None:
+    """Delete own files that the catalog does not know."""
     with storage.catalog.snapshot() as snapshot:
         recorded = {segment.file.uid for segment in snapshot.segments()}
     # Where the catalog is damaged still, a file may be lost to it that it once referred to.
     for path in [] if storage.catalog.complaints() else own_files(storage):
         if path.stem not in recorded:
             path.unlink()
-    left = {(f.kind, f.what) for f in examine(storage, on_progress).findings}
-    findings = [
-        dataclasses.replace(f, repaired=(f.kind, f.what) not in left) for f in before.findings
-    ]
-    return dataclasses.replace(before, findings=(*findings, *hindrances))
 
 
 def _embed_anew(storage: Storage, segment: StoredSegment, embedder: Embedder) -> None:

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.gradients.hash_tables import RAW
+from forvalue_index.settings import RAW
 from forvalue_index.store.durable import write_durably
 from forvalue_index.store.records import SegmentRecord, StoredSegment
 from forvalue_index.store.rows import INT8, StoredRows
@@ -153,34 +154,40 @@ class SegmentFile:
         with self._errors():
             file: Any = safe_open(path, framework="pt")
             self._file, names = file, set(file.keys())
-            shapes = {
-                name: tuple(file.get_slice(name).get_shape())
-                for name in names
-                if name != OFFSET and not name.startswith((CHECKSUM, SCALE))
-            }
-            found = {shape[0] for shape in shapes.values()}
+            stored = {name: file.get_slice(name) for name in names if _holds_rows(name)}
+            shapes = {name: tuple(rows.get_shape()) for name, rows in stored.items()}
+            counts = {shape[0] for shape in shapes.values()}
             self.dims = {name: int(shape[1]) for name, shape in shapes.items()}
-            said = file.metadata() or {}
-            self.calibration = said.get(CALIBRATION_FIELD)
-            written_as = said.get(UID_FIELD)
-            if written_as not in (None, segment.file.uid):
-                raise self._broken(f"it holds the segment {written_as}")
-            whole = written_as is not None and all(checksum_of(name) in names for name in shapes)
-            if not whole and file_digest(path) != segment.file.sha256:
-                raise self._broken("its checksum is not that in the catalog")
-            checksums, self._scales = (
-                {name: file.get_tensor(of(name)) for name in shapes if of(name) in names}
-                for of in (checksum_of, scale_of)
-            )
+            fields = file.metadata() or {}
+            self.calibration = fields.get(CALIBRATION_FIELD)
+            checked = all(checksum_of(name) in names for name in stored)
+            self._refuse_other_content(segment, fields.get(UID_FIELD), checked=checked)
+            checksums = self._tensors(checksum_of, stored.keys(), names)
             self._checksums = {name: found.numpy() for name, found in checksums.items()}
-            dtypes = {name: file.get_slice(name).get_dtype() for name in shapes}
+            self._scales = self._tensors(scale_of, stored.keys(), names)
+            dtypes = {name: rows.get_dtype() for name, rows in stored.items()}
             self.row_dtypes = {name: ROW_DTYPES.get(said, said) for name, said in dtypes.items()}
             plain = np.arange(self._n_rows)
             self._offsets = file.get_tensor(OFFSET).numpy() if OFFSET in names else plain
         self._refuse_strange_scales()
-        if found != {self._n_rows} or len(self._offsets) != self._n_rows:
-            counts = " and ".join(f"{n_rows:,}" for n_rows in sorted(found)) or "no"
-            raise self._broken(f"it has {counts} rows, the catalog says {self._n_rows:,}")
+        self._refuse_other_count(counts)
+
+    def _tensors(
+        self, name_of: Callable[[str], str], geometries: Iterable[str], names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """What is stored beside the rows of geometries, where it is: their checksums or scales."""
+        beside = {geometry: name_of(geometry) for geometry in geometries}
+        return {g: self._file.get_tensor(name) for g, name in beside.items() if name in names}
+
+    def _refuse_other_content(
+        self, segment: StoredSegment, uid: str | None, *, checked: bool
+    ) -> None:
+        """Segments that name themselves and have their rows `checked` are not hashed as a whole."""
+        if uid not in (None, segment.file.uid):
+            raise self._broken(f"it holds the segment {uid}")
+        whole = uid is not None and checked
+        if not whole and file_digest(self.path) != segment.file.sha256:
+            raise self._broken("its checksum is not that in the catalog")
 
     def _refuse_strange_scales(self) -> None:
         for name, row_dtype in self.row_dtypes.items():
@@ -192,6 +199,11 @@ class SegmentFile:
                 (self._n_rows,),
             ):
                 raise self._broken(f"the scales of its rows of {name} are not one float32 a row")
+
+    def _refuse_other_count(self, counts: set[int]) -> None:
+        if counts != {self._n_rows} or len(self._offsets) != self._n_rows:
+            found = " and ".join(f"{n_rows:,}" for n_rows in sorted(counts)) or "no"
+            raise self._broken(f"it has {found} rows, the catalog says {self._n_rows:,}")
 
     @property
     def uid(self) -> str:
@@ -277,6 +289,11 @@ def _is_unreadable(path: Path) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)
     return not os.access(path, os.R_OK)
+
+
+def _holds_rows(name: str) -> bool:
+    """Whether a tensor of this name holds the rows of a geometry, and not what goes with them."""
+    return name != OFFSET and not name.startswith((CHECKSUM, SCALE))
 
 
 def checksum_of(geometry: str) -> str:

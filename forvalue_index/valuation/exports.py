@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from forvalue_index.exceptions import ForValueError, UsageError
+from forvalue_index.store.durable import replacing
 
 COLUMNS: list[pa.Field[Any]] = [
     pa.field("id", pa.int64()),
@@ -39,15 +40,11 @@ def write_values(path: Path, tables: Iterable[dict[str, Any]]) -> None:
         ExportError: the file cannot be written.
     """
     writer = writer_for(path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        writer(partial, (pa.RecordBatch.from_pydict(t, schema=SCHEMA) for t in tables))
-        partial.replace(path)
+        with replacing(path) as partial:
+            writer(partial, (pa.RecordBatch.from_pydict(t, schema=SCHEMA) for t in tables))
     except OSError as error:
-        raise _unwritable(path, error.strerror or str(error)) from error
-    finally:
-        if partial.is_file():
-            partial.unlink()
+        raise unwritable(path, error.strerror or str(error)) from error
 
 
 def writer_for(path: Path) -> Writer:
@@ -59,11 +56,12 @@ def writer_for(path: Path) -> Writer:
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a directory; create it, or write elsewhere")
     if not os.access(path.parent, os.W_OK):
-        raise _unwritable(path, "the directory is read-only")
+        raise unwritable(path, "the directory is read-only")
     return writer
 
 
-def _unwritable(path: Path, reason: str) -> ExportError:
+def unwritable(path: Path, reason: str) -> ExportError:
+    """The error of a file that cannot be written."""
     return ExportError(f"{path} cannot be written ({reason}); write elsewhere, or mend that")
 
 

@@ -61,7 +61,7 @@ def whitening_of(view: View, scoring: Scoring) -> Whitening:
     """The whitening by a sample of the rows of an index."""
     geometry, normalize = scoring.geometry, scoring.normalize
     rows = view.some_rows(geometry, WHITENING_ROWS, normalize=normalize)
-    return Whitening(rows, damping=view.manifest.settings.damping)
+    return Whitening(rows, ridge=view.manifest.settings.damping)
 
 
 def refuse_filled(catalog: Snapshot) -> None:

@@ -48,7 +48,7 @@ from forvalue_index.evaluation.metrics import mean_interval, spearman
 from forvalue_index.evaluation.training import Recipe
 from forvalue_index.gradients.hash_tables import Layout
 from forvalue_index.progress import Progress
-from forvalue_index.settings import DEFAULT_DAMPING
+from forvalue_index.settings import Settings
 
 GEOMETRIES = ("raw", "centered", "fisher", "kfac")
 DIMS = (4096, 16384)
@@ -147,7 +147,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--vocabularies", default="2048,32768", help="of small models; or none")
     parser.add_argument("--subsets", type=int, default=32, help="random halves")
     parser.add_argument("--sketch-seeds", type=int, default=3)
-    parser.add_argument("--damping", type=float, default=DEFAULT_DAMPING)
+    parser.add_argument("--damping", type=float, default=Settings.damping)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

@@ -17,7 +17,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 
-from forvalue_index.exceptions import MissingDependencyError, ModelError
+from forvalue_index.exceptions import ModelError, missing_extra
 from forvalue_index.model.huggingface.files import (
     first_line,
     looks_local,
@@ -51,9 +51,7 @@ def merge_adapter(model: Any, adapter: str) -> Any:
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
-        raise MissingDependencyError(
-            f"--adapter {adapter} needs PEFT; pip install 'forvalue-index[models]'"
-        ) from error
+        raise missing_extra(f"--adapter {adapter} needs PEFT;", "models") from error
     with quiet(), model_errors(adapter), without_pickle(adapter):
         directory = _locate(adapter)
         _refuse_dangerous(adapter, (directory / CONFIG).read_text(encoding="utf-8"))
@@ -75,9 +73,7 @@ def attached_lora(model: Any, *, rank: int, seed: int = 0) -> Iterator[list[torc
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise MissingDependencyError(
-            f"a LoRA of rank {rank} needs PEFT; pip install 'forvalue-index[models]'"
-        ) from error
+        raise missing_extra(f"a LoRA of rank {rank} needs PEFT;", "models") from error
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
     )

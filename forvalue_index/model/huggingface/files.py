@@ -27,11 +27,17 @@ from transformers.models.auto.tokenization_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from forvalue_index.exceptions import ForValueError, MissingDependencyError, ModelError, UsageError
+from forvalue_index.exceptions import ForValueError, ModelError, UsageError, missing_extra
 from forvalue_index.settings import Settings
 
 HUB_TIMEOUT_S = 10
 PROCESSOR_FILES = {"processor_config.json", "preprocessor_config.json"}
+# What transformers knows itself, so that code for it is not needed.
+KNOWN_KINDS = {
+    "AutoConfig": CONFIG_MAPPING,
+    "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForImageTextToText": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+}
 CONVERT_MODEL = (
     'if you trust it, convert it once: python -c "from transformers import AutoModelForCausalLM '
     "as M, AutoTokenizer as T; [c.from_pretrained('{name}').save_pretrained('NEW_DIRECTORY') "
@@ -103,28 +109,33 @@ def refuse_own_code(found: ModelFiles) -> None:
     config: dict[str, Any] = {}
     if "gguf_file" not in found.place:  # its header names an architecture and no code
         config, _ = PreTrainedConfig.get_config_dict(**found.place)
+    code = _code_of_model(config)
+    if code is None:
+        code = _code_of_tokenizer(get_tokenizer_config(**found.place))
+    if code is not None:
+        raise ModelError(
+            f"{found.name} runs code of its own ({code}); give --trust-remote-code if you trust "
+            "it, or use another model"
+        )
+
+
+def _code_of_model(config: Mapping[str, Any]) -> str | None:
+    """The code that the configuration of a model names and that has to run, if there is any."""
     if (kernel := _hub_kernel(config)) is not None:
-        _refuse_code(found.name, f"a kernel of the hub, {kernel}")
+        return f"a kernel of the hub, {kernel}"
     kind = config.get("model_type")
     references = config.get("auto_map") or {}
-    for auto_class, known in (
-        ("AutoConfig", CONFIG_MAPPING),
-        ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-        ("AutoModelForImageTextToText", MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
-    ):
+    for auto_class, known in KNOWN_KINDS.items():
         if auto_class in references and kind not in known:
-            _refuse_code(found.name, str(references[auto_class]))
-    tokenizer = get_tokenizer_config(**found.place)
-    name = tokenizer.get("tokenizer_class")
-    if "auto_map" in tokenizer and (name is None or tokenizer_class_from_name(name) is None):
-        _refuse_code(found.name, f"its tokenizer, {name or tokenizer['auto_map']}")
+            return str(references[auto_class])
+    return None
 
 
-def _refuse_code(name: str, what: str) -> NoReturn:
-    raise ModelError(
-        f"{name} runs code of its own ({what}); give --trust-remote-code if you trust it, or use "
-        "another model"
-    )
+def _code_of_tokenizer(config: Mapping[str, Any]) -> str | None:
+    name = config.get("tokenizer_class")
+    if "auto_map" in config and (name is None or tokenizer_class_from_name(name) is None):
+        return f"its tokenizer, {name or config['auto_map']}"
+    return None
 
 
 def _hub_kernel(config: Any) -> str | None:
@@ -172,9 +183,7 @@ def model_errors(name: str) -> Iterator[None]:
     except ForValueError:
         raise
     except ImportError as error:
-        raise MissingDependencyError(
-            f"{name}: {first_line(error)}; pip install 'forvalue-index[models]'"
-        ) from error
+        raise missing_extra(f"{name}: {first_line(error)};", "models") from error
     except Exception as error:  # Every file format has errors of its own for a damaged file.
         raise ModelError(
             f"{name} cannot be loaded as a language model: {first_line(error)} Give a hub "

@@ -18,8 +18,8 @@ from sqlalchemy.engine import URL, make_url
 from forvalue_index.exceptions import (
     BrokenIndexError,
     ForValueError,
-    MissingDependencyError,
     UsageError,
+    missing_extra,
 )
 from forvalue_index.store.catalog.schema import REVISIONS
 from forvalue_index.store.catalog.sqlite import (
@@ -60,10 +60,8 @@ def connect(address: str | Path) -> sa.Engine:
             return sqlite_engine(parsed)
         return sa.create_engine(parsed, pool_pre_ping=True, json_serializer=to_json)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"The catalog needs the module {error.name}, which is not installed. "
-            "Run: pip install 'forvalue-index[postgres]'"
-        ) from error
+        need = f"The catalog needs the module {error.name}, which is not installed. Run:"
+        raise missing_extra(need, "postgres") from error
     except (sa.exc.ArgumentError, ValueError) as error:
         shown = str(address).rpartition("@")[2]
         raise UsageError(
@@ -222,32 +220,36 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
             "is; or restore it from a backup"
         ) from error
     except sa.exc.DBAPIError as error:
-        name, reason = describe(engine), str(error.orig).strip()
-        path = sqlite_path(engine.url)
-        for file in () if path is None else (path, log_of(path)):
-            if is_unreadable(file):
-                raise CatalogError(
-                    f"{file} cannot be read for lack of permission. Have its owner give you the "
-                    "right to read it"
-                ) from error
-        if any(sign in reason for sign in _DAMAGED):
-            raise BrokenIndexError(
-                f"{name} is not a catalog or is damaged ({reason}). Restore it from a backup, or "
-                "create the index anew"
-            ) from error
-        no_room = (
-            f"{name} has no room to write ({reason}). Make room on its disk, then run the same "
-            "again"
+        raise _translated(engine, error) from error
+
+
+def _translated(engine: sa.Engine, error: sa.exc.DBAPIError) -> ForValueError:
+    """What a database's own error means, and what to do about it."""
+    name, reason = describe(engine), str(error.orig).strip()
+    path = sqlite_path(engine.url)
+    for file in () if path is None else (path, log_of(path)):
+        if is_unreadable(file):
+            return CatalogError(
+                f"{file} cannot be read for lack of permission. Have its owner give you the "
+                "right to read it"
+            )
+    if any(sign in reason for sign in _DAMAGED):
+        return BrokenIndexError(
+            f"{name} is not a catalog or is damaged ({reason}). Restore it from a backup, or "
+            "create the index anew"
         )
-        if any(sign in reason for sign in _FULL):
-            raise NoRoomError(no_room) from error
-        if errorname(error.orig) == NO_SHARED_FILE:
-            # No NoRoomError: a commit may be in the log already.
-            raise CatalogError(no_room) from error
-        raise CatalogError(
-            f"{name} does not do what was asked ({reason}). See that the database can be reached "
-            "and written to and is not locked, then run the same again"
-        ) from error
+    no_room = (
+        f"{name} has no room to write ({reason}). Make room on its disk, then run the same again"
+    )
+    if any(sign in reason for sign in _FULL):
+        return NoRoomError(no_room)
+    if errorname(error.orig) == NO_SHARED_FILE:
+        # No NoRoomError: a commit may be in the log already.
+        return CatalogError(no_room)
+    return CatalogError(
+        f"{name} does not do what was asked ({reason}). See that the database can be reached "
+        "and written to and is not locked, then run the same again"
+    )
 
 
 def _connection(engine: sa.Engine) -> sa.Connection:

@@ -90,14 +90,11 @@ def unpack(row: Any, text_found: tuple[Message, ...] | str = "") -> StoredSample
     """
     referenced = row.payload is None
     text = b"" if referenced else _decompress(row.id, row.payload)
-    lost = text_found if referenced and isinstance(text_found, str) else None
-    messages = _messages(row.id, text)
-    if referenced:
-        placeholder = (Message(TEXT_ROLE, f"[{lost}]"),)
-        messages = text_found if isinstance(text_found, tuple) else placeholder
+    messages = text_found if referenced else _messages(row.id, text)
+    lost = messages if isinstance(messages, str) else None
     keyed = row.key == row.content_hash and lost is None
     sample = Sample(
-        messages=messages,
+        messages=(Message(TEXT_ROLE, f"[{lost}]"),) if isinstance(messages, str) else messages,
         source=row.source,
         position=row.position,
         own_id=None if keyed else row.key,
@@ -161,17 +158,19 @@ def _clean(value: Any) -> Any:
         return clean_text(value)
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        return clean_text(str(value))
-    if isinstance(value, int):
-        return int(value) if -(2**63) <= value < 2**63 else str(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
+    if isinstance(value, int | float):
+        return _clean_number(value)
     if isinstance(value, Mapping):
         return {clean_text(str(name)): _clean(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(entry) for entry in value]
     return clean_text(str(value))
+
+
+def _clean_number(value: float) -> int | float | str | None:
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else str(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def _without_half_pairs(text: str) -> str:
@@ -244,16 +243,23 @@ def _image(fields: dict[str, Any], length: int) -> Image:
     sound = (
         fields.keys() <= {"digest", "width", "height", "at", "path"}
         and all(type(fields[name]) is int for name in ("width", "height", "at"))
-        and min(fields["width"], fields["height"]) > 0
-        and fields["width"] * fields["height"] <= MOST_PIXELS
+        and _is_size(fields["width"], fields["height"])
         and 0 <= fields["at"] <= length
         and isinstance(fields["digest"], str)
         and DIGEST.fullmatch(fields["digest"])
-        and (path is None or (isinstance(path, str) and not UNSTORABLE.search(path)))
+        and (path is None or _is_name(path))
     )
     if not sound:
         raise ValueError(f"an image of it is {fields}")
     return Image(**fields)
+
+
+def _is_size(width: int, height: int) -> bool:
+    return min(width, height) > 0 and width * height <= MOST_PIXELS
+
+
+def _is_name(path: Any) -> bool:
+    return isinstance(path, str) and not UNSTORABLE.search(path)
 
 
 def _are_images(value: Any) -> bool:
