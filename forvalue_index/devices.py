@@ -72,7 +72,7 @@ def _free_bytes(gpu: torch.device) -> int:
     return int(free) + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
 
 
-def unless_memory_runs_out(work: Callable[[], Result]) -> Result | None:
+def none_if_out_of_memory(work: Callable[[], Result]) -> Result | None:
     """What `work` gives, or None where there is not the memory for it."""
     try:
         return work()

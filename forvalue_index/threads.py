@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 MOST_THREADS = 16
 
 
-def one_ahead(items: Iterator[Item]) -> Generator[Item]:
+def prefetched(items: Iterator[Item]) -> Generator[Item]:
     """The same items; a thread makes the next one while the caller works on one.
 
     What `items` raises is raised in its turn. Closing it waits for the item in the making.
@@ -26,7 +26,7 @@ def one_ahead(items: Iterator[Item]) -> Generator[Item]:
             yield item  # type: ignore[misc]  # not the end
 
 
-def mapped(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """What a function makes of each item, in order; for functions that let other threads work.
 
     What it raises of the first item that it fails at is raised once no thread is at work.

@@ -5,16 +5,16 @@ import time
 
 import pytest
 
-from forvalue_index.threads import MOST_THREADS, mapped, n_threads, one_ahead
+from forvalue_index.threads import parallel_map, prefetched
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_items_come_in_order(count):
-    assert list(one_ahead(iter(range(count)))) == list(range(count))
+    assert list(prefetched(iter(range(count)))) == list(range(count))
 
 
 def test_nothing_is_an_item_as_well():
-    assert list(one_ahead(iter([None, False, None]))) == [None, False, None]
+    assert list(prefetched(iter([None, False, None]))) == [None, False, None]
 
 
 def test_the_next_item_is_made_while_one_is_at_work():
@@ -28,7 +28,7 @@ def test_the_next_item_is_made_while_one_is_at_work():
                 second.set()
             yield number
 
-    coming = one_ahead(items())
+    coming = prefetched(items())
     assert next(coming) == 0
     assert second.wait(10)
     assert made == [(0, False), (1, False)]
@@ -40,7 +40,7 @@ def test_an_error_comes_in_its_turn():
         yield 1
         raise ValueError("two")
 
-    coming = one_ahead(items())
+    coming = prefetched(items())
     assert next(coming) == 1
     with pytest.raises(ValueError, match="two"):
         next(coming)
@@ -57,7 +57,7 @@ def test_closing_waits_for_the_item_in_the_making():
         made.append(2)
         yield 2
 
-    coming = one_ahead(items())
+    coming = prefetched(items())
     next(coming)
     assert started.wait(10)
     threading.Timer(0.05, go.set).start()
@@ -71,18 +71,18 @@ def test_results_come_in_the_order_of_items():
         time.sleep(0.02 / (1 + number))
         return number * number
 
-    assert mapped(slower_first, range(20)) == [number**2 for number in range(20)]
-    assert mapped(slower_first, []) == []
+    assert parallel_map(slower_first, range(20)) == [number**2 for number in range(20)]
+    assert parallel_map(slower_first, []) == []
 
 
 def test_items_are_worked_on_at_once(monkeypatch):
     monkeypatch.setattr("forvalue_index.threads.n_threads", lambda: 3)
     meeting = threading.Barrier(3, timeout=10)  # which nobody leaves alone
-    assert sorted(mapped(lambda _: meeting.wait(), range(6))) == [0, 0, 1, 1, 2, 2]
+    assert sorted(parallel_map(lambda _: meeting.wait(), range(6))) == [0, 0, 1, 1, 2, 2]
 
 
 def test_one_item_is_worked_on_by_the_caller():
-    assert mapped(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
+    assert parallel_map(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
 
 
 def test_the_error_of_the_first_item_is_raised_when_all_are_done():
@@ -95,7 +95,7 @@ def test_the_error_of_the_first_item_is_raised_when_all_are_done():
         done.append(number)
 
     with pytest.raises(ValueError, match="1"):
-        mapped(fail, range(5))
+        parallel_map(fail, range(5))
     assert sorted(done) == [0, 3, 4]
 
 

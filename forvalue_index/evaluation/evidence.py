@@ -18,7 +18,7 @@ from forvalue_index.evaluation.results import Evaluated
 from forvalue_index.evaluation.scores import Matrix, all_exact, all_sketched, baselines
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.index import ValuationIndex
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.sources.data import Data
 from forvalue_index.sources.sample import BadRow, Sample
 from forvalue_index.store.records import StoredSample
@@ -189,7 +189,7 @@ def _drawn(ids: Ids, wanted: EvaluationData) -> tuple[Ids, list[str]]:
     return np.sort(drawn), []
 
 
-def _tokenised(reader: LabelReader, training: Iterable[Sample]) -> Iterator[Prepared]:
+def _tokenised(reader: ModelReader, training: Iterable[Sample]) -> Iterator[Prepared]:
     for prepared in map(reader.prepare, training):
         if isinstance(prepared, BadRow):
             raise BadSampleError(f"{prepared}. It is in the index all the same; add it anew")

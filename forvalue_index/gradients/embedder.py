@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forvalue_index.devices import unless_memory_runs_out
+from forvalue_index.devices import none_if_out_of_memory
 from forvalue_index.exceptions import ModelError, UsageError
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.gradients.geometry import Geometry, Moments
@@ -21,7 +21,7 @@ from forvalue_index.gradients.hash_tables import HashTables, geometry_tables
 from forvalue_index.gradients.sketch import Sketch, make_sketch
 from forvalue_index.model.batching import halves
 from forvalue_index.model.encoded import Batch, SampleStatistics
-from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.model.label_tokens import LabelTokens, ModelReader, Prepared
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.settings import RAW, Settings
 from forvalue_index.sources.sample import BadRow, Sample
@@ -63,7 +63,7 @@ class Embedder:
     The norm among a sample's statistics is that of its row in the first geometry.
     """
 
-    def __init__(self, reader: LabelReader, features: Mapping[str, Feature]) -> None:
+    def __init__(self, reader: ModelReader, features: Mapping[str, Feature]) -> None:
         self.reader = reader
         self._features = features
 
@@ -102,7 +102,7 @@ class Embedder:
         One that memory does not suffice for is embedded in halves. Raises ModelError where it does
         not suffice for a single sample.
         """
-        found = unless_memory_runs_out(partial(self._embed, batch, prepared))
+        found = none_if_out_of_memory(partial(self._embed, batch, prepared))
         if found is not None:
             return found
         if len(batch.indices) == 1:
@@ -144,7 +144,7 @@ class Embedder:
 
 
 def features_of(
-    reader: LabelReader,
+    reader: ModelReader,
     tables: HashTables,
     settings: Settings,
     calibration: Calibration | None,
@@ -175,7 +175,7 @@ def sketch_of(
 
 
 def geometry_of(
-    name: str, reader: LabelReader, calibration: Calibration | None, settings: Settings
+    name: str, reader: ModelReader, calibration: Calibration | None, settings: Settings
 ) -> Geometry:
     """A geometry for the reader's order of the vocabulary.
 

@@ -17,7 +17,7 @@ from os import PathLike
 from typing import NamedTuple
 
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
-from forvalue_index.gradients.calibrating import Choice, calibrate
+from forvalue_index.gradients.calibrating import CalibrationSample, calibrate
 from forvalue_index.gradients.embedder import Embedder, undefined_numbers
 from forvalue_index.ingest.parallel import embedded_batches
 from forvalue_index.ingest.planning import Planner, WindowPlan
@@ -25,7 +25,7 @@ from forvalue_index.ingest.rejects import Rejects
 from forvalue_index.ingest.seen_keys import Repeats
 from forvalue_index.ingest.tally import AddReport, Tally
 from forvalue_index.model.encoded import SampleStatistics
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.progress import OnProgress, Progress
 from forvalue_index.sources.sample import BadRow, Sample, Source, bad_row
 from forvalue_index.store.durable import interrupts_held
@@ -33,7 +33,7 @@ from forvalue_index.store.manifest import REJECTED
 from forvalue_index.store.model import IndexModel, embedder_of
 from forvalue_index.store.rows import StoredRows, joined
 from forvalue_index.store.store import Storage
-from forvalue_index.threads import one_ahead
+from forvalue_index.threads import prefetched
 
 Reject = Callable[[BadRow], None]
 
@@ -102,8 +102,8 @@ class _Ingestion:
     def __init__(
         self,
         storage: Storage,
-        reader: LabelReader,
-        others: Callable[[], Sequence[LabelReader]],
+        reader: ModelReader,
+        others: Callable[[], Sequence[ModelReader]],
         *,
         on_progress: OnProgress,
     ) -> None:
@@ -111,7 +111,7 @@ class _Ingestion:
         self._reader, self._others = reader, others
         self._planner = Planner(storage.catalog, storage.media, reader)
         self._embedders: list[Embedder] = []
-        self._choice = Choice(storage.manifest.settings.seed)
+        self._choice = CalibrationSample(storage.manifest.settings.seed)
         self._on_progress = on_progress
         self._total: int | None = None
         self._finished: list[_Finished] = []
@@ -157,7 +157,7 @@ class _Ingestion:
         """
         found = map(self._with_kept_images, self._planner.plans(sources, repeats))
         ahead = all(source.path is not None for source in sources)
-        return one_ahead(found) if ahead else (window for window in found)
+        return prefetched(found) if ahead else (window for window in found)
 
     def _with_kept_images(self, window: WindowPlan) -> WindowPlan:
         """The same window with its images kept.
@@ -216,7 +216,7 @@ class _Ingestion:
         for batch, embedded, elapsed_s in embedded_batches(embedders, members, lost):
             self.tally.forward_s += elapsed_s
             self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
-            rows = self._storage.packed(embedded.rows)
+            rows = self._storage.quantized(embedded.rows)
             undefined = []
             for at, i in enumerate(batch.indices):
                 sample, statistics = members[i].sample, embedded.statistics[at]

@@ -11,7 +11,7 @@ from forvalue_index.exceptions import (
     SourceError,
     UsageError,
 )
-from forvalue_index.gradients.calibrating import Choice
+from forvalue_index.gradients.calibrating import CalibrationSample
 from forvalue_index.gradients.calibrating import calibrate as measured_calibration
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.model.label_tokens import Prepared, rows_of
@@ -50,7 +50,7 @@ def calibrate(model: IndexModel, data: Data) -> CalibrationSummary:
 
 def _measured(model: IndexModel, data: Data) -> Calibration:
     settings = model.storage.manifest.settings
-    choice = Choice(settings.seed)
+    choice = CalibrationSample(settings.seed)
     sources = model.sources(data)
     for row in rows_of(model.reader, sources):
         if isinstance(row, Prepared):

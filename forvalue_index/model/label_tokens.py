@@ -18,7 +18,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forvalue_index.devices import unless_memory_runs_out
+from forvalue_index.devices import none_if_out_of_memory
 from forvalue_index.exceptions import BadSampleError, ModelError
 from forvalue_index.model.batching import batches
 from forvalue_index.model.contracts import Trunk
@@ -70,7 +70,7 @@ class _Labels(NamedTuple):
         return _Labels(*(tensor[which] for tensor in self))
 
 
-class LabelReader:
+class ModelReader:
     """Reads samples with one model; `vocab_order` says how it orders the vocabulary.
 
     With `hardest`, only that share of each sample's label tokens counts: those of highest loss.
@@ -170,7 +170,7 @@ class LabelReader:
         start = 0
         while start < len(labels.hidden):
             chunk = labels.part(slice(start, start + self._chunk_tokens))
-            found = unless_memory_runs_out(partial(self._errors, chunk))
+            found = none_if_out_of_memory(partial(self._errors, chunk))
             if found is not None:
                 start += len(chunk.hidden)
                 yield chunk, found
@@ -197,7 +197,7 @@ class LabelReader:
         return torch.cat(kept)
 
 
-def rows_of(reader: LabelReader, sources: Sequence[Source]) -> Iterator[Prepared | BadRow]:
+def rows_of(reader: ModelReader, sources: Sequence[Source]) -> Iterator[Prepared | BadRow]:
     """The rows of sources in order, tokenised where that can be done."""
     for row in (row for source in sources for row in source.samples()):
         yield row if isinstance(row, BadRow) else reader.prepare(row)

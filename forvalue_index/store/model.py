@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from forvalue_index.devices import default_device, gpus, unless_memory_runs_out
+from forvalue_index.devices import default_device, gpus, none_if_out_of_memory
 from forvalue_index.exceptions import BrokenIndexError, UsageError
 from forvalue_index.gradients.embedder import Embedder, Feature, features_of, geometry_of, sketch_of
 from forvalue_index.gradients.geometry import Geometry
@@ -20,7 +20,7 @@ from forvalue_index.gradients.hash_tables import VOCAB_ORDER, HashTables
 from forvalue_index.gradients.sketch import Sketch
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.model.huggingface.vision import VisionProcessor
-from forvalue_index.model.label_tokens import LabelReader
+from forvalue_index.model.label_tokens import ModelReader
 from forvalue_index.model.prompts import PromptEncoder
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.settings import DEFAULT_CONTEXT, GEOMETRIES, RAW, Settings
@@ -76,8 +76,8 @@ class IndexModel:
         self.on_progress = on_progress
         self._access = access
         self._backbone = backbone
-        self._reader: LabelReader | None = None
-        self._other_readers: list[LabelReader] | None = None
+        self._reader: ModelReader | None = None
+        self._other_readers: list[ModelReader] | None = None
         # By name, and the digest of the calibration that they were made for.
         self._geometries: dict[tuple[str, str | None], Geometry] = {}
         self._sketches: dict[tuple[str, str | None], Sketch] = {}
@@ -99,13 +99,13 @@ class IndexModel:
         return self._backbone
 
     @property
-    def reader(self) -> LabelReader:
+    def reader(self) -> ModelReader:
         """What reads samples."""
         if self._reader is None:
             self._reader = reader_of(self.storage, self.backbone)
         return self._reader
 
-    def other_readers(self) -> list[LabelReader]:
+    def other_readers(self) -> list[ModelReader]:
         """What reads samples on all GPUs but the first."""
         if self._other_readers is None:
             backbones = load_on_other_gpus(self.storage, self._access)
@@ -158,7 +158,7 @@ class IndexModel:
         return self._sketches[key]
 
 
-def embedder_of(storage: Storage, reader: LabelReader) -> Embedder:
+def embedder_of(storage: Storage, reader: ModelReader) -> Embedder:
     """What turns samples into rows of all geometries of an index, with another reader of it."""
     names = storage.manifest.settings.geometries
     refuse_uncalibrated(storage, names)
@@ -190,7 +190,7 @@ def load_on_other_gpus(storage: Storage, access: ModelAccess) -> list[Backbone]:
     found = []
     for gpu in gpus()[1:]:
         load = partial(access.load, storage.path, storage.manifest, device=gpu)
-        backbone = unless_memory_runs_out(load)
+        backbone = none_if_out_of_memory(load)
         if backbone is None:
             LOG.warning("No memory for the model on %s; going on without it", gpu)
         else:
@@ -198,7 +198,7 @@ def load_on_other_gpus(storage: Storage, access: ModelAccess) -> list[Backbone]:
     return found
 
 
-def reader_of(storage: Storage, backbone: Backbone) -> LabelReader:
+def reader_of(storage: Storage, backbone: Backbone) -> ModelReader:
     """What reads samples for an index."""
     tables, settings = storage.frozen.tables(), storage.manifest.settings
     return make_reader(backbone, settings, tables, storage.media.open)
@@ -206,11 +206,11 @@ def reader_of(storage: Storage, backbone: Backbone) -> LabelReader:
 
 def make_reader(
     backbone: Backbone, settings: Settings, tables: HashTables, open_image: OpenPixels
-) -> LabelReader:
+) -> ModelReader:
     """What reads samples for an index with these resolved settings and tables."""
     encoder = make_encoder(backbone, settings, open_image)
     order = torch.from_numpy(np.array(tables[VOCAB_ORDER])).to(backbone.device)
-    return LabelReader(
+    return ModelReader(
         backbone,
         backbone.head,
         encoder=encoder,

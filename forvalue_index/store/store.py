@@ -19,7 +19,7 @@ from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.gradients.hash_tables import (
     ModelProfile,
     draw_tables,
-    layout_of,
+    row_layout,
     tables_digest,
 )
 from forvalue_index.model.encoded import SampleStatistics
@@ -44,7 +44,7 @@ from forvalue_index.store.manifest import (
 )
 from forvalue_index.store.media import Media
 from forvalue_index.store.records import SegmentRecord
-from forvalue_index.store.rows import StoredRows, packed
+from forvalue_index.store.rows import StoredRows, quantized
 from forvalue_index.store.segments import CURE, MissingSegmentError, SegmentFile, SegmentStore
 from forvalue_index.store.view import View
 
@@ -87,7 +87,7 @@ class Storage:
             seed=settings.seed,
             profile=profile,
             layouts={
-                name: layout_of(
+                name: row_layout(
                     name,
                     dim=settings.dim,
                     vocab_size=model.vocab_size,
@@ -181,9 +181,11 @@ class Storage:
                 self.segments.delete(segment.uid)
             raise
 
-    def packed(self, rows: Mapping[str, Tensor]) -> dict[str, StoredRows]:
+    def quantized(self, rows: Mapping[str, Tensor]) -> dict[str, StoredRows]:
         """Rows of each geometry in the precision that they are stored in."""
-        return {name: packed(mine, self.manifest.settings.row_dtype) for name, mine in rows.items()}
+        return {
+            name: quantized(mine, self.manifest.settings.row_dtype) for name, mine in rows.items()
+        }
 
     @contextmanager
     def view(self) -> Iterator[View]:

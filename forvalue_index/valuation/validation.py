@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from forvalue_index.exceptions import BadSampleError, SourceError
 from forvalue_index.gradients.embedder import Embedder
 from forvalue_index.gradients.exact_values import NO_GRADIENT
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.progress import OnProgress, ignore_progress
 from forvalue_index.sources.data import Data
 from forvalue_index.sources.sample import BadRow, Sample, Source
@@ -111,7 +111,7 @@ def read_samples(sources: Sequence[Source], on_bad: str = "fail") -> ValidationS
     return read
 
 
-def tokenised(reader: LabelReader, read: ValidationSamples) -> ValidationSet:
+def tokenised(reader: ModelReader, read: ValidationSamples) -> ValidationSet:
     """A validation set as a model reads it.
 
     Raises:

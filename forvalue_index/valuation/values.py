@@ -19,7 +19,7 @@ from forvalue_index.gradients.exact_values import (
     validation_gradient,
 )
 from forvalue_index.gradients.sketch_error import SketchError
-from forvalue_index.model.label_tokens import LabelReader
+from forvalue_index.model.label_tokens import ModelReader
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.search.gpu import GpuIndex
 from forvalue_index.sources.data import Data
@@ -209,7 +209,7 @@ def _values(
 
 def streamed_values(
     catalog: Snapshot,
-    reader: LabelReader,
+    reader: ModelReader,
     target: ValidationGradient,
     *,
     where: str | None = None,

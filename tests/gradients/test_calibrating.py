@@ -11,14 +11,14 @@ from scipy.optimize import minimize
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import ModelError, SettingsMismatchError, UsageError
 from forvalue_index.gradients import calibrating
-from forvalue_index.gradients.calibrating import CALIBRATION_SAMPLES, Choice, calibrate
+from forvalue_index.gradients.calibrating import CALIBRATION_SAMPLES, CalibrationSample, calibrate
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.gradients.embedder import Embedder, features_of
 from forvalue_index.gradients.hash_tables import (
     draw_tables,
     geometry_tables,
-    layout_of,
     part_widths,
+    row_layout,
 )
 from forvalue_index.model.encoded import Encoded
 from forvalue_index.model.huggingface.backbone import Backbone
@@ -43,7 +43,7 @@ class Setup:
         chosen = {"geometry": ",".join(ALL), "damping": 1.0} | chosen
         self.settings = Settings("m", dim=dim, template="chat", max_length=512, **chosen)
         layouts = {
-            name: layout_of(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
+            name: row_layout(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
             for name in self.settings.geometries
         }
         self.tables = draw_tables(VOCAB, HIDDEN, dim=dim, seed=3, layouts=layouts)
@@ -257,7 +257,7 @@ def test_nothing_but_undefined_numbers_is_an_error():
 
 
 def offered(prepared, seed=0):
-    choice = Choice(seed)
+    choice = CalibrationSample(seed)
     for one in prepared:
         choice.offer(one)
     return choice.samples()
@@ -424,7 +424,7 @@ def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, 
         embedded = index.model.embedder().embed(prepared)
         samples = [one.sample for one in prepared]
         index.storage.append(
-            index.storage.packed(embedded.rows), samples, list(embedded.statistics)
+            index.storage.quantized(embedded.rows), samples, list(embedded.statistics)
         )
         first = index.query(rows(2, seed=2), top=5)
         assert index.storage.frozen.sketch_error("raw").scale == (1, 0)
@@ -449,7 +449,7 @@ def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, 
 def test_a_calibration_is_what_calibrate_gives(calibrated):
     """Of all samples, as there are few, in the order of the choice."""
     prepared = [calibrated.model.reader.prepare(to_sample(row)) for row in rows(20)]
-    choice = Choice(0)
+    choice = CalibrationSample(0)
     for one in prepared:
         choice.offer(one)
     found = calibrate(

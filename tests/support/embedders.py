@@ -6,10 +6,10 @@ from models import HIDDEN, VOCAB, tiny_tokenizer
 
 from forvalue_index.gradients.embedder import Embedder, Feature
 from forvalue_index.gradients.geometry import Geometry, Moments
-from forvalue_index.gradients.hash_tables import draw_tables, geometry_tables, layout_of
+from forvalue_index.gradients.hash_tables import draw_tables, geometry_tables, row_layout
 from forvalue_index.gradients.sketch import make_sketch
 from forvalue_index.model.huggingface.backbone import Backbone
-from forvalue_index.model.label_tokens import LabelReader
+from forvalue_index.model.label_tokens import ModelReader
 from forvalue_index.model.prompts import PromptEncoder
 from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
 
@@ -24,7 +24,7 @@ def embedder(model, *, dim=DIM, max_length=512, hardest=None, geometries=("raw",
     )
     drawn = tables(dim, geometries)
     order = torch.from_numpy(drawn["vocab_order"])
-    reader = LabelReader(
+    reader = ModelReader(
         backbone, backbone.head, encoder=encoder, vocab_order=order, hardest=hardest
     )
     features = {}
@@ -48,7 +48,7 @@ def some_moments():
 
 def tables(dim=DIM, geometries=("raw",)):
     layouts = {
-        name: layout_of(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
+        name: row_layout(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
         for name in geometries
     }
     return draw_tables(VOCAB, HIDDEN, dim=dim, seed=3, layouts=layouts)

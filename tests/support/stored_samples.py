@@ -35,5 +35,5 @@ def random_rows(count, seed=0):
 
 def fill(storage, count=5, prefix="r", seed=0):
     rows = random_rows(count, seed)
-    storage.append(storage.packed({"raw": rows}), samples(count, prefix), statistics(count))
+    storage.append(storage.quantized({"raw": rows}), samples(count, prefix), statistics(count))
     return rows
