@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from forvalue_index.threads import parallel_map, prefetched
+from forvalue_index.threads import MOST_THREADS, n_threads, parallel_map, prefetched
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

@@ -102,9 +102,9 @@ class Embedder:
         One that memory does not suffice for is embedded in halves. Raises ModelError where it does
         not suffice for a single sample.
         """
-        found = none_if_out_of_memory(partial(self._embed, batch, prepared))
-        if found is not None:
-            return found
+        embedded = none_if_out_of_memory(partial(self._embed, batch, prepared))
+        if embedded is not None:
+            return embedded
         if len(batch.indices) == 1:
             sample, device = prepared[batch.indices[0]].sample, self.reader.vocab_order.device
             raise ModelError(
