@@ -22,8 +22,8 @@ pytest_plugins = ("tiny",)
 
 MAIN = "from forvalue_index.cli import main; main()"
 REMEMBER_KEYS = """
-from forvalue_index.records import Message, Sample
-from forvalue_index.repeats import Repeats
+from forvalue_index.ingest.seen_keys import Repeats
+from forvalue_index.sources.sample import Message, Sample
 repeats = Repeats()
 try:
     for i in range(200_000):

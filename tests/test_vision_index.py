@@ -353,8 +353,9 @@ def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch
 
 DYING = """
 import os, signal
-from forvalue_index import ingest, media
 from forvalue_index.cli import main
+from forvalue_index.ingest import add as ingest
+from forvalue_index.store import media
 
 ingest.COMMIT_BYTES = 1  # every batch is stored
 
