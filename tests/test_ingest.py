@@ -334,7 +334,7 @@ def test_what_is_finished_is_stored_once_it_is_large_or_old_enough(
     index, embedded, monkeypatch, constant, value
 ):
     """After four rows of 256 floats, that is after the batch that brings the fourth."""
-    monkeypatch.setattr(f"forvalue_index.ingest.add.{constant}", value)
+    monkeypatch.setattr(f"forvalue_index.ingest.storing.{constant}", value)
     small_batches(index)
     seen = []
     index._on_progress = lambda step: seen.append(len(index)) if step.stage == "embedding" else None
@@ -480,7 +480,7 @@ def prepared(index, data):
 
 def test_an_interrupt_waits_until_what_is_finished_is_stored(index, embedded, monkeypatch):
     """Ctrl-C between the segment file and its record lost the forward passes before it."""
-    monkeypatch.setattr("forvalue_index.ingest.add.COMMIT_BYTES", 1)
+    monkeypatch.setattr("forvalue_index.ingest.storing.COMMIT_BYTES", 1)
     small_batches(index)
     commit = Catalog.commit_segment
 
