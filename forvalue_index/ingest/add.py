@@ -1,10 +1,9 @@
 """Adding a data set: read, leave out what is known, embed the rest, store it bit by bit.
 
-Rows are read in windows, whose samples are sorted by length into batches. What is finished is
-stored after whole batches, before the next one would end later than COMMIT_S after the last time
-or where COMMIT_BYTES are full. Whatever stops an `add`, the same command goes on where it stopped,
-and rows are the same to the bit as if it had never stopped (to rounding where memory ran out):
-windows depend on what is read alone, and the batches of one are the same without the first ones.
+Rows are read in windows, whose samples are sorted by length into batches. Whatever stops an `add`,
+the same command goes on where it stopped, and rows are the same to the bit as if it had never
+stopped (to rounding where memory ran out): windows depend on what is read alone, and the batches of
+one are the same without the first ones.
 """
 
 from __future__ import annotations
@@ -14,38 +13,25 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from os import PathLike
-from typing import NamedTuple
 
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.gradients.calibrating import CalibrationSample, calibrate
 from forvalue_index.gradients.embedder import Embedder, undefined_numbers
-from forvalue_index.ingest.parallel import embedded_batches
+from forvalue_index.ingest.parallel import EmbeddedBatch, embedded_batches
 from forvalue_index.ingest.planning import Planner, WindowPlan
 from forvalue_index.ingest.rejects import Rejects
 from forvalue_index.ingest.seen_keys import Repeats
+from forvalue_index.ingest.storing import EmbeddedSamples, Unstored
 from forvalue_index.ingest.tally import AddReport, Tally
-from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.progress import OnProgress, Progress
-from forvalue_index.sources.sample import BadRow, Sample, Source, bad_row
-from forvalue_index.store.durable import interrupts_held
+from forvalue_index.sources.sample import BadRow, Source, bad_row
 from forvalue_index.store.manifest import REJECTED
 from forvalue_index.store.model import IndexModel, embedder_of
-from forvalue_index.store.rows import StoredRows, joined
 from forvalue_index.store.store import Storage
 from forvalue_index.threads import prefetched
 
 Reject = Callable[[BadRow], None]
-
-COMMIT_S = 30.0
-COMMIT_BYTES = 2**26
-
-
-class _Finished(NamedTuple):
-    place: int
-    sample: Sample
-    rows: dict[str, StoredRows]
-    statistics: SampleStatistics
 
 
 def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -> AddReport:
@@ -114,9 +100,8 @@ class _Ingestion:
         self._choice = CalibrationSample(storage.manifest.settings.seed)
         self._on_progress = on_progress
         self._total: int | None = None
-        self._finished: list[_Finished] = []
-        self._stored_at = time.perf_counter()
         self.tally = Tally()
+        self._unstored = Unstored(storage, self.tally)
 
     def check(self, sources: Sequence[Source], *, reject: Reject) -> int:
         """Read everything once without a change; returns how many samples are new."""
@@ -136,7 +121,7 @@ class _Ingestion:
         """Embed and store what is new; change what is known where the rows say so."""
         self._total = total
         run_id = self._storage.catalog.start_run([source.name for source in sources])
-        self._stored_at = time.perf_counter()
+        self._unstored.restart_clock()
         try:
             with closing(Repeats()) as repeats, closing(self._ahead(sources, repeats)) as found:
                 for window in found:
@@ -144,10 +129,10 @@ class _Ingestion:
                         reject(bad)
                     self._revise(window)
                     self._embed(window, reject)
-                    if self._is_due(0.0):
-                        self._store()
+                    if self._unstored.is_due():
+                        self._unstored.store()
         finally:
-            self._store()
+            self._unstored.store()
         self._storage.catalog.finish_run(run_id)
 
     def _ahead(self, sources: Sequence[Source], repeats: Repeats) -> Generator[WindowPlan]:
@@ -198,7 +183,7 @@ class _Ingestion:
                 tables, settings = storage.frozen.tables(), storage.manifest.settings
                 found = calibrate(reader, tables, settings, chosen, on_progress=self._on_progress)
                 storage.frozen.freeze(found)
-                self._stored_at = time.perf_counter()
+                self._unstored.restart_clock()
             self._embedders = [embedder_of(storage, reader)]
         if len(self._embedders) == 1 and self._more_than_a_batch(members):
             self._embedders += [embedder_of(self._storage, other) for other in self._others()]
@@ -213,50 +198,40 @@ class _Ingestion:
             return
         lost: list[tuple[int, str]] = []
         embedders = self._calibrated(members)
-        for batch, embedded, elapsed_s in embedded_batches(embedders, members, lost):
-            self.tally.forward_s += elapsed_s
-            self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
-            rows = self._storage.quantized(embedded.rows)
-            undefined = []
-            for at, i in enumerate(batch.indices):
-                sample, statistics = members[i].sample, embedded.statistics[at]
-                if embedded.finite[at]:
-                    row = {name: mine[at : at + 1] for name, mine in rows.items()}
-                    stored = self._storage.media.as_stored(sample)
-                    self._finished.append(_Finished(window.planned[i][0], stored, row, statistics))
-                else:
-                    undefined.append(bad_row(sample, undefined_numbers(sample)))
-            for bad in undefined:  # last, as a refusal ends the batch
-                reject(bad)
-            embedded_so_far = self.tally.added + len(self._finished)
+        for done in embedded_batches(embedders, members, lost):
+            self.tally.forward_s += done.seconds
+            self.tally.tokens += sum(s.n_tokens for s in done.embedded.statistics)
+            self._unstored.append(self._usable(window, done))
+            for place in _undefined(done):  # last, as a refusal ends the batch
+                sample = members[place].sample
+                reject(bad_row(sample, undefined_numbers(sample)))
+            embedded_so_far = self.tally.added + len(self._unstored)
             progress = Progress("embedding", embedded_so_far, self._total, self.tally.tokens)
             self._on_progress(progress)
-            if self._is_due(elapsed_s):
-                self._store()
+            if self._unstored.is_due(done.seconds):
+                self._unstored.store()
         for place, reason in lost:  # of images that were there when the rows were read
             reject(bad_row(members[place].sample, reason))
 
-    def _is_due(self, batch_s: float) -> bool:
-        """Whether to store what is finished, if the next batch takes as long as the last one."""
-        n_bytes = len(self._finished) * self._storage.manifest.sample_bytes
-        since_s = time.perf_counter() - self._stored_at
-        return n_bytes >= COMMIT_BYTES or since_s + batch_s > COMMIT_S
+    def _usable(self, window: WindowPlan, done: EmbeddedBatch) -> EmbeddedSamples:
+        """The samples of a batch whose rows hold numbers alone."""
+        batch, (rows, statistics, finite) = done.batch, done.embedded
+        chosen = finite.nonzero()[:, 0].tolist()
+        members = [window.planned[batch.indices[i]] for i in chosen]
+        stored = self._storage.media.as_stored
+        return EmbeddedSamples(
+            positions=[position for position, _ in members],
+            samples=[stored(prepared.sample) for _, prepared in members],
+            statistics=[statistics[i] for i in chosen],
+            rows=self._storage.quantized(
+                rows if finite.all() else {name: some[finite] for name, some in rows.items()}
+            ),
+        )
 
-    def _store(self) -> None:
-        """Store what is finished, in order of reading."""
-        finished, self._finished = sorted(self._finished, key=lambda f: f.place), []
-        if not finished:
-            return
-        samples, statistics = [f.sample for f in finished], [f.statistics for f in finished]
-        with interrupts_held():
-            names = finished[0].rows
-            rows = {name: joined([f.rows[name] for f in finished]) for name in names}
-            self._storage.append(rows, samples, statistics)
-            self.tally.added += len(finished)
-            self.tally.segments += 1
-            self.tally.truncated += sum(s.truncated for s in statistics)
-            self.tally.label_tokens += sum(s.n_label_tokens for s in statistics)
-        self._stored_at = time.perf_counter()
+
+def _undefined(done: EmbeddedBatch) -> list[int]:
+    finite = done.embedded.finite.tolist()
+    return [i for i, good in zip(done.batch.indices, finite, strict=True) if not good]
 
 
 def refuse_media_root(storage: Storage, media_root: str | PathLike[str] | None) -> None:

@@ -19,7 +19,7 @@ from forvalue_index.model.label_tokens import Prepared
 from forvalue_index.threads import prefetched
 
 
-class Finished(NamedTuple):
+class EmbeddedBatch(NamedTuple):
     """A batch, what it was embedded to, and its share of the seconds that this took."""
 
     batch: Batch
@@ -29,7 +29,7 @@ class Finished(NamedTuple):
 
 def embedded_batches(
     embedders: Sequence[Embedder], members: Sequence[Prepared], lost: list[tuple[int, str]]
-) -> Iterator[Finished]:
+) -> Iterator[EmbeddedBatch]:
     """All batches of some samples; embedders are alike but for their device.
 
     Samples whose images cannot be read by now are left out: their places and the reasons are added
@@ -48,7 +48,7 @@ def embedded_batches(
             found = list(run(lambda e, b: _embedded(e, b, members), embedders, group))
             seconds = (time.perf_counter() - started) / len(group)
             for batch, embedded in zip(group, found, strict=True):
-                yield Finished(batch, embedded, seconds)
+                yield EmbeddedBatch(batch, embedded, seconds)
 
 
 def _read_ahead(

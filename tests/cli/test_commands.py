@@ -432,7 +432,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, model_dir):
     ValuationIndex.create(index, str(model_dir), dim=256, row_dtype="float32").close()
     data = rows(2_000, words=3)
     train = write_jsonl(tmp_path / "train.jsonl", data)
-    often = "import forvalue_index.ingest.add as ingest; ingest.COMMIT_BYTES = 1; "
+    often = "import forvalue_index.ingest.storing as storing; storing.COMMIT_BYTES = 1; "
     python, option, code, *arguments = forvalue("add", index, train)
     with subprocess.Popen(
         [python, option, often + code, *arguments],

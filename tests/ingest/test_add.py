@@ -297,7 +297,7 @@ def test_what_is_finished_is_stored_once_it_is_large_or_old_enough(
     index, embedded, monkeypatch, constant, value
 ):
     """After four rows of 256 floats, that is after the batch that brings the fourth."""
-    monkeypatch.setattr(f"forvalue_index.ingest.add.{constant}", value)
+    monkeypatch.setattr(f"forvalue_index.ingest.storing.{constant}", value)
     small_batches(index)
     seen = []
     index.model.on_progress = lambda step: (
@@ -446,7 +446,7 @@ def prepared(index, data):
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_until_what_is_finished_is_stored(index, embedded, monkeypatch):
     """Ctrl-C between the segment file and its record lost the forward passes before it."""
-    monkeypatch.setattr("forvalue_index.ingest.add.COMMIT_BYTES", 1)
+    monkeypatch.setattr("forvalue_index.ingest.storing.COMMIT_BYTES", 1)
     small_batches(index)
     commit = Catalog.commit_segment
 

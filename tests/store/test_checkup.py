@@ -502,8 +502,8 @@ def test_orphans_of_a_writer_at_work_are_none(filled):
 WRITE = """
 import sys
 from forvalue_index import ValuationIndex
-from forvalue_index.ingest import add as ingest
-ingest.COMMIT_BYTES = 1
+from forvalue_index.ingest import storing
+storing.COMMIT_BYTES = 1
 with ValuationIndex.open(sys.argv[1]) as index:
     index.model.reader.token_budget = 64
     print("ready", flush=True)

@@ -30,7 +30,7 @@ from rows import WORDS, rows, write_jsonl
 from forvalue_index import ValuationIndex
 from forvalue_index.devices import default_device
 from forvalue_index.exceptions import BadSampleError, BusyIndexError
-from forvalue_index.ingest import add as ingest
+from forvalue_index.ingest import storing
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.sources.source import open_sources
 from forvalue_index.store.create import wanted_settings
@@ -389,7 +389,7 @@ def last_look(path):
 
 
 def prepare(config, directory):
-    ingest.COMMIT_BYTES = COMMIT_ROWS * DIM * 2
+    storing.COMMIT_BYTES = COMMIT_ROWS * DIM * 2
     backbone = Backbone.load(wanted_settings(config["model"], {}), device=default_device())
     Backbone.load = staticmethod(lambda *_, **__: cached(backbone))
     reference = Reference(directory, config["model"])

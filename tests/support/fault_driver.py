@@ -28,8 +28,7 @@ import torch
 from forvalue_index import ValuationIndex, cli
 from forvalue_index.devices import default_device
 from forvalue_index.gradients.embedder import Embedder
-from forvalue_index.ingest import add as ingest
-from forvalue_index.ingest import planning
+from forvalue_index.ingest import planning, storing
 from forvalue_index.model import label_tokens
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.store.create import wanted_settings
@@ -40,7 +39,7 @@ SHIM.fault_op.restype = SHIM.fault_path.restype = ctypes.c_char_p
 
 # Windows of 16 samples, batches of two or three, and a commit after each batch.
 TOKEN_BUDGET = 128
-INGEST = ((planning, "WINDOW_ROWS", 0.125), (ingest, "COMMIT_BYTES", 1))
+INGEST = ((planning, "WINDOW_ROWS", 0.125), (storing, "COMMIT_BYTES", 1))
 # Rows of the first geometry depend on the calibration, with which an `add` begins.
 SETTINGS = {"dim": 128, "row_dtype": "float32", "geometry": "fisher,raw"}
 # Seconds after which a child that neither ends nor is killed hangs.

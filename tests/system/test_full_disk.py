@@ -14,8 +14,7 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
 from forvalue_index.cli import main
-from forvalue_index.ingest import add as ingest
-from forvalue_index.ingest import planning
+from forvalue_index.ingest import planning, storing
 from forvalue_index.store.catalog.database import CatalogError, NoRoomError
 
 pytest_plugins = ("tiny",)
@@ -78,7 +77,7 @@ def many_commits():
     """A segment every few samples, so that a disk fills in the middle of an `add`."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(planning, "WINDOW_ROWS", 16 / 2048)
-        patched.setattr(ingest, "COMMIT_BYTES", 1)
+        patched.setattr(storing, "COMMIT_BYTES", 1)
         yield
 
 

@@ -355,10 +355,10 @@ def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch
 DYING = """
 import os, signal
 from forvalue_index.cli import main
-from forvalue_index.ingest import add as ingest
+from forvalue_index.ingest import storing
 from forvalue_index.store import media
 
-ingest.COMMIT_BYTES = 1  # every batch is stored
+storing.COMMIT_BYTES = 1  # every batch is stored
 
 def dying(function, calls=[]):
     def call(*given, **options):
@@ -372,7 +372,7 @@ def dying(function, calls=[]):
 {name} = dying({name})
 main(["add", {index!r}, {data!r}])
 """
-STORE, COPY = "ingest._Ingestion._store", "media.write_durably"
+STORE, COPY = "storing.Unstored.store", "media.write_durably"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""What is embedded waits here, batch by batch, and is stored together as one segment.
+
+It is stored after whole batches: before the next one would end later than COMMIT_S after the last
+time, or where COMMIT_BYTES are full.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from forvalue_index.ingest.tally import Tally
+from forvalue_index.model.encoded import SampleStatistics
+from forvalue_index.sources.sample import Sample
+from forvalue_index.store.durable import interrupts_held
+from forvalue_index.store.rows import StoredRows, joined
+from forvalue_index.store.store import Storage
+
+COMMIT_S = 30.0
+COMMIT_BYTES = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedSamples:
+    """Samples as they are stored, and their `rows` [sample, dim] in each geometry.
+
+    `positions` are those in the order of reading.
+    """
+
+    positions: Sequence[int]
+    samples: Sequence[Sample]
+    statistics: Sequence[SampleStatistics]
+    rows: Mapping[str, StoredRows]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class Unstored:
+    """The embedded samples of one `add` that no segment holds yet."""
+
+    def __init__(self, storage: Storage, tally: Tally) -> None:
+        self._storage = storage
+        self._tally = tally
+        self._batches: list[EmbeddedSamples] = []
+        self.restart_clock()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._batches))
+
+    def restart_clock(self) -> None:
+        """Count the seconds up to COMMIT_S from now on."""
+        self._since = time.perf_counter()
+
+    def append(self, batch: EmbeddedSamples) -> None:
+        """Keep a batch until it is stored."""
+        if len(batch):
+            self._batches.append(batch)
+
+    def is_due(self, batch_s: float = 0.0) -> bool:
+        """Whether to store them now, if the next batch takes so many seconds."""
+        n_bytes = len(self) * self._storage.manifest.sample_bytes
+        seconds = time.perf_counter() - self._since
+        return n_bytes >= COMMIT_BYTES or seconds + batch_s > COMMIT_S
+
+    def store(self) -> None:
+        """Store them as one segment, if there are any."""
+        if not self._batches:
+            return
+        with interrupts_held():
+            segment = _in_order_of_reading(self._batches)
+            self._batches = []  # whose rows are held in `segment`
+            self._storage.append(segment.rows, segment.samples, segment.statistics)
+            self._count(segment.statistics)
+        self.restart_clock()
+
+    def _count(self, statistics: Sequence[SampleStatistics]) -> None:
+        self._tally.segments += 1
+        self._tally.added += len(statistics)
+        self._tally.truncated += sum(one.truncated for one in statistics)
+        self._tally.label_tokens += sum(one.n_label_tokens for one in statistics)
+
+
+def _in_order_of_reading(batches: Sequence[EmbeddedSamples]) -> EmbeddedSamples:
+    positions = [position for batch in batches for position in batch.positions]
+    samples = [sample for batch in batches for sample in batch.samples]
+    statistics = [one for batch in batches for one in batch.statistics]
+    order = np.argsort(positions)
+    selected = torch.from_numpy(order)
+    return EmbeddedSamples(
+        positions=[positions[i] for i in order],
+        samples=[samples[i] for i in order],
+        statistics=[statistics[i] for i in order],
+        rows={
+            geometry: joined([batch.rows[geometry] for batch in batches])[selected]
+            for geometry in batches[0].rows
+        },
+    )
