@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
+import forvalue_index
+from forvalue_index import exceptions
 from forvalue_index.cli import main as forvalue
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +144,13 @@ def test_every_package_is_on_the_map(page):
     text = (ROOT / page).read_text()
     packages = [path.parent for path in (ROOT / "forvalue_index").glob("*/__init__.py")]
     assert [path.name for path in packages if f"| `{path.name}/` |" not in text] == []
+
+
+def test_public_names_are_those_of_the_page():
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition("## Public names")[2].partition("\n## ")[0].partition("|---|")[2]
+    errors = {name for name, kind in vars(exceptions).items() if isinstance(kind, type)}
+    assert set(re.findall(r"`(\w+)`", table)) == set(forvalue_index.__all__) - errors
 
 
 def test_results_of_the_readme_stand_on_the_page_that_they_lead_to():
