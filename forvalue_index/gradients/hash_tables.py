@@ -61,7 +61,7 @@ def row_layout(
     hidden_size: int,
     profile: ModelProfile | None,
 ) -> Layout:
-    """The layout that measures best for a geometry, see README.
+    """The layout that measures best for a geometry, see docs/results.md.
 
     In the raw geometry, half of the floats go to one direction where that has enough energy. Errors
     scaled by their Fisher information are close to sparse: a count sketch of them along two

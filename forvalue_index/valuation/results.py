@@ -12,7 +12,7 @@ from forvalue_index.sources.sample import Sample
 from forvalue_index.valuation.scoring import Scoring
 
 # Below this median of 1 - p(label) values say clearly less of what training does: a small model
-# that was trained on towards memorising its data lost a third of its LDS (see README, Limits).
+# that was trained on towards memorising its data lost a third of its LDS (see docs/limits.md).
 SATURATED = 0.15
 
 

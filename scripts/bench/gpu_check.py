@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether an NVIDIA GPU does what the README says of it: tests and benchmarks, in one call.
+"""Whether an NVIDIA GPU does what docs/search-and-speed.md says: tests and benchmarks, in one call.
 
 Runs the tests that need a GPU and those of the code that they share with the CPU, then the
 benchmarks, each in a process of its own with a limit, and prints a table. What failed, or took too

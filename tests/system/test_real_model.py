@@ -1,8 +1,10 @@
-"""SmolLM2-135M-Instruct, end to end: the sessions of the README, as printed."""
+"""SmolLM2-135M-Instruct, end to end: the code of the README and of docs/, as printed."""
 
+import doctest
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +18,42 @@ MODEL = ROOT / ".cache" / "SmolLM2-135M-Instruct"
 pytestmark = pytest.mark.real_model
 
 
-def blocks(language):
-    """What stands in the README's code blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def blocks(page):
+    """The blocks of code on a page that are run: their languages and texts."""
+    return re.findall(
+        r"^```(console|python)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+
+
+README = dict(blocks(ROOT / "README.md"))
+PAGES = {page.stem: blocks(page) for page in sorted((ROOT / "docs").glob("*.md")) if blocks(page)}
+
+
+def steps(console):
+    """The commands of a terminal session, each with what it shows of their output."""
+    steps = []
+    for line in console.splitlines(keepends=True):
+        if line.startswith("$ "):
+            steps.append((line[2:].rstrip(), ""))
+        else:
+            steps[-1] = (steps[-1][0], steps[-1][1] + line)
+    return steps
 
 
 def session():
-    """The commands of the README's first terminal session."""
-    return [line[2:] for line in blocks("console")[0].splitlines() if line.startswith("$ ")]
+    """The commands of the README's terminal session."""
+    return [command for command, _ in steps(README["console"])]
+
+
+def shows(printed, shown):
+    """Whether a page shows what is printed; `...` stands for anything."""
+    how = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    return not shown or doctest.OutputChecker().check_output(shown, printed, how)
+
+
+def without_figures(text):
+    """Scores differ by rounding, times by the machine, and numbers of samples by both."""
+    return re.sub(r"\d(?:[\d,.]*\d)?", "#", text)
 
 
 def run(command, cwd):
@@ -65,11 +95,16 @@ def test_the_demo_runs_the_session_of_the_readme():
 
 def test_the_session_prints_what_the_readme_shows(demo):
     _, printed = demo
-    shown = "\n".join(printed.values())
-    assert "300 samples added of 300 read" in shown
-    assert "100 samples added of 400 read" in shown
-    assert "300 were known" in shown
-    assert "400 values written to values.csv" in shown
+    for command, shown in steps(README["console"]):
+        here = without_figures(printed[command])
+        assert shows(here, without_figures(shown)), (command, shown, printed[command])
+    added = [printed[command] for command in printed if " add " in command]
+    assert [re.match(r"(\d+) samples added of (\d+)", text).groups() for text in added] == [
+        ("300", "300"),
+        ("100", "400"),
+    ]
+    assert "300 were known" in added[1]
+    assert "400 values written to values.csv" in "".join(printed.values())
 
 
 def test_the_right_samples_help_and_others_hurt(demo):
@@ -97,8 +132,24 @@ def test_the_right_samples_help_and_others_hurt(demo):
 
 def test_the_python_of_the_readme_runs(demo):
     folder, _ = demo
-    printed = run([sys.executable, "-c", blocks("python")[0]], folder)
+    printed = run([sys.executable, "-c", README["python"]], folder)
     assert "reverse-words" in printed
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs(demo, page, tmp_path):
+    """In a copy of the session's folder, one block after the other."""
+    session_folder, _ = demo
+    folder = tmp_path / "demo"
+    shutil.copytree(session_folder, folder)
+    (tmp_path / ".cache").symlink_to(MODEL.parent)
+    for language, text in PAGES[page]:
+        if language == "python":
+            run([sys.executable, "-c", text], folder)
+            continue
+        for command, shown in steps(text):
+            printed = run(command, folder)
+            assert shows(printed, shown), (command, shown, printed)
 
 
 @pytest.fixture(scope="module")

@@ -105,5 +105,5 @@ def _refusal(backbone: Backbone, problem: str) -> ModelError:
     kind = type(backbone.model).__name__
     return ModelError(
         f"{backbone.name}: samples with images cannot be valued with {kind}: {problem}. Use a "
-        "model of another family, or another --template (README, Vision-language models)"
+        "model of another family, or another --template (docs/models.md, Vision-language models)"
     )

@@ -37,7 +37,8 @@ def reason(backbone):
     said = str(raised.value)
     assert said.startswith(START)
     assert said.endswith(
-        "Use a model of another family, or another --template (README, Vision-language models)"
+        "Use a model of another family, or another --template (docs/models.md, Vision-language "
+        "models)"
     )
     return said.removeprefix(START)
 
