@@ -1,21 +1,61 @@
+import os
 import signal
+import time
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several processes share the machine
 
 
 def pytest_addoption(parser):
     parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="run everything: whole grids of parameters, and the large counts of what is repeated",
+    )
+    parser.addoption(
         "--fault-points",
         type=int,
-        default=50,
-        help="at how many random points an ingestion is killed (default 50)",
+        help="at how many random points an ingestion is killed (default 12, thorough 50)",
     )
     parser.addoption(
         "--concurrency-seconds",
         type=float,
-        default=60,
-        help="how long processes write to and read from one index at once (default 60)",
+        help="how long processes write to and read from one index (default 15, thorough 60)",
     )
+
+
+STARTED = pytest.StashKey[float]()
+
+
+def pytest_configure(config):
+    config.stash[STARTED] = time.perf_counter()
+
+
+def pytest_collection_modifyitems(config, items):
+    """The longest files first, so that two processes end together; the rest as it was collected.
+
+    What is marked `thorough` is no part of an ordinary run.
+    """
+    items.sort(key=lambda item: "system" not in item.path.parts)
+    if config.getoption("--thorough"):
+        return
+    left = [item for item in items if item.get_closest_marker("thorough")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--thorough"):
+        minutes = (time.perf_counter() - config.stash[STARTED]) / 60
+        terminalreporter.write_line(f"everything, with --thorough, took {minutes:.1f} minutes")
+
+
+@pytest.fixture(scope="session")
+def thorough(request):
+    """Whether everything is to be tried, however long it takes."""
+    return request.config.getoption("--thorough")
 
 
 @pytest.fixture

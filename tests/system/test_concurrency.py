@@ -72,8 +72,13 @@ def total(processes, name):
     return sum(process["did"].get(name, 0) for process in processes)
 
 
-def test_two_writers_and_eight_readers_on_sqlite(tmp_path, model_dir, request):
-    seconds = request.config.getoption("--concurrency-seconds")
+@pytest.fixture(scope="session")
+def seconds(request, thorough):
+    """How long processes write and read at once."""
+    return request.config.getoption("--concurrency-seconds") or (60 if thorough else 15)
+
+
+def test_two_writers_and_eight_readers_on_sqlite(tmp_path, model_dir, seconds):
     processes = together(tmp_path, model_dir, "sqlite", seconds)
     assert len(processes) == 10
     if seconds >= 30:
@@ -86,9 +91,9 @@ def test_two_writers_and_eight_readers_on_sqlite(tmp_path, model_dir, request):
 
 
 def test_two_writers_and_eight_readers_on_postgresql(
-    tmp_path, model_dir, postgresql_database, request
+    tmp_path, model_dir, postgresql_database, seconds
 ):
-    seconds = request.config.getoption("--concurrency-seconds") / 4
+    seconds = max(seconds / 4, 8)
     processes = together(tmp_path, model_dir, postgresql_database, seconds)
     assert total(processes, "busy") or seconds < 10
 
