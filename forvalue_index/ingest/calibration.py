@@ -18,22 +18,22 @@ def calibration_from(storage: Storage, other: Path) -> Calibration:
         SettingsMismatchError: it is of another model, or has another sketch or geometry.
         UsageError: it is not calibrated yet.
     """
-    mine, theirs = storage.manifest, read_manifest(other)
-    refuse_other_model(other, theirs.model, mine.model)
+    own, theirs = storage.manifest, read_manifest(other)
+    refuse_other_model(other, theirs.model, own.model)
     for name, value, wanted in (
-        ("sketch (--dim, --seed)", theirs.sketch_digest, mine.sketch_digest),
-        ("--geometry", theirs.settings.geometry, mine.settings.geometry),
-        ("--damping", theirs.settings.damping, mine.settings.damping),
+        ("sketch (--dim, --seed)", theirs.sketch_digest, own.sketch_digest),
+        ("--geometry", theirs.settings.geometry, own.settings.geometry),
+        ("--damping", theirs.settings.damping, own.settings.damping),
     ):
         if value != wanted:
             raise SettingsMismatchError(
                 f"{other} has another {name}: {value}, and {storage.path} has {wanted}; make both "
                 "with the same options, or calibrate on data"
             )
-    found = Calibration.load(other / CALIBRATION, theirs.model.weights_digest)
-    if found is None:
+    calibration = Calibration.load(other / CALIBRATION, theirs.model.weights_digest)
+    if calibration is None:
         raise UsageError(f"{other} is not calibrated yet; add samples to it first")
-    return found
+    return calibration
 
 
 def summary_of(calibration: Calibration, damping: float) -> CalibrationSummary:
