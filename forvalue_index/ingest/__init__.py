@@ -1,1 +1,1 @@
-"""Each new sample is embedded once and stored."""
+"""Each new sample is embedded once and stored, in the order of reading."""

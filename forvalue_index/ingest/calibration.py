@@ -73,22 +73,22 @@ def calibration_from(storage: Storage, other: Path) -> Calibration:
         SettingsMismatchError: it is of another model, or has another sketch or geometry.
         UsageError: it is not calibrated yet.
     """
-    mine, theirs = storage.manifest, read_manifest(other)
-    refuse_other_model(other, theirs.model, mine.model)
+    own, theirs = storage.manifest, read_manifest(other)
+    refuse_other_model(other, theirs.model, own.model)
     for name, value, wanted in (
-        ("sketch (--dim, --seed)", theirs.sketch_digest, mine.sketch_digest),
-        ("--geometry", theirs.settings.geometry, mine.settings.geometry),
-        ("--damping", theirs.settings.damping, mine.settings.damping),
+        ("sketch (--dim, --seed)", theirs.sketch_digest, own.sketch_digest),
+        ("--geometry", theirs.settings.geometry, own.settings.geometry),
+        ("--damping", theirs.settings.damping, own.settings.damping),
     ):
         if value != wanted:
             raise SettingsMismatchError(
                 f"{other} has another {name}: {value}, and {storage.path} has {wanted}; make both "
                 "with the same options, or calibrate on data"
             )
-    found = FrozenParts(other, theirs).calibration()
-    if found is None:
+    calibration = FrozenParts(other, theirs).calibration()
+    if calibration is None:
         raise UsageError(f"{other} is not calibrated yet; add samples to it first")
-    return found
+    return calibration
 
 
 def calibration_of(storage: Storage) -> CalibrationSummary | None:

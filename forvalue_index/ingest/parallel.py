@@ -28,65 +28,63 @@ class EmbeddedBatch(NamedTuple):
 
 
 def embedded_batches(
-    embedders: Sequence[Embedder], members: Sequence[Prepared], lost: list[tuple[int, str]]
+    embedders: Sequence[Embedder], samples: Sequence[Prepared], lost: dict[int, str]
 ) -> Iterator[EmbeddedBatch]:
     """All batches of some samples; embedders are alike but for their device.
 
-    Samples whose images cannot be read by now are left out: their places and the reasons are added
-    to `lost`.
+    Samples whose images cannot be read by now are left out; `lost` says why, by their indices.
 
     Neighbours in the order of length take about as long as each other, so no device waits long.
     """
     with (
-        closing(_read_ahead(embedders[0], members, lost)) as batches,
+        closing(_read_ahead(embedders[0], samples, lost)) as batches,
         ThreadPoolExecutor(len(embedders)) as threads,
     ):
         run = map if len(embedders) == 1 else threads.map
         while group := list(islice(batches, len(embedders))):
             started = time.perf_counter()
             # The shorter of the two ends it.
-            found = list(run(lambda e, b: _embedded(e, b, members), embedders, group))
+            rows = list(run(lambda e, b: _embedded(e, b, samples), embedders, group))
             seconds = (time.perf_counter() - started) / len(group)
-            for batch, embedded in zip(group, found, strict=True):
+            for batch, embedded in zip(group, rows, strict=True):
                 yield EmbeddedBatch(batch, embedded, seconds)
 
 
 def _read_ahead(
-    embedder: Embedder, members: Sequence[Prepared], lost: list[tuple[int, str]]
+    embedder: Embedder, samples: Sequence[Prepared], lost: dict[int, str]
 ) -> Generator[Batch]:
     """The batches of some samples; images of the next one are read while one is embedded."""
-    batches = iter(embedder.batches(members))
-    if any(member.encoded.read_inputs is not None for member in members):
-        read = (_with_images(batch, members, lost) for batch in batches)
+    batches = iter(embedder.batches(samples))
+    if any(one.encoded.read_inputs is not None for one in samples):
+        read = (_with_images(batch, samples, lost) for batch in batches)
         yield from prefetched(batch for batch in read if batch is not None)
     else:
         yield from batches
 
 
-def _with_images(
-    batch: Batch, members: Sequence[Prepared], lost: list[tuple[int, str]]
-) -> Batch | None:
+def _with_images(batch: Batch, samples: Sequence[Prepared], lost: dict[int, str]) -> Batch | None:
     """A batch with its images read, without the samples whose images cannot be, if one is left."""
     try:
         _ = batch.inputs  # read now, and kept
     except BadSampleError:
         unreadable = dict(_unreadable(batch))
-        lost += unreadable.items()
+        lost.update(unreadable)
         left = [i for i in batch.indices if i not in unreadable]
-        return collate([members[i].encoded for i in left], left) if left else None
+        return collate([samples[i].encoded for i in left], left) if left else None
     return batch
 
 
 def _unreadable(batch: Batch) -> Iterator[tuple[int, str]]:
-    for place, read in zip(batch.indices, batch.readers, strict=True):
+    """Indices of samples whose images cannot be read, and why not."""
+    for index, read in zip(batch.indices, batch.readers, strict=True):
         try:
             read()
         except BadSampleError as error:
-            yield place, str(error)
+            yield index, str(error)
 
 
-def _embedded(embedder: Embedder, batch: Batch, members: Sequence[Prepared]) -> Embedded:
+def _embedded(embedder: Embedder, batch: Batch, samples: Sequence[Prepared]) -> Embedded:
     """On the embedder's GPU also what asks for the current one, as some models' kernels do."""
     device = embedder.reader.head.weight.device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return embedder.embed_batch(batch, members)
+        return embedder.embed_batch(batch, samples)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from forvalue_index.ingest.seen_keys import Repeats
+from forvalue_index.ingest.seen_keys import SeenKeys
 from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.sources.sample import BadRow, Sample, Source, bad_row
 from forvalue_index.store.catalog.catalog import Catalog
@@ -18,14 +18,17 @@ from forvalue_index.store.records import KnownSample
 # A window holds this many rows for each token of a batch's budget, or fewer long ones.
 WINDOW_ROWS = 0.25
 WINDOW_CHARACTERS = 2**22
+# Bytes of images, which are held as they came, that count as much as a character, which is split
+# into tokens and messages.
+IMAGE_BYTES = 16
 
 
 @dataclass
-class WindowPlan:
+class IngestPlan:
     """The rows of a window, sorted by what is to be done about them.
 
-    `planned` are the new samples with their places in the order of reading, `with_images` the known
-    ones that have some.
+    `new` are the samples to embed, by their positions in the order of reading; `restored` and
+    `updated` go by the ids of known samples. `with_images` are the known ones that have some.
     """
 
     n_rows: int
@@ -33,95 +36,125 @@ class WindowPlan:
     returned: int = 0
     changed: int = 0
     rejected: list[BadRow] = field(default_factory=list)
-    planned: list[tuple[int, Prepared]] = field(default_factory=list)
+    new: dict[int, Prepared] = field(default_factory=dict)
     restored: dict[int, Sample] = field(default_factory=dict)
     updated: dict[int, dict[str, Any]] = field(default_factory=dict)
     with_images: list[Sample] = field(default_factory=list)
 
+    def reject(self, sample: Sample, reason: str) -> None:
+        """Leave a sample out."""
+        self.rejected.append(bad_row(sample, reason))
+
+
+class _Held(NamedTuple):
+    """What the catalog holds of a window: samples by key, and the ids of those that have moved."""
+
+    samples: Mapping[str, KnownSample]
+    moved: set[int]
+
 
 class Planner:
-    """Plans windows by what the catalog holds; changes nothing."""
+    """Plans windows by what the catalog holds and by the keys seen before; stores nothing.
 
-    def __init__(self, catalog: Catalog, media: Media, reader: ModelReader) -> None:
+    One planner reads a data set once, and notes the keys of its rows in `seen`.
+    """
+
+    def __init__(self, catalog: Catalog, media: Media, reader: ModelReader, seen: SeenKeys) -> None:
         self._catalog = catalog
         self._media = media
         self._reader = reader
+        self._seen = seen
 
-    def plans(self, sources: Sequence[Source], repeats: Repeats) -> Generator[WindowPlan]:
-        """A plan for each window of all sources; the content of keys is noted in `repeats`."""
-        most = max(1, int(WINDOW_ROWS * self._reader.token_budget))
+    def plans(self, sources: Sequence[Source]) -> Generator[IngestPlan]:
+        """A plan for each window of all sources."""
+        most_rows = max(1, int(WINDOW_ROWS * self._reader.token_budget))
         rows = (row for source in sources for row in source.samples())
-        place = 0
-        for some in windows(rows, most_rows=most, most_characters=WINDOW_CHARACTERS):
-            yield self._plan(some, repeats, place)
-            place += len(some)
+        first = 0
+        for window in windows(rows, most_rows=most_rows, most_characters=WINDOW_CHARACTERS):
+            yield self._plan(window, first)
+            first += len(window)
 
-    def _plan(self, rows: Sequence[Sample | BadRow], repeats: Repeats, place: int) -> WindowPlan:
-        with self._catalog.snapshot() as snapshot:
-            samples = [row for row in rows if isinstance(row, Sample)]
-            held = snapshot.known(samples)
-            moved = self._moved(snapshot, [row for row in samples if row.images], held)
-        window = WindowPlan(len(rows))
-        for offset, row in enumerate(rows):
+    def _plan(self, rows: Sequence[Sample | BadRow], first: int) -> IngestPlan:
+        held, plan = self._held(rows), IngestPlan(len(rows))
+        for position, row in enumerate(rows, first):
             if isinstance(row, BadRow):
-                window.rejected.append(row)
-                continue
-            first, known = repeats.content_of(row.key), held.get(row.key)
-            content = first or (known.content_hash if known else row.content_hash)
-            if content != row.content_hash:
-                taken = f"its id {row.key!r} is taken by a sample of other content"
-                window.rejected.append(bad_row(row, f"{taken}; give it another"))
-            elif first is not None:
-                window.known += 1
-            elif known is not None:
-                repeats.note(row)
-                window.with_images += [row] if row.images else []
-                _plan_known(self._media.as_stored(row), known, window, moved=known.id in moved)
-            elif reason := unstorable(row) or self._media.refusal(row):
-                window.rejected.append(bad_row(row, reason))
-            elif isinstance(prepared := self._reader.prepare(row), Prepared):
-                repeats.note(row)
-                window.planned.append((place + offset, prepared))
+                plan.rejected.append(row)
             else:
-                window.rejected.append(prepared)
-        return window
+                self._plan_sample(row, position, held, plan)
+        return plan
+
+    def _plan_sample(self, row: Sample, position: int, held: _Held, plan: IngestPlan) -> None:
+        seen, known = self._seen.content_of(row.key), held.samples.get(row.key)
+        content = seen or (known.content_hash if known else row.content_hash)
+        if content != row.content_hash:
+            taken = f"its id {row.key!r} is taken by a sample of other content"
+            plan.reject(row, f"{taken}; give it another")
+        elif seen is not None:
+            plan.known += 1
+        elif known is not None:
+            self._plan_known(row, known, plan, moved=known.id in held.moved)
+        else:
+            self._plan_new(row, position, plan)
+
+    def _plan_known(
+        self, row: Sample, known: KnownSample, plan: IngestPlan, *, moved: bool
+    ) -> None:
+        self._seen.note(row)
+        if row.images:
+            plan.with_images.append(row)
+        stored = self._media.as_stored(row)
+        if known.removed:
+            plan.returned += 1
+            plan.restored[known.id] = stored
+        else:
+            plan.known += 1
+            _plan_changes(stored, known, plan, moved=moved)
+
+    def _plan_new(self, row: Sample, position: int, plan: IngestPlan) -> None:
+        if reason := unstorable(row) or self._media.refusal(row):
+            plan.reject(row, reason)
+            return
+        prepared = self._reader.prepare(row)
+        if isinstance(prepared, BadRow):
+            plan.rejected.append(prepared)
+            return
+        self._seen.note(row)
+        plan.new[position] = prepared
+
+    def _held(self, rows: Sequence[Sample | BadRow]) -> _Held:
+        samples = [row for row in rows if isinstance(row, Sample)]
+        with self._catalog.snapshot() as snapshot:
+            known = snapshot.known(samples)
+            with_images = [sample for sample in samples if sample.images]
+            return _Held(known, self._moved(snapshot, with_images, known))
 
     def _moved(
-        self, snapshot: Snapshot, rows: Sequence[Sample], held: Mapping[str, KnownSample]
+        self, snapshot: Snapshot, rows: Sequence[Sample], known: Mapping[str, KnownSample]
     ) -> set[int]:
         """The ids of known samples whose images lie elsewhere by now than the catalog says."""
         if not self._media.keeps_paths:
             return set()
-        known: dict[int, Sample] = {}
+        rows_by_id: dict[int, Sample] = {}
         for row in rows:  # of several with one key the first counts
-            found = held.get(row.key)
-            if found is not None and found.content_hash == row.content_hash:
-                known.setdefault(found.id, row)
-        stored = snapshot.samples(known)
+            sample = known.get(row.key)
+            if sample is not None and sample.content_hash == row.content_hash:
+                rows_by_id.setdefault(sample.id, row)
+        stored = snapshot.samples(rows_by_id)
         return {
             id_
-            for id_, row in known.items()
+            for id_, row in rows_by_id.items()
             if any(map(self._media.has_moved, row.images, stored[id_].sample.images))
         }
 
 
-def _plan_known(row: Sample, known: KnownSample, window: WindowPlan, *, moved: bool) -> None:
-    if known.removed:
-        window.returned += 1
-        window.restored[known.id] = row
-        return
-    window.known += 1
+def _plan_changes(row: Sample, known: KnownSample, plan: IngestPlan, *, moved: bool) -> None:
+    """Plan what a row changes of a sample that is known, and not removed."""
     metadata = changed_metadata(known.metadata, row.metadata)
-    window.changed += moved or metadata is not None
+    plan.changed += moved or metadata is not None
     if moved or known.place not in (None, (row.source, row.position, row.offset)):
-        window.restored[known.id] = replace(row, metadata=metadata or known.metadata)
+        plan.restored[known.id] = replace(row, metadata=metadata or known.metadata)
     elif metadata is not None:
-        window.updated[known.id] = metadata
-
-
-# Bytes of images, which are held as they came, that count as much as a character, which is split
-# into tokens and messages.
-IMAGE_BYTES = 16
+        plan.updated[known.id] = metadata
 
 
 def windows(
@@ -132,11 +165,17 @@ def windows(
     characters = 0
     for row in rows:
         window.append(row)
-        if isinstance(row, Sample):
-            characters += sum(len(message.content) for message in row.messages)
-            characters += sum(len(image.content or b"") for image in row.images) // IMAGE_BYTES
+        characters += _characters(row)
         if len(window) == most_rows or characters >= most_characters:
             yield window
             window, characters = [], 0
     if window:
         yield window
+
+
+def _characters(row: Sample | BadRow) -> int:
+    """How long a row is, its images included. Whatever a bad row holds does not count."""
+    if isinstance(row, BadRow):
+        return 0
+    text = sum(len(message.content) for message in row.messages)
+    return text + sum(len(image.content or b"") for image in row.images) // IMAGE_BYTES

@@ -1,20 +1,33 @@
-"""The rows that `add --on-bad skip` left out, with the reasons, in a file of the index."""
+"""What is done about bad rows: `add` ends at the first, or writes them to a file of the index."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.cell_values import storable
 from forvalue_index.sources.images import DATA_URL
 from forvalue_index.sources.sample import BadRow
 
+OnBadRow = Callable[[BadRow], None]
+
+
+def refuse_bad_row(row: BadRow) -> None:
+    """End `add`, saying which row is bad and why."""
+    raise BadSampleError(f"{row}. Mend the row, or use --on-bad skip")
+
+
+def ignore_bad_row(row: BadRow) -> None:
+    """Leave it out; what is checked is read again, and written down then."""
+
 
 class Rejects:
-    """A JSONL file that is made when the first row is rejected."""
+    """The rows that were left out, with the reasons: a JSONL file, made with the first of them."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.jsonl"

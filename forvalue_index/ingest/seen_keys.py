@@ -12,7 +12,7 @@ from forvalue_index.sources.sample import Sample
 DIGEST_BYTES = 16
 
 
-class Repeats:
+class SeenKeys:
     """The samples read so far, by key. A private database that vanishes with this object."""
 
     def __init__(self) -> None:

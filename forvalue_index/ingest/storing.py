@@ -1,7 +1,7 @@
 """What is embedded waits here, batch by batch, and is stored together as one segment.
 
-It is stored after whole batches: before the next one would end later than COMMIT_S after the last
-time, or where COMMIT_BYTES are full.
+It is stored after whole batches: before the next one would end later than COMMIT_S after the first
+one began, or where COMMIT_BYTES are full.
 """
 
 from __future__ import annotations
@@ -39,6 +39,16 @@ class EmbeddedSamples:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def in_order_of_reading(self) -> EmbeddedSamples:
+        """The same samples, by position."""
+        order = np.argsort(self.positions)
+        return EmbeddedSamples(
+            positions=[self.positions[i] for i in order],
+            samples=[self.samples[i] for i in order],
+            statistics=[self.statistics[i] for i in order],
+            rows={name: rows[torch.from_numpy(order)] for name, rows in self.rows.items()},
+        )
+
 
 class Unstored:
     """The embedded samples of one `add` that no segment holds yet."""
@@ -47,17 +57,15 @@ class Unstored:
         self._storage = storage
         self._tally = tally
         self._batches: list[EmbeddedSamples] = []
-        self.restart_clock()
+        self._since = time.perf_counter()
 
     def __len__(self) -> int:
         return sum(map(len, self._batches))
 
-    def restart_clock(self) -> None:
-        """Count the seconds up to COMMIT_S from now on."""
-        self._since = time.perf_counter()
-
-    def append(self, batch: EmbeddedSamples) -> None:
-        """Keep a batch until it is stored."""
+    def append(self, batch: EmbeddedSamples, seconds: float) -> None:
+        """Keep a batch that took so many seconds until it is stored."""
+        if not self._batches:
+            self._since = time.perf_counter() - seconds
         if len(batch):
             self._batches.append(batch)
 
@@ -72,31 +80,22 @@ class Unstored:
         if not self._batches:
             return
         with interrupts_held():
-            segment = _in_order_of_reading(self._batches)
-            self._batches = []  # whose rows are held in `segment`
+            # No batch is held on to, as its rows are in the segment.
+            self._batches, segment = [], _joined(self._batches).in_order_of_reading()
             self._storage.append(segment.rows, segment.samples, segment.statistics)
             self._count(segment.statistics)
-        self.restart_clock()
 
     def _count(self, statistics: Sequence[SampleStatistics]) -> None:
         self._tally.segments += 1
         self._tally.added += len(statistics)
-        self._tally.truncated += sum(one.truncated for one in statistics)
-        self._tally.label_tokens += sum(one.n_label_tokens for one in statistics)
+        self._tally.truncated += sum(measured.truncated for measured in statistics)
+        self._tally.label_tokens += sum(measured.n_label_tokens for measured in statistics)
 
 
-def _in_order_of_reading(batches: Sequence[EmbeddedSamples]) -> EmbeddedSamples:
-    positions = [position for batch in batches for position in batch.positions]
-    samples = [sample for batch in batches for sample in batch.samples]
-    statistics = [one for batch in batches for one in batch.statistics]
-    order = np.argsort(positions)
-    selected = torch.from_numpy(order)
+def _joined(batches: Sequence[EmbeddedSamples]) -> EmbeddedSamples:
     return EmbeddedSamples(
-        positions=[positions[i] for i in order],
-        samples=[samples[i] for i in order],
-        statistics=[statistics[i] for i in order],
-        rows={
-            geometry: joined([batch.rows[geometry] for batch in batches])[selected]
-            for geometry in batches[0].rows
-        },
+        positions=[position for batch in batches for position in batch.positions],
+        samples=[sample for batch in batches for sample in batch.samples],
+        statistics=[measured for batch in batches for measured in batch.statistics],
+        rows={name: joined([batch.rows[name] for batch in batches]) for name in batches[0].rows},
     )

@@ -21,7 +21,7 @@ from stored_rows import (
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BadSampleError, ModelError, SourceError
 from forvalue_index.gradients.embedder import Embedder
-from forvalue_index.ingest.add import _Ingestion
+from forvalue_index.ingest import add as ingest
 from forvalue_index.sources.columns import to_sample
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.writer_lock import LOCK
@@ -320,7 +320,7 @@ def test_what_is_finished_is_stored_once_it_is_large_or_old_enough(
 def test_a_commit_is_due_before_the_next_batch_would_end_too_late(index, monkeypatch):
     """A clock that only forward passes move, 10 s each: after 30 s it is too late for a third."""
     seconds = [0.0]
-    monkeypatch.setattr("forvalue_index.ingest.add.time.perf_counter", lambda: seconds[0])
+    monkeypatch.setattr("forvalue_index.ingest.storing.time.perf_counter", lambda: seconds[0])
     original = Embedder.embed_batch
 
     def slow(self, batch, prepared):
@@ -850,15 +850,15 @@ def test_a_row_refused_while_others_are_embedded_loses_nothing(index, tmp_path, 
     windows_of(monkeypatch, index, 4)
     path = write_jsonl(tmp_path / "data.jsonl", rows(12))
     whole = path.read_text().splitlines(keepends=True)
-    check = _Ingestion.check
+    check = ingest.check
 
-    def spoiled(self, sources, **options):
+    def spoiled(*given, **options):
         """The file changes between the check and the run."""
-        found = check(self, sources, **options)
+        found = check(*given, **options)
         path.write_text("".join(whole[:9]) + "no row\n")
         return found
 
-    monkeypatch.setattr(_Ingestion, "check", spoiled)
+    monkeypatch.setattr(ingest, "check", spoiled)
     with pytest.raises(BadSampleError, match=r"data\.jsonl:10"):
         index.add(path)
     assert keys(index) == [f"r{i}" for i in range(8)]

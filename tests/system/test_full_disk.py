@@ -22,12 +22,12 @@ pytest_plugins = ("tiny",)
 
 MAIN = "from forvalue_index.cli import main; main()"
 REMEMBER_KEYS = """
-from forvalue_index.ingest.seen_keys import Repeats
+from forvalue_index.ingest.seen_keys import SeenKeys
 from forvalue_index.sources.sample import Message, Sample
-repeats = Repeats()
+seen = SeenKeys()
 try:
     for i in range(200_000):
-        repeats.note(Sample((Message("text", ""),), own_id=str(i)))
+        seen.note(Sample((Message("text", ""),), own_id=str(i)))
 except Exception as error:
     print(repr(error))
 """

@@ -19,8 +19,7 @@ from vision_models import save_tiny_vision, tiny_image
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
 from forvalue_index.gradients.embedder import Embedder
-from forvalue_index.ingest import add as ingest
-from forvalue_index.ingest import parallel
+from forvalue_index.ingest import embedders, parallel
 from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.settings import Settings
 from forvalue_index.sources.columns import to_sample
@@ -134,13 +133,13 @@ def test_refused_at_once_where_bad_rows_end_an_add(home, model, monkeypatch):
 def test_an_image_that_vanishes_before_an_index_is_calibrated(home, model, monkeypatch):
     """The others are embedded, and the calibration is measured on them."""
     index, data = made(home, model), home / "data"
-    calibrate = ingest.calibrate
+    calibrate = embedders.calibrate
 
     def vanishing(*given, **options):
         (data / "pictures" / "3.png").unlink()
         return calibrate(*given, **options)
 
-    monkeypatch.setattr(ingest, "calibrate", vanishing)
+    monkeypatch.setattr(embedders, "calibrate", vanishing)
     with ValuationIndex.open(index) as opened:
         report = opened.add(str(data / "train.jsonl"), on_bad="skip")
         assert opened.calibration().samples == COUNT - 1
