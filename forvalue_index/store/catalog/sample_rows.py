@@ -167,7 +167,7 @@ def _clean(value: Any) -> Any:
     return clean_text(str(value))
 
 
-def _clean_number(value: float) -> int | float | str | None:
+def _clean_number(value: int | float) -> int | float | str | None:
     if isinstance(value, int):
         return int(value) if -(2**63) <= value < 2**63 else str(value)
     return float(value) if math.isfinite(value) else None
