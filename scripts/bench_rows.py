@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from forvalue_index import ValuationIndex
 from forvalue_index.evaluation.demo_data import write_demo_data
 from forvalue_index.settings import GEOMETRIES, ROW_DTYPES
-from forvalue_index.store.rows import packed
+from forvalue_index.store.rows import quantized
 
 ENDS = 10
 COLUMNS = ("geometry", "row_dtype", "bytes_per_sample", "error_rms", "error_mean", "error_max")
@@ -74,7 +74,7 @@ def embedded(
 
 def compared(rows: torch.Tensor, queries: torch.Tensor, row_dtype: str) -> dict[str, Any]:
     """Scores with rows of a precision beside those with rows in float32; queries are not stored."""
-    stored = packed(rows, row_dtype)
+    stored = quantized(rows, row_dtype)
     n_bytes = stored.values[0].nbytes + 4 + (0 if stored.scales is None else 4)
     right = (queries.double() @ rows.double().T).numpy()
     found = (queries.double() @ stored.floats().double().T).numpy()

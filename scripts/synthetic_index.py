@@ -69,7 +69,7 @@ def grow(storage: Storage, n_rows: int, *, report: Callable[[str], None]) -> Non
         count = min(SEGMENT, n_rows - first)
         samples = [_sample(first + i) for i in range(count)]
         statistics = [MEASURED] * count
-        storage.append(storage.packed({"raw": rows.draw(count, first)}), samples, statistics)
+        storage.append(storage.quantized({"raw": rows.draw(count, first)}), samples, statistics)
         report(f"{first + count:,} rows of {n_rows:,}")
 
 

@@ -424,7 +424,7 @@ def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, 
         embedded = index.embedder.embed(prepared)
         samples = [one.sample for one in prepared]
         index.storage.append(
-            index.storage.packed(embedded.rows), samples, list(embedded.statistics)
+            index.storage.quantized(embedded.rows), samples, list(embedded.statistics)
         )
         first = index.query(rows(2, seed=2), top=5)
         assert index.storage.sketch_error("raw").scale == (1, 0)

@@ -16,7 +16,7 @@ from forvalue_index.search import gpu as gpu_search
 from forvalue_index.search import ranking
 from forvalue_index.search.contract import SearchIndex
 from forvalue_index.search.gpu import GpuIndex
-from forvalue_index.store.rows import packed
+from forvalue_index.store.rows import quantized
 
 DIM = 16
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def make(ids, rows, device, row_dtype="bfloat16", *, normalize=False):
     """The index, and its rows as they are stored."""
     ids = np.sort(ids)
     index = GpuIndex(ids, rows.shape[1], {device: len(ids)}, exact=row_dtype == "float32")
-    stored = packed(torch.from_numpy(rows), row_dtype)
+    stored = quantized(torch.from_numpy(rows), row_dtype)
     half = len(ids) // 2
     for part in (slice(0, half), slice(half, None)):
         index.put(ids[part], stored[part], normalize=normalize)
@@ -137,7 +137,7 @@ def test_shares_of_several_devices_answer_as_one(row_dtype, monkeypatch):
     ids = np.arange(0, 600, 2)
     shares = {CPU: 190, torch.device("cpu", 0): 110}
     index = GpuIndex(ids, DIM, shares, exact=row_dtype == "float32")
-    stored = packed(torch.from_numpy(rows), row_dtype)
+    stored = quantized(torch.from_numpy(rows), row_dtype)
     for start in range(0, 300, 70):
         index.put(ids[start : start + 70], stored[start : start + 70])
     true = stored.floats().numpy()

@@ -17,7 +17,7 @@ from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.database import CatalogError
 from forvalue_index.store.records import StoredSegment
-from forvalue_index.store.rows import packed
+from forvalue_index.store.rows import quantized
 from forvalue_index.store.segments import SegmentStore
 
 NOBODY = 65534
@@ -254,7 +254,7 @@ def test_a_refused_change_names_the_plain_path(address):
 
 def test_a_segment_that_may_not_be_read_says_so(owned):
     store = SegmentStore(owned / "segments")
-    record = store.write({"raw": packed(torch.ones(3, 4), "float32")})
+    record = store.write({"raw": quantized(torch.ones(3, 4), "float32")})
     opened = StoredSegment(0, record)
 
     def read():

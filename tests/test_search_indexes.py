@@ -16,7 +16,7 @@ from forvalue_index.search.code_files import CodeFiles, Tuned
 from forvalue_index.search.coded import CodedIndex
 from forvalue_index.search.flat import FlatIndex
 from forvalue_index.search.quantizer import CODED_KINDS, Quantizer
-from forvalue_index.store.rows import packed
+from forvalue_index.store.rows import quantized
 
 RAW, COSINE = RowKind("raw"), RowKind("raw", normalize=True)
 
@@ -283,7 +283,7 @@ def test_a_link_out_of_the_index_is_not_followed(storage, tmp_path, link):
 def test_rows_of_ids_in_any_order(storage):
     ids = np.array([299, 1, 100, 7, 199, 3, 200])
     written = torch.cat([random_rows(100, seed) for seed in range(3)])
-    everything = packed(written, storage.manifest.settings.row_dtype).floats()
+    everything = quantized(written, storage.manifest.settings.row_dtype).floats()
     with storage.view() as view:
         assert torch.from_numpy(view.rows("raw", ids)).equal(everything[ids])
         norms = np.linalg.norm(view.rows("raw", ids, normalize=True), axis=1)
@@ -294,7 +294,7 @@ def test_rows_of_ids_in_any_order(storage):
 def test_each_geometry_has_codes_of_its_own(tmp_path):
     made = create(tmp_path / "ix", geometry="fisher,raw")
     rows = {"fisher": random_rows(100), "raw": random_rows(100, seed=1)}
-    made.append(made.packed(rows), samples(100), statistics(100))
+    made.append(made.quantized(rows), samples(100), statistics(100))
     for name, expected in rows.items():
         _, (top, _) = answers(made, RowKind(name), "rabitq", k=5)
         true = np.argsort(-(QUERIES[0] @ expected.numpy().T))[:5]

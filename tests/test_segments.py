@@ -10,7 +10,7 @@ from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.store import segments
 from forvalue_index.store.durable import write_durably
 from forvalue_index.store.records import SegmentRecord, StoredSegment
-from forvalue_index.store.rows import packed
+from forvalue_index.store.rows import quantized
 from forvalue_index.store.segments import MissingSegmentError, SegmentStore, StoredBlock
 
 ROWS = torch.randn(11, 16, generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def stored(store, record):
 
 
 def packed_rows(rows, row_dtype="float32"):
-    return {name: packed(mine, row_dtype) for name, mine in rows.items()}
+    return {name: quantized(mine, row_dtype) for name, mine in rows.items()}
 
 
 def path_of(directory, record):
@@ -39,32 +39,32 @@ def path_of(directory, record):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_rows_come_back_as_they_were_written(store, tmp_path, dtype):
-    record = store.write({"raw": packed(ROWS, dtype)})
+    record = store.write({"raw": quantized(ROWS, dtype)})
     assert record.n_rows == 11
     content = path_of(tmp_path, record).read_bytes()
     assert record.n_bytes == len(content)
     assert record.sha256 == hashlib.sha256(content).hexdigest()
     (block,) = blocks_of(store, record)
     assert block.rows.values.dtype == getattr(torch, dtype)
-    assert torch.equal(block.rows.floats(), packed(ROWS, dtype).floats())
+    assert torch.equal(block.rows.floats(), quantized(ROWS, dtype).floats())
 
 
 def test_bfloat16_takes_half_the_bytes(store):
     rows = torch.zeros(64, 256)
-    large = store.write({"raw": packed(rows, "float32")}).n_bytes
-    small = store.write({"raw": packed(rows, "bfloat16")}).n_bytes
+    large = store.write({"raw": quantized(rows, "float32")}).n_bytes
+    small = store.write({"raw": quantized(rows, "bfloat16")}).n_bytes
     assert large - small == rows.numel() * 2
 
 
 def test_rows_that_are_not_contiguous_are_written_in_their_order(store):
-    record = store.write({"raw": packed(ROWS.T, "float32")})
+    record = store.write({"raw": quantized(ROWS.T, "float32")})
     assert torch.equal(stored(store, record), ROWS.T)
 
 
 @pytest.mark.parametrize("block_rows", [1, 4, 11, 12])
 def test_blocks_are_bounded_and_in_order(store, monkeypatch, block_rows):
     monkeypatch.setattr(segments, "BLOCK_ROWS", block_rows)
-    record = store.write({"raw": packed(ROWS, "float32")})
+    record = store.write({"raw": quantized(ROWS, "float32")})
     blocks = blocks_of(store, record, first_id=7)
     assert all(len(b.ids) == len(b.rows) == block_rows for b in blocks[:-1])
     assert 0 < len(blocks[-1].rows) <= block_rows
@@ -73,15 +73,15 @@ def test_blocks_are_bounded_and_in_order(store, monkeypatch, block_rows):
 
 
 def test_segments_have_names_of_their_own_and_are_left_alone(store, tmp_path):
-    first = store.write({"raw": packed(ROWS, "float32")})
+    first = store.write({"raw": quantized(ROWS, "float32")})
     content = path_of(tmp_path, first).read_bytes()
-    second = store.write({"raw": packed(ROWS, "float32")})
+    second = store.write({"raw": quantized(ROWS, "float32")})
     assert first.uid != second.uid
     assert path_of(tmp_path, first).read_bytes() == content
 
 
 def test_nothing_temporary_is_left_behind_and_what_a_crash_left_does_not_matter(store, tmp_path):
-    record = store.write({"raw": packed(ROWS, "float32")})
+    record = store.write({"raw": quantized(ROWS, "float32")})
     assert [p.name for p in tmp_path.iterdir()] == [f"{record.uid}.safetensors"]
     (tmp_path / f"{record.uid}.safetensors.partial").write_bytes(b"half a fi")
     assert torch.equal(stored(store, record), ROWS)
@@ -148,7 +148,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_segment_is_named_with_what_to_do(store, tmp_path, damage):
-    record = store.write({"raw": packed(ROWS, "float32")})
+    record = store.write({"raw": quantized(ROWS, "float32")})
     path = path_of(tmp_path, record)
     damage(path)
     with pytest.raises(BrokenIndexError) as error:
@@ -158,14 +158,14 @@ def test_a_damaged_segment_is_named_with_what_to_do(store, tmp_path, damage):
 
 
 def test_another_number_of_rows_is_said(store):
-    record = store.write({"raw": packed(ROWS, "float32")})
+    record = store.write({"raw": quantized(ROWS, "float32")})
     with pytest.raises(BrokenIndexError, match=r"has 11 rows, the catalog says 1,200;"):
         blocks_of(store, dataclasses.replace(record, n_rows=1200))
 
 
 def test_ids_with_gaps_come_back_with_their_rows(store):
     offsets = np.array([0, 1, 4, 5, 9, 10, 11, 30, 31, 32, 1000])
-    record = store.write({"raw": packed(ROWS, "float32")}, offsets=offsets)
+    record = store.write({"raw": quantized(ROWS, "float32")}, offsets=offsets)
     block = blocks_of(store, record, first_id=5)[0]
     assert block.ids.tolist() == (offsets + 5).tolist()
     assert block.ids.dtype == np.int64
@@ -173,7 +173,7 @@ def test_ids_with_gaps_come_back_with_their_rows(store):
 
 
 def test_an_open_segment_outlives_its_file(store, tmp_path):
-    record = store.write({"raw": packed(ROWS, "float32")})
+    record = store.write({"raw": quantized(ROWS, "float32")})
     opened = store.open(StoredSegment(0, record))
     store.delete(record.uid)
     assert list(tmp_path.iterdir()) == []
@@ -183,7 +183,7 @@ def test_an_open_segment_outlives_its_file(store, tmp_path):
 
 
 def test_rows_of_int8_without_their_scales_are_damage(store, tmp_path):
-    record = store.write({"raw": packed(ROWS, "int8")})
+    record = store.write({"raw": quantized(ROWS, "int8")})
     tensors = load_file(path_of(tmp_path, record))
     del tensors["scale.raw"]
     save_file(tensors, path_of(tmp_path, record), {"uid": record.uid})
@@ -204,7 +204,7 @@ def test_rows_of_int8_without_their_scales_are_damage(store, tmp_path):
 )
 def test_scales_that_are_not_one_float_a_row_are_damage(store, tmp_path, scales):
     """Some have the bits that the checksums were taken over."""
-    record = store.write({"raw": packed(ROWS, "int8")})
+    record = store.write({"raw": quantized(ROWS, "int8")})
     tensors = load_file(path_of(tmp_path, record))
     tensors["scale.raw"] = scales(tensors["scale.raw"])
     save_file(tensors, path_of(tmp_path, record), {"uid": record.uid})
@@ -229,12 +229,12 @@ def test_each_geometry_has_its_rows_and_checksums(store):
 
 
 def test_a_segment_without_a_calibration_names_none(store):
-    record = store.write({"raw": packed(ROWS, "float32")})
+    record = store.write({"raw": quantized(ROWS, "float32")})
     assert store.open(StoredSegment(0, record)).calibration is None
 
 
 def test_a_geometry_that_is_not_there_is_damage(store):
-    record = store.write({"raw": packed(ROWS, "float32")})
+    record = store.write({"raw": quantized(ROWS, "float32")})
     with pytest.raises(BrokenIndexError, match="forvalue check INDEX --repair"):
         list(store.open(StoredSegment(0, record)).blocks("kfac"))
 
@@ -291,14 +291,14 @@ def swap_rows_with_checksums(path):
 
 @pytest.mark.parametrize("swap", [swap_rows, swap_rows_with_checksums])
 def test_rows_that_changed_places_are_found(store, tmp_path, swap):
-    record = store.write({"raw": packed(ROWS, "float32")})
+    record = store.write({"raw": quantized(ROWS, "float32")})
     swap(path_of(tmp_path, record))
     with pytest.raises(BrokenIndexError, match="the row of sample 2 is not what was stored"):
         blocks_of(store, record)
 
 
 def test_the_file_of_another_segment_is_found(store, tmp_path):
-    one, other = (store.write({"raw": packed(rows, "float32")}) for rows in (ROWS, -ROWS))
+    one, other = (store.write({"raw": quantized(rows, "float32")}) for rows in (ROWS, -ROWS))
     path_of(tmp_path, one).write_bytes(path_of(tmp_path, other).read_bytes())
     with pytest.raises(BrokenIndexError, match=f"it holds the segment {other.uid}"):
         blocks_of(store, one)
@@ -333,7 +333,7 @@ def test_a_link_out_of_the_index_is_refused(tmp_path):
 )
 def test_a_block_without_what_was_removed(removed):
     ids = np.array([4, 5, 7, 8], dtype=np.int64)
-    block = StoredBlock(ids, packed(torch.arange(4.0)[:, None], "float32"))
+    block = StoredBlock(ids, quantized(torch.arange(4.0)[:, None], "float32"))
     found = block.without(np.array(removed, dtype=np.int64))
     kept = [i for i, id_ in enumerate(ids) if id_ not in removed]
     assert found.ids.tolist() == ids[kept].tolist()

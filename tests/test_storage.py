@@ -19,7 +19,7 @@ from forvalue_index.sources.sample import Message, Sample
 from forvalue_index.store.catalog.addresses import CATALOG
 from forvalue_index.store.catalog.database import CatalogError
 from forvalue_index.store.manifest import CALIBRATION, MANIFEST, SEGMENTS, TABLES
-from forvalue_index.store.rows import packed
+from forvalue_index.store.rows import quantized
 from forvalue_index.store.store import Storage
 
 pytest_plugins = ("databases",)
@@ -52,7 +52,7 @@ def random_rows(count, seed=0):
 
 def fill(storage, count=5, prefix="r", seed=0):
     rows = random_rows(count, seed)
-    storage.append(storage.packed({"raw": rows}), samples(count, prefix), statistics(count))
+    storage.append(storage.quantized({"raw": rows}), samples(count, prefix), statistics(count))
     return rows
 
 
@@ -99,7 +99,7 @@ def test_rows_come_back_in_order_of_id(storage):
 def test_rows_of_fewer_bits_are_the_nearest_ones(tmp_path, row_dtype):
     storage = create(tmp_path / "ix", row_dtype=row_dtype)
     rows = fill(storage)
-    assert all_rows(storage)[1].equal(packed(rows, row_dtype).floats())
+    assert all_rows(storage)[1].equal(quantized(rows, row_dtype).floats())
     assert not all_rows(storage)[1].equal(rows)
     storage.close()
 
@@ -149,7 +149,7 @@ def test_a_failed_commit_leaves_no_sample(storage):
     fill(storage)
     twice = samples(1, prefix="x") * 2
     with pytest.raises(CatalogError, match="was not recorded"):
-        storage.append(storage.packed({"raw": random_rows(2)}), twice, statistics(2))
+        storage.append(storage.quantized({"raw": random_rows(2)}), twice, statistics(2))
     assert len(list((storage.path / SEGMENTS).iterdir())) == 2
     assert all_rows(storage)[0].tolist() == list(range(5))
     fill(storage, 2, prefix="s")
@@ -246,7 +246,7 @@ def test_a_catalog_that_knows_other_samples_than_the_segments_hold_is_refused(st
 
 
 def test_rows_of_another_width_are_refused(storage):
-    storage.append(storage.packed({"raw": torch.zeros(2, DIM - 1)}), samples(2), statistics(2))
+    storage.append(storage.quantized({"raw": torch.zeros(2, DIM - 1)}), samples(2), statistics(2))
     with pytest.raises(BrokenIndexError, match="have 15 floats of raw in float32, and those of"):
         blocks_of(storage)
 
@@ -359,7 +359,7 @@ def replace_all(storage, live):
         uids = [segment.file.uid for segment in snapshot.segments()]
     ids, rows = all_rows(storage)
     chosen = np.isin(ids, live)
-    storage.replace(uids, ids[chosen], storage.packed({"raw": rows[torch.from_numpy(chosen)]}))
+    storage.replace(uids, ids[chosen], storage.quantized({"raw": rows[torch.from_numpy(chosen)]}))
 
 
 def test_rows_are_the_same_where_a_new_segment_takes_the_place_of_others(storage):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from forvalue_index.store.rows import StoredRows, joined, packed, row_checksums
+from forvalue_index.store.rows import StoredRows, joined, quantized, row_checksums
 
 DTYPES = ["float32", "bfloat16", "int8"]
 ROWS = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
@@ -13,7 +13,7 @@ ROWS = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
 
 def test_int8_by_hand():
     rows = torch.tensor([[1.27, -0.64, 0.0, 0.014], [0.0, 0.0, 0.0, 0.0], [-5.0, 2.0, 1.0, 0.0]])
-    stored = packed(rows, "int8")
+    stored = quantized(rows, "int8")
     assert stored.values.tolist() == [[127, -64, 0, 1], [0, 0, 0, 0], [-127, 51, 25, 0]]
     assert stored.scales == pytest.approx(torch.tensor([0.01, 0.0, 5 / 127]))
     assert stored.floats()[0].tolist() == pytest.approx([1.27, -0.64, 0.0, 0.01])
@@ -29,7 +29,7 @@ def test_int8_by_hand():
 )
 def test_an_int8_is_off_by_half_a_step_at_most(rows):
     rows = torch.from_numpy(rows)
-    stored = packed(rows, "int8")
+    stored = quantized(rows, "int8")
     largest = rows.abs().amax(dim=1, keepdim=True).double()
     # A scale below the smallest normal float is itself rounded.
     allowed = largest / 254 * (1 + 1e-5) + 127 * 2.0**-149
@@ -39,16 +39,16 @@ def test_an_int8_is_off_by_half_a_step_at_most(rows):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_packed_again_stays_as_it_is(dtype):
-    stored = packed(ROWS, dtype)
-    again = packed(stored.floats(), dtype)
+    stored = quantized(ROWS, dtype)
+    again = quantized(stored.floats(), dtype)
     assert again.values.equal(stored.values)
     assert again.floats() == pytest.approx(stored.floats(), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_does_not_depend_on_those_beside_it(dtype):
-    stored = packed(ROWS, dtype)
-    parts = [packed(ROWS[i : i + 1], dtype) for i in range(len(ROWS))]
+    stored = quantized(ROWS, dtype)
+    parts = [quantized(ROWS[i : i + 1], dtype) for i in range(len(ROWS))]
     assert joined(parts).floats().equal(stored.floats())
     places = np.arange(len(ROWS))
     np.testing.assert_array_equal(joined(parts).checksums(places), stored.checksums(places))
@@ -56,7 +56,7 @@ def test_a_row_does_not_depend_on_those_beside_it(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_some_rows(dtype):
-    stored = packed(ROWS, dtype)
+    stored = quantized(ROWS, dtype)
     chosen = torch.tensor([3, 1, 40])
     assert stored[chosen].floats().equal(stored.floats()[chosen])
     assert stored[4:7].floats().equal(stored.floats()[4:7])
@@ -65,7 +65,7 @@ def test_some_rows(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_floats_lie_where_they_are_wanted(dtype):
-    stored, space = packed(ROWS, dtype), torch.full((60, 16), 7.0)
+    stored, space = quantized(ROWS, dtype), torch.full((60, 16), 7.0)
     rows = stored.floats(space)
     assert rows.data_ptr() == space.data_ptr()
     assert rows.equal(stored.floats())
@@ -73,13 +73,13 @@ def test_floats_lie_where_they_are_wanted(dtype):
 
 
 def test_floats_are_never_the_stored_rows_themselves():
-    stored = packed(ROWS.clone(), "float32")
+    stored = quantized(ROWS.clone(), "float32")
     stored.floats().zero_()
     assert stored.values.equal(ROWS)
 
 
 def test_another_scale_has_another_checksum():
-    stored, places = packed(ROWS, "int8"), np.arange(len(ROWS))
+    stored, places = quantized(ROWS, "int8"), np.arange(len(ROWS))
     other = StoredRows(stored.values, stored.scales * 2)
     assert (other.checksums(places) != stored.checksums(places)).all()
 

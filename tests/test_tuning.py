@@ -31,7 +31,7 @@ def rows_of(n, seed=0):
 def storage(tmp_path):
     made = create(tmp_path / "ix", dim=DIM)
     for number in range(3):
-        made.append(made.packed({"raw": rows_of(N // 3, number)}), samples(N // 3, f"{number}-"),
+        made.append(made.quantized({"raw": rows_of(N // 3, number)}), samples(N // 3, f"{number}-"),
                     statistics(N // 3))  # fmt: skip
     made.catalog.remove([1, 700])
     yield made

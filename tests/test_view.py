@@ -13,7 +13,7 @@ def storage(tmp_path):
     made = create(tmp_path / "ix", row_dtype="bfloat16")
     fill(made, 7)
     rows, *rest = zeroed(5)
-    made.append(made.packed(rows), *rest)
+    made.append(made.quantized(rows), *rest)
     made.catalog.remove([0, 5, 9])
     yield made
     made.close()
@@ -83,7 +83,7 @@ def test_there_are_no_rows(tmp_path):
 def test_each_geometry_has_its_rows(tmp_path):
     made = create(tmp_path / "ix", geometry="fisher,raw")
     rows = {"fisher": random_rows(5), "raw": random_rows(5, seed=1)}
-    made.append(made.packed(rows), samples(5), statistics(5))
+    made.append(made.quantized(rows), samples(5), statistics(5))
     made.catalog.remove([2])
     with made.view() as view:
         for name, expected in rows.items():

@@ -214,7 +214,7 @@ class _Ingestion:
         for batch, embedded, elapsed_s in embedded_batches(embedders, members, lost):
             self.tally.forward_s += elapsed_s
             self.tally.tokens += sum(s.n_tokens for s in embedded.statistics)
-            rows = self._storage.packed(embedded.rows)
+            rows = self._storage.quantized(embedded.rows)
             undefined = []
             for at, i in enumerate(batch.indices):
                 sample, statistics = members[i].sample, embedded.statistics[at]

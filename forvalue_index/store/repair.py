@@ -93,7 +93,7 @@ def _embed_anew(storage: Storage, segment: StoredSegment, embedder: Embedder) ->
         elif id_ not in removed:
             raise BadSampleError(sample.text_error or str(prepared))
     forget = [id_ for id_ in removed.tolist() if id_ not in usable]
-    rows = storage.packed(embedder.embed(list(usable.values())).rows)
+    rows = storage.quantized(embedder.embed(list(usable.values())).rows)
     kept = np.array(list(usable), dtype=np.int64)
     storage.replace([segment.file.uid], kept, rows, forget=forget)
 

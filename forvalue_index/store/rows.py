@@ -42,7 +42,7 @@ class StoredRows:
         return row_checksums(self.values, offsets)
 
 
-def packed(rows: Float[Tensor, "row dim"], row_dtype: str) -> StoredRows:
+def quantized(rows: Float[Tensor, "row dim"], row_dtype: str) -> StoredRows:
     """Rows in the precision of that name: each number is rounded to the nearest there is.
 
     With int8 the largest number of a row becomes 127 or -127, so an error is at most half of a

@@ -52,7 +52,7 @@ from forvalue_index.store.manifest import (
 )
 from forvalue_index.store.media import Media
 from forvalue_index.store.records import SegmentRecord
-from forvalue_index.store.rows import StoredRows, packed
+from forvalue_index.store.rows import StoredRows, quantized
 from forvalue_index.store.segments import CURE, MissingSegmentError, SegmentFile, SegmentStore
 from forvalue_index.store.view import View
 
@@ -244,9 +244,10 @@ class Storage:
                 self.segments.delete(segment.uid)
             raise
 
-    def packed(self, rows: Mapping[str, Tensor]) -> dict[str, StoredRows]:
+    def quantized(self, rows: Mapping[str, Tensor]) -> dict[str, StoredRows]:
         """Rows of each geometry in the precision that they are stored in."""
-        return {name: packed(mine, self.manifest.settings.row_dtype) for name, mine in rows.items()}
+        row_dtype = self.manifest.settings.row_dtype
+        return {name: quantized(exact, row_dtype) for name, exact in rows.items()}
 
     @contextmanager
     def view(self) -> Iterator[View]:
