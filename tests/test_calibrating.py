@@ -17,8 +17,8 @@ from forvalue_index.gradients.embedder import Embedder, features_of
 from forvalue_index.gradients.hash_tables import (
     draw_tables,
     geometry_tables,
-    layout_of,
     part_widths,
+    row_layout,
 )
 from forvalue_index.model.encoded import Encoded
 from forvalue_index.model.huggingface.backbone import Backbone
@@ -43,7 +43,7 @@ class Setup:
         chosen = {"geometry": ",".join(ALL), "damping": 1.0} | chosen
         self.settings = Settings("m", dim=dim, template="chat", max_length=512, **chosen)
         layouts = {
-            name: layout_of(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
+            name: row_layout(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
             for name in self.settings.geometries
         }
         self.tables = draw_tables(VOCAB, HIDDEN, dim=dim, seed=3, layouts=layouts)

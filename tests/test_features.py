@@ -9,7 +9,7 @@ from models import FLOAT32_LOGITS, HIDDEN, KINDS, VOCAB, tiny_model, tiny_tokeni
 from forvalue_index.exceptions import ModelError
 from forvalue_index.gradients.embedder import Embedder, Feature
 from forvalue_index.gradients.geometry import Geometry, Moments
-from forvalue_index.gradients.hash_tables import draw_tables, geometry_tables, layout_of
+from forvalue_index.gradients.hash_tables import draw_tables, geometry_tables, row_layout
 from forvalue_index.gradients.sketch import make_sketch
 from forvalue_index.model import label_tokens
 from forvalue_index.model.batching import collate
@@ -55,7 +55,7 @@ def some_moments():
 
 def tables(dim=DIM, geometries=("raw",)):
     layouts = {
-        name: layout_of(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
+        name: row_layout(name, dim=dim, vocab_size=VOCAB, hidden_size=HIDDEN, profile=None)
         for name in geometries
     }
     return draw_tables(VOCAB, HIDDEN, dim=dim, seed=3, layouts=layouts)

@@ -10,9 +10,9 @@ from forvalue_index.gradients.hash_tables import (
     ModelProfile,
     draw_tables,
     geometry_tables,
-    layout_of,
     n_directions,
     part_widths,
+    row_layout,
     tables_digest,
 )
 from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
@@ -28,7 +28,7 @@ def profile(vocab=100, hidden=16, *, share=0.6):
 
 def tables_of(*geometries, dim=32, seed=7, known=None):
     layouts = {
-        g: layout_of(g, dim=dim, vocab_size=100, hidden_size=16, profile=known) for g in geometries
+        g: row_layout(g, dim=dim, vocab_size=100, hidden_size=16, profile=known) for g in geometries
     }
     return draw_tables(100, 16, dim=dim, seed=seed, profile=known, layouts=layouts)
 
@@ -144,7 +144,7 @@ def test_directions_of_a_calibration_are_taken_over():
     ],
 )
 def test_floats_go_where_they_measure_best(geometry, dim, hidden, known, expected):
-    assert layout_of(
+    assert row_layout(
         geometry, dim=dim, vocab_size=100, hidden_size=hidden, profile=known
     ) == Layout(*expected)
 

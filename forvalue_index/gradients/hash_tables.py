@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         return left if left >= max(1, self.directions) else 0
 
 
-def layout_of(
+def row_layout(
     geometry: str,
     *,
     dim: int,
@@ -92,7 +92,7 @@ def draw_tables(
     The directions of geometries other than raw come from a calibration.
     """
     if layouts is None:
-        raw = layout_of(
+        raw = row_layout(
             RAW, dim=dim, vocab_size=vocab_size, hidden_size=hidden_size, profile=profile
         )
         layouts = {RAW: raw}

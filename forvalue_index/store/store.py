@@ -25,8 +25,8 @@ from forvalue_index.gradients.hash_tables import (
     ModelProfile,
     draw_tables,
     geometry_tables,
-    layout_of,
     part_widths,
+    row_layout,
     tables_digest,
 )
 from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
@@ -94,7 +94,7 @@ class Storage:
             seed=settings.seed,
             profile=profile,
             layouts={
-                name: layout_of(
+                name: row_layout(
                     name,
                     dim=settings.dim,
                     vocab_size=model.vocab_size,
