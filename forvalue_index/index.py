@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError, SourceError, UsageError
-from forvalue_index.gradients.calibrating import Choice, calibrate
+from forvalue_index.gradients.calibrating import CalibrationSample, calibrate
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.index_queries import IndexQueries
 from forvalue_index.ingest import add as ingest
@@ -227,7 +227,7 @@ class ValuationIndex(IndexQueries):
     ) -> Calibration:
         if isinstance(data, str | PathLike) and is_index(Path(data)):
             return calibration_from(self._storage, Path(data))
-        choice = Choice(self.manifest.settings.seed)
+        choice = CalibrationSample(self.manifest.settings.seed)
         sources = self.sources(data, columns, media_root)
         for row in rows_of(self.reader, sources):
             if isinstance(row, BadRow):

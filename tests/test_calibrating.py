@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import ModelError, SettingsMismatchError, UsageError
 from forvalue_index.gradients import calibrating
-from forvalue_index.gradients.calibrating import CALIBRATION_SAMPLES, Choice, calibrate
+from forvalue_index.gradients.calibrating import CALIBRATION_SAMPLES, CalibrationSample, calibrate
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.gradients.embedder import Embedder, features_of
 from forvalue_index.gradients.hash_tables import (
@@ -257,7 +257,7 @@ def test_nothing_but_undefined_numbers_is_an_error():
 
 
 def offered(prepared, seed=0):
-    choice = Choice(seed)
+    choice = CalibrationSample(seed)
     for one in prepared:
         choice.offer(one)
     return choice.samples()
@@ -449,7 +449,7 @@ def test_an_index_from_before_there_were_calibrations_is_used_as_ever(tmp_path, 
 def test_a_calibration_is_what_calibrate_gives(calibrated):
     """Of all samples, as there are few, in the order of the choice."""
     prepared = [calibrated.reader.prepare(to_sample(row)) for row in rows(20)]
-    choice = Choice(0)
+    choice = CalibrationSample(0)
     for one in prepared:
         choice.offer(one)
     found = calibrate(

@@ -36,7 +36,7 @@ PRIOR_PAIRS = 10
 FIT_STEPS = 500
 
 
-class Choice:
+class CalibrationSample:
     """The samples to calibrate on: a random choice that their order has no part in."""
 
     def __init__(self, seed: int) -> None:

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from forvalue_index.exceptions import BadSampleError, SourceError
-from forvalue_index.gradients.calibrating import Choice, calibrate
+from forvalue_index.gradients.calibrating import CalibrationSample, calibrate
 from forvalue_index.gradients.embedder import Embedder, undefined_numbers
 from forvalue_index.ingest.parallel import embedded_batches
 from forvalue_index.ingest.planning import Planner, WindowPlan
@@ -109,7 +109,7 @@ class _Ingestion:
         self._reader, self._others = reader, others
         self._planner = Planner(storage.catalog, storage.media, reader)
         self._embedders: list[Embedder] = []
-        self._choice = Choice(storage.manifest.settings.seed)
+        self._choice = CalibrationSample(storage.manifest.settings.seed)
         self._on_progress = on_progress
         self._total: int | None = None
         self._finished: list[_Finished] = []
