@@ -26,7 +26,7 @@ def one_ahead(items: Iterator[Item]) -> Generator[Item]:
             yield item  # type: ignore[misc]  # not the end
 
 
-def mapped(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """What a function makes of each item, in order; for functions that let other threads work.
 
     What it raises of the first item that it fails at is raised once no thread is at work.

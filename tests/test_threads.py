@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from forvalue_index.threads import MOST_THREADS, mapped, n_threads, one_ahead
+from forvalue_index.threads import MOST_THREADS, n_threads, one_ahead, parallel_map
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
@@ -71,18 +71,18 @@ def test_results_come_in_the_order_of_items():
         time.sleep(0.02 / (1 + number))
         return number * number
 
-    assert mapped(slower_first, range(20)) == [number**2 for number in range(20)]
-    assert mapped(slower_first, []) == []
+    assert parallel_map(slower_first, range(20)) == [number**2 for number in range(20)]
+    assert parallel_map(slower_first, []) == []
 
 
 def test_items_are_worked_on_at_once(monkeypatch):
     monkeypatch.setattr("forvalue_index.threads.n_threads", lambda: 3)
     meeting = threading.Barrier(3, timeout=10)  # which nobody leaves alone
-    assert sorted(mapped(lambda _: meeting.wait(), range(6))) == [0, 0, 1, 1, 2, 2]
+    assert sorted(parallel_map(lambda _: meeting.wait(), range(6))) == [0, 0, 1, 1, 2, 2]
 
 
 def test_one_item_is_worked_on_by_the_caller():
-    assert mapped(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
+    assert parallel_map(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
 
 
 def test_the_error_of_the_first_item_is_raised_when_all_are_done():
@@ -95,7 +95,7 @@ def test_the_error_of_the_first_item_is_raised_when_all_are_done():
         done.append(number)
 
     with pytest.raises(ValueError, match="1"):
-        mapped(fail, range(5))
+        parallel_map(fail, range(5))
     assert sorted(done) == [0, 3, 4]
 
 

@@ -324,7 +324,7 @@ def test_a_text_that_holds_the_token_of_an_image_is_refused(home, model):
 def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch):
     """Those of the batch that is embedded, and of the next one."""
     read, sizes, seen = [0], [], []
-    mapped, embed = encoded.mapped, Embedder.embed_batch
+    mapped, embed = encoded.parallel_map, Embedder.embed_batch
 
     def counted(function, readers):
         found = mapped(function, readers)
@@ -337,7 +337,7 @@ def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch
         seen.append(read[0])
         return embed(self, batch, prepared)
 
-    monkeypatch.setattr(encoded, "mapped", counted)
+    monkeypatch.setattr(encoded, "parallel_map", counted)
     monkeypatch.setattr(Embedder, "embed_batch", slow)
     with ValuationIndex.open(made(home, model)) as index:
         index.calibrate(str(home / "data" / "train.jsonl"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forvalue_index.threads import mapped
+from forvalue_index.threads import parallel_map
 
 # What else a model reads of a sample than its tokens, by the names of its arguments.
 Inputs = Mapping[str, NDArray[Any]]
@@ -61,7 +61,7 @@ class Batch:
     @cached_property
     def inputs(self) -> tuple[Inputs, ...]:
         """What the model reads of each sample besides tokens. Raises BadSampleError."""
-        return tuple(mapped(lambda read: read(), self.readers))
+        return tuple(parallel_map(lambda read: read(), self.readers))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from forvalue_index.sources.formats import (
 )
 from forvalue_index.sources.images import ImageFiles
 from forvalue_index.sources.sample import BadRow, Sample
-from forvalue_index.threads import mapped
+from forvalue_index.threads import parallel_map
 
 Place = tuple[int, int | None]
 ROWS_AT_ONCE = 64
@@ -63,7 +63,7 @@ class RowSource:
         """Every row, as a sample or as the reason why it is none. Raises SourceError."""
         rows, at_once = iter(self.read()), 1
         while group := list(islice(rows, at_once)):
-            found = mapped(lambda row: self._checked(*row), group)
+            found = parallel_map(lambda row: self._checked(*row), group)
             yield from found
             # Images of files are decoded and hashed by several threads. Rows of whoever gave an
             # iterable may share a Pillow image, which only one thread may read.
