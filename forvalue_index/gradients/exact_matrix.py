@@ -71,7 +71,7 @@ def exact_matrices(
     }
     done, total = 0, len(validation) * len(training)
     for places, plain in _held(reader, validation, HELD_FLOATS // len(geometries)):
-        held = {geometry.name: mapped(geometry, plain) for geometry in geometries}
+        held = {geometry.name: in_geometry(geometry, plain) for geometry in geometries}
         for name, tokens in held.items():
             _Norms(found[name].validation_norms, places).finish(tokens)
         for batch in reader.batches(training):
@@ -79,7 +79,7 @@ def exact_matrices(
             norms = {n: _Norms(scores.training_norms, columns) for n, scores in found.items()}
             for chunk in tokens_in(reader, PLAIN, batch, training):
                 for geometry in geometries:
-                    name, right = geometry.name, mapped(geometry, chunk)
+                    name, right = geometry.name, in_geometry(geometry, chunk)
                     part = cross_gram(
                         _sides(held[name]), _sides(right), (len(places), len(columns))
                     )
@@ -107,7 +107,7 @@ def exact_matrix(
     return found.cosines if normalize else found.values
 
 
-def mapped(geometry: Geometry, tokens: LabelTokens) -> LabelTokens:
+def in_geometry(geometry: Geometry, tokens: LabelTokens) -> LabelTokens:
     """Tokens with both sides in a geometry."""
     error, hidden = geometry.error(tokens.error), geometry.hidden(tokens.hidden)
     return tokens._replace(error=error, hidden=hidden)
