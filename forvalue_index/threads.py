@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 MOST_THREADS = 16
 
 
-def one_ahead(items: Iterator[Item]) -> Generator[Item]:
+def prefetched(items: Iterator[Item]) -> Generator[Item]:
     """The same items; a thread makes the next one while the caller works on one.
 
     What `items` raises is raised in its turn. Closing it waits for the item in the making.

@@ -5,16 +5,16 @@ import time
 
 import pytest
 
-from forvalue_index.threads import MOST_THREADS, n_threads, one_ahead, parallel_map
+from forvalue_index.threads import MOST_THREADS, n_threads, parallel_map, prefetched
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_items_come_in_order(count):
-    assert list(one_ahead(iter(range(count)))) == list(range(count))
+    assert list(prefetched(iter(range(count)))) == list(range(count))
 
 
 def test_nothing_is_an_item_as_well():
-    assert list(one_ahead(iter([None, False, None]))) == [None, False, None]
+    assert list(prefetched(iter([None, False, None]))) == [None, False, None]
 
 
 def test_the_next_item_is_made_while_one_is_at_work():
@@ -28,7 +28,7 @@ def test_the_next_item_is_made_while_one_is_at_work():
                 second.set()
             yield number
 
-    coming = one_ahead(items())
+    coming = prefetched(items())
     assert next(coming) == 0
     assert second.wait(10)
     assert made == [(0, False), (1, False)]
@@ -40,7 +40,7 @@ def test_an_error_comes_in_its_turn():
         yield 1
         raise ValueError("two")
 
-    coming = one_ahead(items())
+    coming = prefetched(items())
     assert next(coming) == 1
     with pytest.raises(ValueError, match="two"):
         next(coming)
@@ -57,7 +57,7 @@ def test_closing_waits_for_the_item_in_the_making():
         made.append(2)
         yield 2
 
-    coming = one_ahead(items())
+    coming = prefetched(items())
     next(coming)
     assert started.wait(10)
     threading.Timer(0.05, go.set).start()

@@ -31,7 +31,7 @@ from forvalue_index.store.durable import interrupts_held
 from forvalue_index.store.manifest import REJECTED
 from forvalue_index.store.rows import StoredRows, joined
 from forvalue_index.store.store import Storage
-from forvalue_index.threads import one_ahead
+from forvalue_index.threads import prefetched
 
 Reject = Callable[[BadRow], None]
 
@@ -155,7 +155,7 @@ class _Ingestion:
         """
         found = map(self._with_kept_images, self._planner.plans(sources, repeats))
         ahead = all(source.path is not None for source in sources)
-        return one_ahead(found) if ahead else (window for window in found)
+        return prefetched(found) if ahead else (window for window in found)
 
     def _with_kept_images(self, window: WindowPlan) -> WindowPlan:
         """The same window with its images kept.

@@ -16,7 +16,7 @@ from forvalue_index.gradients.embedder import Embedded, Embedder
 from forvalue_index.model.batching import collate
 from forvalue_index.model.encoded import Batch
 from forvalue_index.model.label_tokens import Prepared
-from forvalue_index.threads import one_ahead
+from forvalue_index.threads import prefetched
 
 
 class Finished(NamedTuple):
@@ -58,7 +58,7 @@ def _read_ahead(
     batches = iter(embedder.batches(members))
     if any(member.encoded.read_inputs is not None for member in members):
         read = (_with_images(batch, members, lost) for batch in batches)
-        yield from one_ahead(batch for batch in read if batch is not None)
+        yield from prefetched(batch for batch in read if batch is not None)
     else:
         yield from batches
 
