@@ -68,7 +68,7 @@ Result = TypeVar("Result")
 SAID = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
-def unless_memory_runs_out(work: Callable[[], Result]) -> Result | None:
+def none_if_out_of_memory(work: Callable[[], Result]) -> Result | None:
     """What `work` gives, or None where there is not the memory for it."""
     try:
         return work()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from forvalue_index.devices import unless_memory_runs_out
+from forvalue_index.devices import none_if_out_of_memory
 
 pytest_plugins = ("tiny",)
 
@@ -76,19 +76,19 @@ def test_a_sample_that_memory_is_too_small_for_is_named(model_dir):
 
 
 def test_what_memory_suffices_for_is_given():
-    assert unless_memory_runs_out(lambda: 3) == 3
+    assert none_if_out_of_memory(lambda: 3) == 3
 
 
 @pytest.mark.parametrize(
     "work", [lambda: torch.empty(2**48), lambda: np.empty(2**55)], ids=["torch", "numpy"]
 )
 def test_what_is_too_large_gives_nothing(work):
-    assert unless_memory_runs_out(work) is None
+    assert none_if_out_of_memory(work) is None
 
 
 def test_other_errors_are_not_kept_back():
     with pytest.raises(RuntimeError, match="must match"):
-        unless_memory_runs_out(lambda: torch.ones(2) + torch.ones(3))
+        none_if_out_of_memory(lambda: torch.ones(2) + torch.ones(3))
 
 
 def test_what_was_held_when_memory_ran_out_is_free_afterwards():
@@ -101,7 +101,7 @@ def test_what_was_held_when_memory_ran_out_is_free_afterwards():
 
     gc.disable()
     try:
-        assert unless_memory_runs_out(work) is None
+        assert none_if_out_of_memory(work) is None
         assert held[0]() is None
     finally:
         gc.enable()

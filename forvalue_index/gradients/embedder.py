@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forvalue_index.devices import unless_memory_runs_out
+from forvalue_index.devices import none_if_out_of_memory
 from forvalue_index.exceptions import ModelError, UsageError
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.gradients.geometry import Geometry, Moments
@@ -96,7 +96,7 @@ class Embedder:
         One that memory does not suffice for is embedded in halves. Raises ModelError where it does
         not suffice for a single sample.
         """
-        found = unless_memory_runs_out(partial(self._embed, batch, prepared))
+        found = none_if_out_of_memory(partial(self._embed, batch, prepared))
         if found is not None:
             return found
         if len(batch.indices) == 1:

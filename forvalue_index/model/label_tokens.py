@@ -18,7 +18,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forvalue_index.devices import unless_memory_runs_out
+from forvalue_index.devices import none_if_out_of_memory
 from forvalue_index.exceptions import BadSampleError, ModelError
 from forvalue_index.model.batching import batches
 from forvalue_index.model.contracts import Trunk
@@ -170,7 +170,7 @@ class LabelReader:
         start = 0
         while start < len(labels.hidden):
             chunk = labels.part(slice(start, start + self._chunk_tokens))
-            found = unless_memory_runs_out(partial(self._errors, chunk))
+            found = none_if_out_of_memory(partial(self._errors, chunk))
             if found is not None:
                 start += len(chunk.hidden)
                 yield chunk, found

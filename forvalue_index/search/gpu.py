@@ -18,8 +18,8 @@ from torch import Tensor
 from forvalue_index.devices import (
     computes_in_bfloat16,
     gpu_room,
+    none_if_out_of_memory,
     shared_out,
-    unless_memory_runs_out,
 )
 from forvalue_index.exceptions import UsageError
 from forvalue_index.progress import OnProgress
@@ -236,7 +236,7 @@ def rows_on_gpus(
         free = sum(room.values()) / 1e9
         LOG.warning("%s, and room for %.1f GB on %s; searching on the CPU", size, free, names)
         return None
-    index = unless_memory_runs_out(filled)
+    index = none_if_out_of_memory(filled)
     if index is None:
         LOG.warning("%s, and the memory of %s ran out; searching on the CPU", size, names)
     return index

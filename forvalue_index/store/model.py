@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from forvalue_index.devices import default_device, gpus, unless_memory_runs_out
+from forvalue_index.devices import default_device, gpus, none_if_out_of_memory
 from forvalue_index.gradients.hash_tables import VOCAB_ORDER, HashTables
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.model.huggingface.vision import VisionProcessor
@@ -63,7 +63,7 @@ def load_on_other_gpus(storage: Storage, access: ModelAccess) -> list[Backbone]:
     found = []
     for gpu in gpus()[1:]:
         load = partial(access.load, storage.path, storage.manifest, device=gpu)
-        backbone = unless_memory_runs_out(load)
+        backbone = none_if_out_of_memory(load)
         if backbone is None:
             LOG.warning("No memory for the model on %s; going on without it", gpu)
         else:

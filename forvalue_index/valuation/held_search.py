@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar, cast
 
-from forvalue_index.devices import unless_memory_runs_out
+from forvalue_index.devices import none_if_out_of_memory
 from forvalue_index.progress import OnProgress
 from forvalue_index.search.building import RowKind, search_index
 from forvalue_index.search.contract import SearchIndex
@@ -53,7 +53,7 @@ class Valuers:
         with self.current(chosen) as (valuer, snapshot):
             if not isinstance(valuer.search, GpuIndex):
                 return work(valuer, snapshot)
-            found = unless_memory_runs_out(partial(work, valuer, snapshot))
+            found = none_if_out_of_memory(partial(work, valuer, snapshot))
         if found is not None:
             return found
         del valuer
@@ -68,7 +68,7 @@ class Valuers:
         with self._current(chosen, self._rows_on_gpus) as found:
             if found is None or not isinstance(search := found[0].search, GpuIndex):
                 return None
-            result = unless_memory_runs_out(partial(work, found[0], search, found[1]))
+            result = none_if_out_of_memory(partial(work, found[0], search, found[1]))
         if result is None:
             del found, search
             self._leave_gpus()

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from forvalue_index.devices import computes_in_bfloat16, unless_memory_runs_out
+from forvalue_index.devices import computes_in_bfloat16, none_if_out_of_memory
 from forvalue_index.exceptions import ModelError
 from forvalue_index.model.batching import halves, shared_tokens
 from forvalue_index.model.encoded import Batch
@@ -177,7 +177,7 @@ class Backbone:
         """
         states = None
         if len(batch.indices) == 1 or batch.token_ids.size < self._too_large:
-            states = unless_memory_runs_out(lambda: self._label_states(batch))
+            states = none_if_out_of_memory(lambda: self._label_states(batch))
         if states is not None:
             return states
         self._refuse_too_large(batch)
