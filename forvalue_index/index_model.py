@@ -10,7 +10,7 @@ from forvalue_index.exceptions import UsageError
 from forvalue_index.gradients.embedder import Embedder, geometry_of
 from forvalue_index.gradients.geometry import Geometry
 from forvalue_index.model.huggingface.backbone import Backbone
-from forvalue_index.model.label_tokens import LabelReader
+from forvalue_index.model.label_tokens import ModelReader
 from forvalue_index.progress import OnProgress, ignore_progress
 from forvalue_index.settings import GEOMETRIES
 from forvalue_index.sources.source import RowSource, open_sources
@@ -34,8 +34,8 @@ class IndexModel(IndexSamples):
         self._storage = storage
         self._access = access
         self._backbone: Backbone | None = None
-        self._reader: LabelReader | None = None
-        self._other_readers: list[LabelReader] | None = None
+        self._reader: ModelReader | None = None
+        self._other_readers: list[ModelReader] | None = None
         self._valuers = Valuers(storage, on_progress)
 
     def close(self) -> None:
@@ -73,14 +73,14 @@ class IndexModel(IndexSamples):
         return self._backbone
 
     @property
-    def reader(self) -> LabelReader:
+    def reader(self) -> ModelReader:
         """What reads samples. Loads the model when it is first asked for."""
         if self._reader is None:
             settings, tables = self.manifest.settings, self._storage.tables()
             self._reader = make_reader(self.backbone, settings, tables, self._storage.media.open)
         return self._reader
 
-    def _readers_on_other_gpus(self) -> list[LabelReader]:
+    def _readers_on_other_gpus(self) -> list[ModelReader]:
         """What reads samples on all GPUs but the first. Loads the model when it is first asked."""
         if self._other_readers is None:
             settings, tables = self.manifest.settings, self._storage.tables()

@@ -36,7 +36,7 @@ from forvalue_index import ValuationIndex
 from forvalue_index.devices import default_device
 from forvalue_index.evaluation.demo_data import math_problems, sentence_transformations
 from forvalue_index.model.encoded import Batch
-from forvalue_index.model.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
+from forvalue_index.model.label_tokens import CHUNK_TOKENS, ModelReader, Prepared
 from forvalue_index.settings import ROW_DTYPES
 from forvalue_index.sources.source import open_sources
 
@@ -175,7 +175,7 @@ def prepare(index: ValuationIndex, data: Path) -> list[Prepared]:
 @torch.inference_mode()
 def bare_forward(index: ValuationIndex, batches: list[Batch]) -> None:
     """The trunk on all tokens, head and log-softmax on label tokens, in the index's batches."""
-    reader: LabelReader = index.reader
+    reader: ModelReader = index.reader
     chunk = CHUNK_TOKENS[reader.head.weight.device.type]
     for batch in batches:
         for hidden in reader.trunk.differentiable_states(batch).split(chunk):

@@ -20,7 +20,7 @@ import torch
 from forvalue_index import ValuationIndex
 from forvalue_index.evaluation.demo_data import math_problems, sentence_transformations
 from forvalue_index.gradients.exact_values import exact_values, validation_gradient
-from forvalue_index.model.label_tokens import CHUNK_TOKENS, LabelReader, Prepared
+from forvalue_index.model.label_tokens import CHUNK_TOKENS, ModelReader, Prepared
 from forvalue_index.sources.source import open_sources
 
 
@@ -91,13 +91,13 @@ def rows() -> tuple[list[dict], list[dict]]:
     return training, validation
 
 
-def prepare(reader: LabelReader, data: list[dict]) -> list[Prepared]:
+def prepare(reader: ModelReader, data: list[dict]) -> list[Prepared]:
     """Rows, tokenised as the index does it."""
     return [reader.prepare(row) for source in open_sources(data) for row in source.samples()]
 
 
 @torch.inference_mode()
-def bare_forward(reader: LabelReader, prepared: list[Prepared]) -> None:
+def bare_forward(reader: ModelReader, prepared: list[Prepared]) -> None:
     """The trunk on all tokens, head and log-softmax on label tokens, in the same batches."""
     chunk = CHUNK_TOKENS[reader.head.weight.device.type]
     for batch in reader.batches(prepared):

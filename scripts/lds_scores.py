@@ -28,7 +28,7 @@ from forvalue_index.gradients.model_profile import profile_model
 from forvalue_index.gradients.sketch import make_sketch
 from forvalue_index.model.encoded import Encoded
 from forvalue_index.model.huggingface.backbone import Backbone
-from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.model.label_tokens import LabelTokens, ModelReader, Prepared
 from forvalue_index.settings import Settings
 from forvalue_index.sources.sample import Sample
 from forvalue_index.store.durable import write_durably
@@ -85,12 +85,12 @@ class Experiment:
         training, queries = ([p.encoded for p in some] for some in (self.training, self.queries))
         return training, queries
 
-    def reader(self, vocab_order: NDArray[np.int64] | None = None) -> LabelReader:
+    def reader(self, vocab_order: NDArray[np.int64] | None = None) -> ModelReader:
         """Reads samples with the vocabulary in an order."""
         size = self.backbone.head.weight.shape[0]
         order = torch.arange(size) if vocab_order is None else torch.from_numpy(vocab_order)
         encoder = encoder_of(self.backbone)
-        return LabelReader(self.backbone, self.backbone.head, encoder=encoder, vocab_order=order)
+        return ModelReader(self.backbone, self.backbone.head, encoder=encoder, vocab_order=order)
 
     def calibration(self, seed: int) -> Calibration:
         """Moments from as many random training samples as an index calibrates on."""
@@ -132,7 +132,7 @@ def exact_scores(experiment: Experiment, name: str, calibration: Calibration) ->
     return _products(gradients(experiment.queries), experiment.training, gradients)
 
 
-def tokens_of(reader: LabelReader, sample: Prepared) -> LabelTokens:
+def tokens_of(reader: ModelReader, sample: Prepared) -> LabelTokens:
     """All label tokens of one sample."""
     (batch,) = reader.batches([sample])
     chunks = zip(*reader.label_tokens(batch), strict=True)

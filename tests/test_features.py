@@ -15,7 +15,7 @@ from forvalue_index.model import label_tokens
 from forvalue_index.model.batching import collate
 from forvalue_index.model.encoded import Encoded
 from forvalue_index.model.huggingface.backbone import Backbone
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.model.prompts import PromptEncoder
 from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
 
@@ -31,7 +31,7 @@ def embedder(model, *, dim=DIM, max_length=512, hardest=None, geometries=("raw",
     )
     drawn = tables(dim, geometries)
     order = torch.from_numpy(drawn["vocab_order"])
-    reader = LabelReader(
+    reader = ModelReader(
         backbone, backbone.head, encoder=encoder, vocab_order=order, hardest=hardest
     )
     features = {}

@@ -11,7 +11,7 @@ from forvalue_index.model import label_tokens
 from forvalue_index.model.batching import collate
 from forvalue_index.model.encoded import Encoded
 from forvalue_index.model.huggingface.backbone import Backbone
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.model.prediction_error import Head
 from forvalue_index.model.prompts import PromptEncoder
 from forvalue_index.sources.sample import TEXT_ROLE, BadRow, Message, Sample
@@ -42,7 +42,7 @@ def losing(losses, **options):
     weight[range(n, 2 * n), range(n)] = others
     encoder = PromptEncoder(tiny_tokenizer(), template="plain", labels="all", max_length=99)
     order = torch.randperm(2 * n, generator=torch.Generator().manual_seed(1))
-    return LabelReader(
+    return ModelReader(
         Table(torch.eye(n)), Head(weight), encoder=encoder, vocab_order=order, **options
     )
 
@@ -198,7 +198,7 @@ def test_a_token_that_the_model_does_not_have_makes_a_bad_row():
     backbone = Backbone(model, tiny_tokenizer())
     backbone.tokenizer.add_tokens(["<extra>"] * 1 + [f"<{i}>" for i in range(VOCAB)])
     encoder = PromptEncoder(backbone.tokenizer, template="plain", labels="response", max_length=512)
-    reader = LabelReader(backbone, backbone.head, encoder=encoder, vocab_order=torch.arange(VOCAB))
+    reader = ModelReader(backbone, backbone.head, encoder=encoder, vocab_order=torch.arange(VOCAB))
     row = reader.prepare(pair("a", f"<{VOCAB - 1}>"))
     assert isinstance(row, BadRow)
     assert f"and the model knows {VOCAB}" in row.reason

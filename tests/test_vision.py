@@ -34,7 +34,7 @@ from forvalue_index.model.huggingface.vision import (
     processor_digest,
     stacked,
 )
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.model.prompts import PromptEncoder
 from forvalue_index.sources.images import ImageFiles
 from forvalue_index.sources.sample import BadRow, Message, Sample
@@ -304,7 +304,7 @@ def test_signs_and_values_in_float64(kind, backbones):
 
 def reader(backbone):
     order = torch.arange(backbone.head.weight.shape[0])
-    return LabelReader(
+    return ModelReader(
         backbone,
         backbone.head,
         encoder=encoder(backbone),

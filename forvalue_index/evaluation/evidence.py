@@ -19,7 +19,7 @@ from forvalue_index.evaluation.results import Evaluated
 from forvalue_index.evaluation.scores import Matrix, all_exact, all_sketched, baselines
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.index import ValuationIndex
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.settings import ON_BAD
 from forvalue_index.sources.data import Data
 from forvalue_index.sources.sample import BadRow, Sample
@@ -199,7 +199,7 @@ def _read_training(view: View, wanted: EvaluationData, warnings: list[str]) -> l
 
 
 def _prepared(
-    reader: LabelReader, samples: Sequence[Sample], on_bad: str, warnings: list[str]
+    reader: ModelReader, samples: Sequence[Sample], on_bad: str, warnings: list[str]
 ) -> list[Prepared]:
     tokenised = map(reader.prepare, samples)
     prepared = _usable(tokenised, on_bad, warnings)
@@ -228,7 +228,7 @@ def _usable(rows: Iterable[T | BadRow], on_bad: str, warnings: list[str]) -> lis
     return good
 
 
-def _tokenised(reader: LabelReader, training: Iterable[Sample]) -> Iterator[Prepared]:
+def _tokenised(reader: ModelReader, training: Iterable[Sample]) -> Iterator[Prepared]:
     for prepared in map(reader.prepare, training):
         if isinstance(prepared, BadRow):
             raise BadSampleError(f"{prepared}. It is in the index all the same; add it anew")

@@ -24,7 +24,7 @@ from forvalue_index.gradients.hash_tables import (
     part_widths,
 )
 from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
-from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.model.label_tokens import LabelTokens, ModelReader, Prepared
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.settings import Settings
 
@@ -56,7 +56,7 @@ class CalibrationSample:
 
 
 def calibrate(
-    reader: LabelReader,
+    reader: ModelReader,
     tables: HashTables,
     settings: Settings,
     prepared: Sequence[Prepared],
@@ -124,7 +124,7 @@ class _Sums(NamedTuple):
     hidden_square: Tensor
 
 
-def _measure(reader: LabelReader, prepared: Sequence[Prepared], on_progress: OnProgress) -> _Sums:
+def _measure(reader: ModelReader, prepared: Sequence[Prepared], on_progress: OnProgress) -> _Sums:
     vocab_size, hidden_size = reader.head.weight.shape
     zeros = reader.empty().double().new_zeros
     count, done = 0, 0
@@ -150,7 +150,7 @@ def _defined(tokens: LabelTokens) -> LabelTokens:
 
 @torch.inference_mode()
 def _error_scales(
-    reader: LabelReader,
+    reader: ModelReader,
     prepared: Sequence[Prepared],
     features: Mapping[str, Feature],
     widths: Mapping[str, tuple[int, ...]],

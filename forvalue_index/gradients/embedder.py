@@ -21,7 +21,7 @@ from forvalue_index.gradients.hash_tables import HashTables, geometry_tables
 from forvalue_index.gradients.sketch import Sketch, make_sketch
 from forvalue_index.model.batching import halves
 from forvalue_index.model.encoded import Batch, SampleStatistics
-from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.model.label_tokens import LabelTokens, ModelReader, Prepared
 from forvalue_index.settings import RAW, Settings
 from forvalue_index.sources.sample import BadRow, Sample
 
@@ -62,7 +62,7 @@ class Embedder:
     The norm among a sample's statistics is that of its row in the first geometry.
     """
 
-    def __init__(self, reader: LabelReader, features: Mapping[str, Feature]) -> None:
+    def __init__(self, reader: ModelReader, features: Mapping[str, Feature]) -> None:
         self.reader = reader
         self._features = features
 
@@ -138,7 +138,7 @@ class Embedder:
 
 
 def features_of(
-    reader: LabelReader,
+    reader: ModelReader,
     tables: HashTables,
     settings: Settings,
     calibration: Calibration | None,
@@ -155,7 +155,7 @@ def features_of(
 
 
 def geometry_of(
-    name: str, reader: LabelReader, calibration: Calibration | None, settings: Settings
+    name: str, reader: ModelReader, calibration: Calibration | None, settings: Settings
 ) -> Geometry:
     """A geometry for the reader's order of the vocabulary.
 

@@ -23,7 +23,7 @@ from forvalue_index.gradients.exact_values import (
     without_zeros,
 )
 from forvalue_index.gradients.geometry import Geometry
-from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.model.label_tokens import LabelTokens, ModelReader, Prepared
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.settings import RAW
 
@@ -50,7 +50,7 @@ class ExactScores:
 
 @torch.inference_mode()
 def exact_matrices(
-    reader: LabelReader,
+    reader: ModelReader,
     geometries: Sequence[Geometry],
     validation: Sequence[Prepared],
     training: Sequence[Prepared],
@@ -93,7 +93,7 @@ def exact_matrices(
 
 
 def exact_matrix(
-    reader: LabelReader,
+    reader: ModelReader,
     geometry: Geometry,
     validation: Sequence[Prepared],
     training: Sequence[Prepared],
@@ -140,7 +140,7 @@ def _sides(tokens: LabelTokens) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _held(
-    reader: LabelReader, prepared: Sequence[Prepared], most_floats: int
+    reader: ModelReader, prepared: Sequence[Prepared], most_floats: int
 ) -> Iterator[tuple[list[int], LabelTokens]]:
     """Samples in groups of a bounded size: their places, and their tokens with owners from 0."""
     places: list[int] = []

@@ -21,7 +21,7 @@ from forvalue_index.gradients.embedder import undefined_numbers
 from forvalue_index.gradients.exact import gram, streaming_terms
 from forvalue_index.gradients.geometry import Geometry
 from forvalue_index.model.encoded import Batch
-from forvalue_index.model.label_tokens import LabelReader, LabelTokens, Prepared
+from forvalue_index.model.label_tokens import LabelTokens, ModelReader, Prepared
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 
 NO_GRADIENT = (
@@ -45,7 +45,7 @@ class ValidationGradient(NamedTuple):
 
 
 def validation_gradient(
-    reader: LabelReader,
+    reader: ModelReader,
     geometry: Geometry,
     validation: Sequence[Prepared],
     *,
@@ -66,7 +66,7 @@ def validation_gradient(
 
 
 def mean_gradient(
-    reader: LabelReader,
+    reader: ModelReader,
     geometry: Geometry,
     validation: Sequence[Prepared],
     *,
@@ -93,7 +93,7 @@ def mean_gradient(
 
 
 def exact_values(
-    reader: LabelReader,
+    reader: ModelReader,
     target: ValidationGradient,
     prepared: Sequence[Prepared],
     *,
@@ -126,7 +126,7 @@ def exact_terms(target: ValidationGradient, tokens: LabelTokens) -> Float[Tensor
 
 @torch.inference_mode()
 def gradient_norms(
-    reader: LabelReader, geometry: Geometry, prepared: Sequence[Prepared]
+    reader: ModelReader, geometry: Geometry, prepared: Sequence[Prepared]
 ) -> NDArray[np.float64]:
     """The norm of the head gradient of each sample in a geometry, [sample]."""
     norms = np.empty(len(prepared))
@@ -137,7 +137,7 @@ def gradient_norms(
 
 
 def tokens_in(
-    reader: LabelReader, geometry: Geometry, batch: Batch, prepared: Sequence[Prepared]
+    reader: ModelReader, geometry: Geometry, batch: Batch, prepared: Sequence[Prepared]
 ) -> Iterator[LabelTokens]:
     """The label tokens of a batch of `prepared` with both sides in a geometry, chunk by chunk.
 

@@ -24,7 +24,7 @@ from forvalue_index.ingest.rejects import Rejects
 from forvalue_index.ingest.seen_keys import Repeats
 from forvalue_index.ingest.tally import AddReport, Tally
 from forvalue_index.model.encoded import SampleStatistics
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.sources.sample import BadRow, Sample, Source, bad_row
 from forvalue_index.store.durable import interrupts_held
@@ -48,10 +48,10 @@ class _Finished(NamedTuple):
 
 def add(
     storage: Storage,
-    reader: LabelReader,
+    reader: ModelReader,
     *,
     sources: Sequence[Source],
-    others: Callable[[], Sequence[LabelReader]] = tuple,
+    others: Callable[[], Sequence[ModelReader]] = tuple,
     on_bad: str = "fail",
     on_progress: OnProgress = ignore_progress,
 ) -> AddReport:
@@ -100,8 +100,8 @@ class _Ingestion:
     def __init__(
         self,
         storage: Storage,
-        reader: LabelReader,
-        others: Callable[[], Sequence[LabelReader]],
+        reader: ModelReader,
+        others: Callable[[], Sequence[ModelReader]],
         *,
         on_progress: OnProgress,
     ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forvalue_index.ingest.seen_keys import Repeats
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.sources.sample import BadRow, Sample, Source, bad_row
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.sample_rows import changed_metadata, unstorable
@@ -42,7 +42,7 @@ class WindowPlan:
 class Planner:
     """Plans windows by what the catalog holds; changes nothing."""
 
-    def __init__(self, catalog: Catalog, media: Media, reader: LabelReader) -> None:
+    def __init__(self, catalog: Catalog, media: Media, reader: ModelReader) -> None:
         self._catalog = catalog
         self._media = media
         self._reader = reader

@@ -70,7 +70,7 @@ class _Labels(NamedTuple):
         return _Labels(*(tensor[which] for tensor in self))
 
 
-class LabelReader:
+class ModelReader:
     """Reads samples with one model; `vocab_order` says how it orders the vocabulary.
 
     With `hardest`, only that share of each sample's label tokens counts: those of highest loss.
@@ -197,7 +197,7 @@ class LabelReader:
         return torch.cat(kept)
 
 
-def rows_of(reader: LabelReader, sources: Sequence[Source]) -> Iterator[Prepared | BadRow]:
+def rows_of(reader: ModelReader, sources: Sequence[Source]) -> Iterator[Prepared | BadRow]:
     """The rows of sources in order, tokenised where that can be done."""
     for row in (row for source in sources for row in source.samples()):
         yield row if isinstance(row, BadRow) else reader.prepare(row)

@@ -14,7 +14,7 @@ from forvalue_index.devices import default_device, gpus, none_if_out_of_memory
 from forvalue_index.gradients.hash_tables import VOCAB_ORDER, HashTables
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.model.huggingface.vision import VisionProcessor
-from forvalue_index.model.label_tokens import LabelReader
+from forvalue_index.model.label_tokens import ModelReader
 from forvalue_index.model.prompts import PromptEncoder
 from forvalue_index.progress import OnProgress, Progress
 from forvalue_index.settings import DEFAULT_CONTEXT, Settings
@@ -73,11 +73,11 @@ def load_on_other_gpus(storage: Storage, access: ModelAccess) -> list[Backbone]:
 
 def make_reader(
     backbone: Backbone, settings: Settings, tables: HashTables, open_image: OpenPixels
-) -> LabelReader:
+) -> ModelReader:
     """What reads samples for an index with these resolved settings and tables."""
     encoder = make_encoder(backbone, settings, open_image)
     order = torch.from_numpy(np.array(tables[VOCAB_ORDER])).to(backbone.device)
-    return LabelReader(
+    return ModelReader(
         backbone,
         backbone.head,
         encoder=encoder,

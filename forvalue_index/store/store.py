@@ -31,7 +31,7 @@ from forvalue_index.gradients.hash_tables import (
 )
 from forvalue_index.gradients.sketch_error import ErrorScale, SketchError
 from forvalue_index.model.encoded import SampleStatistics
-from forvalue_index.model.label_tokens import LabelReader
+from forvalue_index.model.label_tokens import ModelReader
 from forvalue_index.settings import RAW, ModelIdentity, Settings
 from forvalue_index.sources.sample import Sample
 from forvalue_index.store.catalog.addresses import catalog_address
@@ -164,7 +164,7 @@ class Storage:
         with self.catalog.snapshot() as snapshot:
             return not snapshot.segments() and self.calibration() is None
 
-    def embedder(self, reader: LabelReader, geometries: Sequence[str] | None = None) -> Embedder:
+    def embedder(self, reader: ModelReader, geometries: Sequence[str] | None = None) -> Embedder:
         """What turns samples into rows of this index, in some or all of its geometries.
 
         Raises BrokenIndexError where a geometry needs a calibration and there is none.

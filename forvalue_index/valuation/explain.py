@@ -15,7 +15,7 @@ from forvalue_index.gradients.exact_values import (
     validation_gradient,
 )
 from forvalue_index.gradients.geometry import Geometry
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.store.records import StoredSample
 from forvalue_index.valuation.rerank import prepare_stored
 from forvalue_index.valuation.results import ExplainedSample, Explanation, TokenTerm
@@ -37,7 +37,7 @@ class _Term(NamedTuple):
 
 
 def explain(
-    reader: LabelReader,
+    reader: ModelReader,
     geometry: Geometry,
     stored: StoredSample,
     validation: ValidationSet,
@@ -68,7 +68,7 @@ def explain(
 
 
 def _other_side(
-    reader: LabelReader,
+    reader: ModelReader,
     target: ValidationGradient,
     training: Prepared,
     validation: ValidationSet,
@@ -80,7 +80,7 @@ def _other_side(
 
 
 def _terms(
-    reader: LabelReader, target: ValidationGradient, prepared: Prepared, *, factor: float
+    reader: ModelReader, target: ValidationGradient, prepared: Prepared, *, factor: float
 ) -> list[_Term]:
     (batch,) = reader.batches([prepared])
     terms: list[_Term] = []
@@ -91,7 +91,7 @@ def _terms(
     return terms
 
 
-def _explained(reader: LabelReader, prepared: Prepared, terms: Sequence[_Term]) -> ExplainedSample:
+def _explained(reader: ModelReader, prepared: Prepared, terms: Sequence[_Term]) -> ExplainedSample:
     by_position = {term.position: term for term in terms}
     token_ids = prepared.encoded.token_ids.tolist()
     spans = enumerate(prepared.encoded.image_tokens)

@@ -12,7 +12,7 @@ from forvalue_index.exceptions import BadSampleError
 from forvalue_index.gradients.exact_matrix import exact_matrix
 from forvalue_index.gradients.exact_values import exact_values, validation_gradient
 from forvalue_index.gradients.geometry import Geometry
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.progress import OnProgress, ignore_progress
 from forvalue_index.search.contract import Ids
 from forvalue_index.store.records import StoredSample
@@ -20,7 +20,7 @@ from forvalue_index.valuation.validation import ValidationSet
 
 
 def rescorer(
-    reader: LabelReader,
+    reader: ModelReader,
     geometry: Geometry,
     validation: ValidationSet,
     *,
@@ -55,7 +55,7 @@ def rescorer(
     return rescore
 
 
-def prepare_stored(reader: LabelReader, stored: StoredSample) -> Prepared:
+def prepare_stored(reader: ModelReader, stored: StoredSample) -> Prepared:
     """A stored sample as the model reads it. Raises BadSampleError where its text is lost."""
     if stored.text_error:
         raise BadSampleError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from forvalue_index.exceptions import BadSampleError, SourceError
 from forvalue_index.gradients.embedder import Embedder, refuse_undefined
 from forvalue_index.gradients.exact_values import NO_GRADIENT
-from forvalue_index.model.label_tokens import LabelReader, Prepared, rows_of
+from forvalue_index.model.label_tokens import ModelReader, Prepared, rows_of
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.sources.sample import BadRow, Source
 from forvalue_index.store.rows import unit_rows
@@ -49,7 +49,7 @@ class ValidationRows(NamedTuple):
 
 
 def read_validation(
-    reader: LabelReader, *, sources: Sequence[Source], on_bad: str = "fail"
+    reader: ModelReader, *, sources: Sequence[Source], on_bad: str = "fail"
 ) -> ValidationSet:
     """Read and tokenise a validation set.
 

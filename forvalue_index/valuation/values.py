@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forvalue_index.gradients.exact_values import ValidationGradient, exact_values
 from forvalue_index.gradients.sketch_error import SketchError
-from forvalue_index.model.label_tokens import LabelReader
+from forvalue_index.model.label_tokens import ModelReader
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.search.gpu import GpuIndex
 from forvalue_index.store.catalog.snapshot import Snapshot
@@ -107,7 +107,7 @@ def _values(
 
 def streamed_values(
     catalog: Snapshot,
-    reader: LabelReader,
+    reader: ModelReader,
     target: ValidationGradient,
     *,
     where: str | None = None,

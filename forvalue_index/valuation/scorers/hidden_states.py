@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import ModelError
-from forvalue_index.model.label_tokens import LabelReader, Prepared
+from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.valuation.scorers.bm25 import Matrix
 
 
 @torch.inference_mode()
 def mean_hidden_states(
-    reader: LabelReader,
+    reader: ModelReader,
     prepared: Sequence[Prepared],
     *,
     on_progress: OnProgress = ignore_progress,
