@@ -41,7 +41,7 @@ SUBSET_FILES = "subset-*.npz"
 Retrain = Callable[[NDArray[np.int64], int], NDArray[np.float64]]
 
 
-class LdsResult(NamedTuple):
+class LdsScore(NamedTuple):
     """The score, its bootstrap interval, and what it is the mean of: a correlation a query.
 
     The interval is that of other queries, from `metrics.mean_interval`; other halves are not in it.
@@ -94,7 +94,7 @@ def linear_datamodelling_score(
     losses: Float[NDArray[Any], "subset query"],
     *,
     seed: int = 0,
-) -> LdsResult:
+) -> LdsScore:
     """The score of values against measured losses; `seed` is that of the interval.
 
     Equal sums share a rank. A query whose sums or losses are all equal orders nothing: it counts 0.
@@ -109,7 +109,7 @@ def linear_datamodelling_score(
     found = [spearman(a, -b) for a, b in zip(sums, losses.T.astype(np.float64), strict=True)]
     correlations = np.nan_to_num(np.array(found))
     mean = mean_interval(correlations, seed=seed)
-    return LdsResult(mean.value, mean.low, mean.high, correlations)
+    return LdsScore(mean.value, mean.low, mean.high, correlations)
 
 
 def measured_losses(

@@ -64,5 +64,5 @@ def evaluate_lds(
     )
 
 
-def _estimate(result: lds.LdsResult) -> Estimate:
+def _estimate(result: lds.LdsScore) -> Estimate:
     return Estimate(result.score, result.low, result.high)
