@@ -15,12 +15,12 @@ from forvalue_index.exceptions import BadSampleError
 UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
-def text_of(value: Any, place: str) -> str:
-    """A value that is text. Raises BadSampleError, naming its place, for any other."""
+def text_of(value: Any, location: str) -> str:
+    """A value that is text. Raises BadSampleError, naming its location, for any other."""
     if not isinstance(value, str):
-        raise BadSampleError(f"{place} is {kind_of(value)}, wanted text")
+        raise BadSampleError(f"{location} is {kind_of(value)}, wanted text")
     if UNSTORABLE.search(value):
-        raise BadSampleError(f"{place} holds a NUL or something that is not UTF-8; clean it")
+        raise BadSampleError(f"{location} holds a NUL or something that is not UTF-8; clean it")
     return value
 
 

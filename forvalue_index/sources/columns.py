@@ -122,9 +122,9 @@ def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) ->
             raise BadSampleError(f"no column '{column}' for {field}; the row has: {listing}")
     by_name = {name.lower(): name for name in names} | {name: name for name in names}
     for convention in CONVENTIONS:
-        found = _met(convention, chosen, by_name)
-        if found is not None:
-            return found | _beside(chosen, by_name)
+        columns = _met(convention, chosen, by_name)
+        if columns is not None:
+            return columns | _beside(chosen, by_name)
     raise BadSampleError(
         f"no messages, no prompt with response, and no text among the columns: {listing}; "
         "map them with --columns, as in prompt=QUESTION,response=REPLY"
@@ -135,13 +135,13 @@ def _met(
     convention: Mapping[str, str], chosen: Mapping[str, str], by_name: Mapping[str, str]
 ) -> dict[str, str] | None:
     """Field -> column by a convention, or None where fields are chosen or lack that it has not."""
-    found = {
+    columns = {
         field: chosen.get(field, by_name.get(name, ""))
         for field, name in convention.items()
         if field in chosen or name in by_name
     }
-    met = (chosen.keys() - BESIDE.keys()) <= convention.keys() <= found.keys() | OPTIONAL
-    return found if met else None
+    met = (chosen.keys() - BESIDE.keys()) <= convention.keys() <= columns.keys() | OPTIONAL
+    return columns if met else None
 
 
 def _beside(chosen: Mapping[str, str], by_name: Mapping[str, str]) -> dict[str, str]:

@@ -83,10 +83,10 @@ def read_jsonl(path: Path) -> Rows:
             offset += len(line)
 
 
-def lines_at(path: Path, places: list[tuple[int, int]]) -> Iterator[tuple[int, Any, int]]:
+def lines_at(path: Path, lines: list[tuple[int, int]]) -> Iterator[tuple[int, Any, int]]:
     """Rows of a JSONL file by position and offset in bytes."""
     with path.open("rb") as file:
-        for position, offset in places:
+        for position, offset in lines:
             file.seek(offset)
             yield position, _parse_line(file.readline()), offset
 

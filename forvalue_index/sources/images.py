@@ -65,42 +65,44 @@ class ImageFiles:
             or ("://" not in value and PurePath(value).suffix.lower() in SUFFIXES)
         )
 
-    def read(self, value: Any, place: str) -> Image:
+    def read(self, value: Any, location: str) -> Image:
         """An image from a path, bytes, a data URL, a Pillow image, or what `datasets` holds.
 
         `value` may be an object that has it as `bytes`, `path`, `image` or `url`. Raises
-        BadSampleError, with `place` in the row and the reason.
+        BadSampleError, with `location` in the row and the reason.
         """
         if not self.wanted:
             raise BadSampleError(
-                f"{place} is an image, and the model of this index reads text alone; use an index "
-                "of a vision-language model, or give a column that holds none another name"
+                f"{location} is an image, and the model of this index reads text alone; use an "
+                "index of a vision-language model, or give a column that holds none another name"
             )
-        value = _as_bytes_or_path(_unwrapped(value), place)
+        value = _as_bytes_or_path(_unwrapped(value), location)
         if isinstance(value, bytes | bytearray):
             content = bytes(value)
-            pixels = decode(io.BytesIO(content), place)
+            pixels = decode(io.BytesIO(content), location)
             return Image(digest_of(pixels), *pixels.size, content=content)
         if isinstance(value, str) and value:
-            path = self._located(value, place)
-            pixels = decode(path, f"{place}, {path},")
+            path = self._located(value, location)
+            pixels = decode(path, f"{location}, {path},")
             return Image(digest_of(pixels), *pixels.size, path=str(path))
         what = "no image that is known" if value is None else type(value).__name__
         raise BadSampleError(
-            f"{place} is {what}, wanted a path, bytes, a data URL or an image, maybe as one of "
+            f"{location} is {what}, wanted a path, bytes, a data URL or an image, maybe as one of "
             f"{', '.join(HOLDERS)}"
         )
 
-    def _located(self, value: str, place: str) -> Path:
+    def _located(self, value: str, location: str) -> Path:
         scheme = value.partition("://")[0]
         if scheme != value and scheme != "file":
             shown = value if len(value) <= 80 else value[:79] + "…"
             raise BadSampleError(
-                f"{place} is the address {shown}, and nothing is fetched; download it and name "
+                f"{location} is the address {shown}, and nothing is fetched; download it and name "
                 "the file"
             )
         if UNSTORABLE.search(value):
-            raise BadSampleError(f"{place} is a path with a NUL or half a character in it; mend it")
+            raise BadSampleError(
+                f"{location} is a path with a NUL or half a character in it; mend it"
+            )
         name = unquote(value[len("file://") :]) if scheme == "file" else value
         try:
             root = self.root.resolve()
@@ -108,25 +110,25 @@ class ImageFiles:
             if self.beside is not None and not path.exists():
                 path = (self.beside.resolve() / name).resolve()
         except (OSError, RuntimeError) as error:  # too long, or a link in a circle
-            raise BadSampleError(f"{place} is no path: {first_line(error)}; mend it") from error
+            raise BadSampleError(f"{location} is no path: {first_line(error)}; mend it") from error
         if not path.is_relative_to(root):
             raise BadSampleError(
-                f"{place} is {value}, which does not lie below {root}, where the images of this "
+                f"{location} is {value}, which does not lie below {root}, where the images of this "
                 "data are looked for; name another directory with --media-root"
             )
         return path
 
 
-def _as_bytes_or_path(value: Any, place: str) -> Any:
+def _as_bytes_or_path(value: Any, location: str) -> Any:
     """The bytes of an image that is given as such, and the text of a path; others as they are."""
     if isinstance(value, np.ndarray):
-        value = _of_array(value, place)
+        value = _of_array(value, location)
     if isinstance(value, PurePath):
         value = str(value)
     if isinstance(value, Pillow.Image):
-        return _packed(value, place)
+        return _packed(value, location)
     if isinstance(value, str) and _is_data_url(value):
-        return _decoded_url(value, place)
+        return _decoded_url(value, location)
     return value
 
 
@@ -134,7 +136,7 @@ def _is_data_url(text: str) -> bool:
     return text[: len(DATA_URL)].lower() == DATA_URL
 
 
-def decode(file: Path | io.BytesIO, place: str) -> Pixels:
+def decode(file: Path | io.BytesIO, location: str) -> Pixels:
     """The pixels of an image file as RGB, upright as its EXIF data say, of animations the first.
 
     Raises BadSampleError where there is none, it is damaged, of another format or too large.
@@ -142,42 +144,42 @@ def decode(file: Path | io.BytesIO, place: str) -> Pixels:
     try:
         if isinstance(file, Path) and not file.is_file():
             what = "no file" if file.exists() else "missing"
-            raise BadSampleError(f"{place} is {what}; put the image there, or mend the path")
+            raise BadSampleError(f"{location} is {what}; put the image there, or mend the path")
         with Pillow.open(file, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
                 raise BadSampleError(
-                    f"{place} has {width:,} x {height:,} pixels, and more than "
+                    f"{location} has {width:,} x {height:,} pixels, and more than "
                     f"{MOST_PIXELS:,} are not decoded; make it smaller"
                 )
             # Pillow reads PPM of more than 8 bits to 16, in a mode that else has 32.
             of_16_bits = opened.format == "PPM" and opened.mode == "I"
-            return _rgb(ImageOps.exif_transpose(opened), place, of_16_bits=of_16_bits)
+            return _rgb(ImageOps.exif_transpose(opened), location, of_16_bits=of_16_bits)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise BadSampleError(
-            f"{place} is not decoded: {first_line(error).rstrip('.')}; make it smaller"
+            f"{location} is not decoded: {first_line(error).rstrip('.')}; make it smaller"
         ) from error
     except UnidentifiedImageError as error:
         raise BadSampleError(
-            f"{place} is no image of a format that is read; use {', '.join(FORMATS)}"
+            f"{location} is no image of a format that is read; use {', '.join(FORMATS)}"
         ) from error
     except BadSampleError:
         raise
     except Exception as error:  # Each format has errors of its own for a damaged file.
         raise BadSampleError(
-            f"{place} cannot be decoded: {first_line(error)}; restore the image"
+            f"{location} cannot be decoded: {first_line(error)}; restore the image"
         ) from error
 
 
-def _rgb(image: Pixels, place: str, *, of_16_bits: bool = False) -> Pixels:
+def _rgb(image: Pixels, location: str, *, of_16_bits: bool = False) -> Pixels:
     """RGB values of an image: on white where it is transparent, of 16 bits the upper 8.
 
     So do the processors of models, where they are given such images.
     """
     if image.mode in ("I", "F") and not of_16_bits:
         raise BadSampleError(
-            f"{place} has values of 32 bits, whose black and white nobody knows; save it with 8 or "
-            "16 bits"
+            f"{location} has values of 32 bits, whose black and white nobody knows; save it with 8 "
+            "or 16 bits"
         )
     if of_16_bits or image.mode.startswith("I;16"):
         return Pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -241,46 +243,48 @@ def is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, str | bytes | bytearray) and not value)
 
 
-def _of_array(value: NDArray[Any], place: str) -> Any:
+def _of_array(value: NDArray[Any], location: str) -> Any:
     """RGB or grey values [height, width, 3] as an image; of another array its only value."""
     if value.dtype == np.uint8 and value.ndim in (2, 3) and value.shape[2:] in ((), (3,), (4,)):
         return Pillow.fromarray(value)
     if value.ndim == 0:
         return value.item()
     raise BadSampleError(
-        f"{place} is an array of {value.dtype} with shape {value.shape}, wanted bytes of RGB: "
+        f"{location} is an array of {value.dtype} with shape {value.shape}, wanted bytes of RGB: "
         "uint8, [height, width, 3]"
     )
 
 
-def _decoded_url(url: str, place: str) -> bytes:
+def _decoded_url(url: str, location: str) -> bytes:
     head, comma, data = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise BadSampleError(
-            f"{place} is a data URL without base64 data; write data:...;base64,..."
+            f"{location} is a data URL without base64 data; write data:...;base64,..."
         )
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadSampleError(f"{place} is a data URL whose base64 is damaged: {error}") from error
+        raise BadSampleError(
+            f"{location} is a data URL whose base64 is damaged: {error}"
+        ) from error
 
 
-def _packed(image: Pixels, place: str) -> bytes:
+def _packed(image: Pixels, location: str) -> bytes:
     """A Pillow image as the bytes of a file, without loss."""
     if image.width * image.height > MOST_PIXELS:
         raise BadSampleError(
-            f"{place} has {image.width:,} x {image.height:,} pixels, and more than "
+            f"{location} has {image.width:,} x {image.height:,} pixels, and more than "
             f"{MOST_PIXELS:,} are not read; make it smaller"
         )
     file = io.BytesIO()
     try:
-        upright = _rgb(ImageOps.exif_transpose(image), place)
+        upright = _rgb(ImageOps.exif_transpose(image), location)
         upright.save(file, "PNG", compress_level=1)
     except BadSampleError:
         raise
     except Exception as error:  # It may be a file that is opened only now.
         raise BadSampleError(
-            f"{place} cannot be read: {first_line(error)}; restore the image"
+            f"{location} cannot be read: {first_line(error)}; restore the image"
         ) from error
     return file.getvalue()
 

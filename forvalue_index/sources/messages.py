@@ -37,7 +37,7 @@ class _Slot:
     `index` says which one of the row's column it is, where the row says so.
     """
 
-    place: str
+    location: str
     value: Any = None
     index: int | None = None
 
@@ -88,85 +88,87 @@ def _turns(value: Any, column: str, role: str) -> list[_Turn]:
     return [_turn(turn, f"turn {n} of '{column}'") for n, turn in enumerate(value, 1)]
 
 
-def _turn(turn: Any, place: str) -> _Turn:
+def _turn(turn: Any, location: str) -> _Turn:
     """One message of a list, as OpenAI spells it or as ShareGPT does."""
     if not isinstance(turn, Mapping):
-        raise BadSampleError(f"{place} is {kind_of(turn)}, wanted an object with role and content")
+        raise BadSampleError(
+            f"{location} is {kind_of(turn)}, wanted an object with role and content"
+        )
     sharegpt = "from" in turn and "role" not in turn
     names = ("from", "value") if sharegpt else ("role", "content")
     # A null extra is how Parquet spells an absent one: dropping it keeps hashes equal over formats.
     others = {k: v for k, v in turn.items() if k not in names and v is not None}
-    images = _taken_images(others, place)
+    images = _taken_images(others, location)
     extra = {k: storable(v) for k, v in others.items()}
     calls_tools = turn.get(names[0]) == "assistant" and bool(extra.get("tool_calls"))
-    role, content = _role_and_content(turn, names, place, calls_tools=calls_tools)
+    role, content = _role_and_content(turn, names, location, calls_tools=calls_tools)
     role = SHAREGPT_ROLES.get(role, role) if sharegpt else role
-    parts = _parts(content, place)
-    return _Turn(role, _with_images(parts, images, place) if images else parts, extra)
+    parts = _parts(content, location)
+    return _Turn(role, _with_images(parts, images, location) if images else parts, extra)
 
 
-def _taken_images(others: dict[str, Any], place: str) -> list[tuple[str, Any]]:
+def _taken_images(others: dict[str, Any], location: str) -> list[tuple[str, Any]]:
     """The images that a turn has beside its text, taken out of its other fields."""
-    cells = {name: _image_values(others.get(name), f"{name} of {place}") for name in TURN_IMAGES}
+    cells = {name: _image_values(others.get(name), f"{name} of {location}") for name in TURN_IMAGES}
     filled = [name for name, images in cells.items() if images]
     if len(filled) > 1:
-        raise BadSampleError(f"{place} has images and image; use one of them")
+        raise BadSampleError(f"{location} has images and image; use one of them")
     for name in filled:
         del others[name]
     return [image for name in filled for image in cells[name]]
 
 
 def _role_and_content(
-    turn: Mapping[Any, Any], names: tuple[str, str], place: str, *, calls_tools: bool
+    turn: Mapping[Any, Any], names: tuple[str, str], location: str, *, calls_tools: bool
 ) -> tuple[str, Any]:
     """What a turn has under two names; one that calls tools need not say anything."""
     missing = [name for name in names if name not in turn]
     if missing and not (calls_tools and missing == ["content"]):
-        raise BadSampleError(f"{place} has no {' and no '.join(missing)}")
-    role = text_of(turn[names[0]], f"the role of {place}")
+        raise BadSampleError(f"{location} has no {' and no '.join(missing)}")
+    role = text_of(turn[names[0]], f"the role of {location}")
     if role in ("", TEXT_ROLE):
-        raise BadSampleError(f"the role of {place} is '{role}', wanted user, assistant, ...")
+        raise BadSampleError(f"the role of {location} is '{role}', wanted user, assistant, ...")
     content = turn.get(names[1])
     return role, "" if content is None and calls_tools else content
 
 
-def _parts(content: Any, place: str) -> list[str | _Slot]:
+def _parts(content: Any, location: str) -> list[str | _Slot]:
     """What a turn says: text alone, or a list of parts that are text or images."""
     if not isinstance(content, list | tuple):
-        return [text_of(content, f"the content of {place}")]
-    return [_part(part, f"part {n} of {place}") for n, part in enumerate(content, 1)]
+        return [text_of(content, f"the content of {location}")]
+    return [_part(part, f"part {n} of {location}") for n, part in enumerate(content, 1)]
 
 
-def _part(part: Any, place: str) -> str | _Slot:
+def _part(part: Any, location: str) -> str | _Slot:
     if isinstance(part, str):
-        return text_of(part, place)
+        return text_of(part, location)
     if not isinstance(part, Mapping):
-        raise BadSampleError(f"{place} is {kind_of(part)}, wanted text or an image")
+        raise BadSampleError(f"{location} is {kind_of(part)}, wanted text or an image")
     kind = part.get("type") or ("text" if part.get("text") is not None else "image")
     known = kind if isinstance(kind, str) else None
     if known in TEXT_PARTS:
-        return text_of(part.get("text"), f"the text of {place}")
+        return text_of(part.get("text"), f"the text of {location}")
     if known in IMAGE_PARTS:
-        return _image_slot(part, place)
-    raise BadSampleError(f"{place} has the type {kind!r}, and only text and images are read")
+        return _image_slot(part, location)
+    raise BadSampleError(f"{location} has the type {kind!r}, and only text and images are read")
 
 
-def _image_slot(part: Mapping[Any, Any], place: str) -> _Slot:
+def _image_slot(part: Mapping[Any, Any], location: str) -> _Slot:
     """A part that holds an image, or is a place for one of the row's column."""
     held = {k: v for k, v in part.items() if k not in NOT_OF_IMAGES and not is_nothing(v)}
     index = part.get("index")
     if index is not None and not is_whole_number(index):
-        raise BadSampleError(f"the index of {place} is {kind_of(index)}, wanted a number")
-    return _Slot(place, held or None, None if held or index is None else int(index))
+        raise BadSampleError(f"the index of {location} is {kind_of(index)}, wanted a number")
+    return _Slot(location, held or None, None if held or index is None else int(index))
 
 
 def _image_values(value: Any, column: str) -> list[tuple[str, Any]]:
-    """What a cell holds of images, each with its place: nothing, one, or a list."""
+    """What a cell holds of images, each with its location: nothing, one, or a list."""
     values = _listed(value)
     named = [(f"image {n} of '{column}'", one) for n, one in enumerate(values, 1)]
     if len(values) == 1:
         named = [(f"'{column}'", values[0])]
-    return [(place, one) for place, one in named if not is_nothing(one)]
+    return [(location, one) for location, one in named if not is_nothing(one)]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -186,21 +188,21 @@ def holds_nothing(value: Any) -> bool:
 
 
 def _with_images(
-    parts: list[str | _Slot], images: list[tuple[str, Any]], place: str
+    parts: list[str | _Slot], images: list[tuple[str, Any]], location: str
 ) -> list[str | _Slot]:
     """A turn that has its images beside its text, `at` a place in it or before all of it."""
     text = parts[0]
     if len(parts) != 1 or not isinstance(text, str):
-        raise BadSampleError(f"{place} has images, and more among its parts; use one of these")
-    found: list[str | _Slot] = []
+        raise BadSampleError(f"{location} has images, and more among its parts; use one of these")
+    placed: list[str | _Slot] = []
     start = 0
     for where, value in images:
         at = value.get("at", 0) if isinstance(value, Mapping) else 0
         if isinstance(at, bool) or not isinstance(at, int) or not start <= at <= len(text):
             raise BadSampleError(f"{where} is at {at!r}, wanted {start} to {len(text)}, in order")
-        found += [text[start:at], _Slot(where, value)]
+        placed += [text[start:at], _Slot(where, value)]
         start = at
-    return [*found, text[start:]]
+    return [*placed, text[start:]]
 
 
 def _fill(turns: list[_Turn], images: list[tuple[str, Any]], column: str) -> None:
@@ -215,7 +217,7 @@ def _fill(turns: list[_Turn], images: list[tuple[str, Any]], column: str) -> Non
             f"and {held}; give each place one"
         )
     for slot, index in zip(empty, _indices(empty), strict=True):
-        slot.place, slot.value = images[index]
+        slot.location, slot.value = images[index]
 
 
 def _indices(slots: list[_Slot]) -> list[int]:
@@ -269,7 +271,7 @@ def _message(turn: _Turn, open_image: OpenImage) -> Message:
         if isinstance(part, str):
             content += part
         else:
-            image = open_image(part.value, part.place)
+            image = open_image(part.value, part.location)
             images.append(replace(image, at=len(content)))
     return Message(turn.role, content, turn.extra, tuple(images))
 

@@ -41,7 +41,7 @@ from forvalue_index.sources.images import ImageFiles
 from forvalue_index.sources.sample import BadRow, Sample
 from forvalue_index.threads import parallel_map
 
-Place = tuple[int, int | None]
+Location = tuple[int, int | None]
 ROWS_AT_ONCE = 64
 
 
@@ -63,28 +63,30 @@ class RowSource:
         """Every row, as a sample or as the reason why it is none. Raises SourceError."""
         rows, at_once = iter(self.read()), 1
         while group := list(islice(rows, at_once)):
-            found = parallel_map(lambda row: self._checked(*row), group)
-            yield from found
+            checked = parallel_map(lambda row: self._checked(*row), group)
+            yield from checked
             # Images of files are decoded and hashed by several threads. Rows of whoever gave an
             # iterable may share a Pillow image, which only one thread may read.
-            with_images = any(isinstance(one, Sample) and one.images for one in found)
+            with_images = any(isinstance(one, Sample) and one.images for one in checked)
             at_once = ROWS_AT_ONCE if with_images and self.path is not None else 1
 
-    def samples_at(self, places: Collection[Place]) -> dict[Place, Sample | BadRow]:
-        """What is at places of a file: positions, with offsets where they are known.
+    def samples_at(self, locations: Collection[Location]) -> dict[Location, Sample | BadRow]:
+        """What is at locations in a file: positions, with offsets where they are known.
 
         Raises SourceError.
         """
-        lines = sorted((p, offset) for p, offset in places if offset is not None)
+        lines = sorted((p, offset) for p, offset in locations if offset is not None)
         found = self._at_offsets(self.path, lines) if self.path is not None and lines else {}
-        last = max((p for p, offset in places if offset is None), default=0)
+        last = max((p for p, offset in locations if offset is None), default=0)
         if last:
             for position, row, *_ in takewhile(lambda row: row[0] <= last, self.read()):
-                if (position, None) in places:
+                if (position, None) in locations:
                     found[position, None] = self._checked(position, row)
         return found
 
-    def _at_offsets(self, path: Path, lines: list[tuple[int, int]]) -> dict[Place, Sample | BadRow]:
+    def _at_offsets(
+        self, path: Path, lines: list[tuple[int, int]]
+    ) -> dict[Location, Sample | BadRow]:
         with _readable(self.name):
             return {(line[0], line[2]): self._checked(*line) for line in lines_at(path, lines)}
 
@@ -219,8 +221,8 @@ def _expand(name: str) -> list[str]:
         return [name]
     if not glob.has_magic(name):
         raise SourceError(f"{name} does not exist: check the path, or pass - for stdin")
-    found = glob.glob(name, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
-    matches = sorted(match for match in found if Path(match).is_file() or _saved_splits(match))
+    paths = glob.glob(name, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
+    matches = sorted(match for match in paths if Path(match).is_file() or _saved_splits(match))
     if not matches:
         raise SourceError(f"{name} matches no file: check the pattern, and quote it in a shell")
     return matches
