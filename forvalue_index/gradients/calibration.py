@@ -92,14 +92,14 @@ class Calibration:
             with safe_open(path, framework="numpy") as file:
                 said = file.metadata() or {}
                 names = list(file.keys())
-                found = cls.from_tensors({name: file.get_tensor(name) for name in names})
+                calibration = cls.from_tensors({name: file.get_tensor(name) for name in names})
         except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             raise BrokenIndexError(f"{path} cannot be read ({error}); {CURE}") from error
-        if found.digest != said.get("digest"):
+        if calibration.digest != said.get("digest"):
             raise BrokenIndexError(f"{path} is damaged: its numbers are not its own; {CURE}")
         if said.get("model") != model_digest:
             raise SettingsMismatchError(
                 f"{path} is the calibration of another model ({said.get('model')}, the index has "
                 f"{model_digest}); use one that was made with this model"
             )
-        return found
+        return calibration

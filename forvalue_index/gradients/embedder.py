@@ -84,8 +84,8 @@ class Embedder:
         for batch in self.batches(prepared):
             done = self.embed_batch(batch, prepared)
             refuse_undefined(done, [prepared[i] for i in batch.indices])
-            for name, found in done.rows.items():
-                rows[name][list(batch.indices)] = found
+            for name, part in done.rows.items():
+                rows[name][list(batch.indices)] = part
             statistics.update(zip(batch.indices, done.statistics, strict=True))
         ordered = tuple(statistics[i] for i in range(len(prepared)))
         return Embedded(rows, ordered, torch.ones(len(prepared), dtype=torch.bool))
@@ -96,9 +96,9 @@ class Embedder:
         One that memory does not suffice for is embedded in halves. Raises ModelError where it does
         not suffice for a single sample.
         """
-        found = none_if_out_of_memory(partial(self._embed, batch, prepared))
-        if found is not None:
-            return found
+        embedded = none_if_out_of_memory(partial(self._embed, batch, prepared))
+        if embedded is not None:
+            return embedded
         if len(batch.indices) == 1:
             sample, device = prepared[batch.indices[0]].sample, self.reader.vocab_order.device
             raise ModelError(
@@ -149,8 +149,8 @@ def features_of(
     for name in geometries:
         geometry = geometry_of(name, reader, calibration, settings)
         directions = None if calibration is None else calibration.directions.get(name)
-        mine = geometry_tables(tables, name, directions)
-        features[name] = Feature(geometry, make_sketch(mine, dim=settings.dim, device=device))
+        own_tables = geometry_tables(tables, name, directions)
+        features[name] = Feature(geometry, make_sketch(own_tables, dim=settings.dim, device=device))
     return features
 
 

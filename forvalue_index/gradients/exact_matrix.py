@@ -61,7 +61,7 @@ def exact_matrices(
 
     Raises BadSampleError, naming the sample, where the model gives no usable numbers.
     """
-    found = {
+    scores = {
         geometry.name: ExactScores(
             np.zeros((len(validation), len(training))),
             np.zeros(len(validation)),
@@ -70,26 +70,26 @@ def exact_matrices(
         for geometry in geometries
     }
     done, total = 0, len(validation) * len(training)
-    for places, plain in _held(reader, validation, HELD_FLOATS // len(geometries)):
+    for positions, plain in _held(reader, validation, HELD_FLOATS // len(geometries)):
         held = {geometry.name: in_geometry(geometry, plain) for geometry in geometries}
         for name, tokens in held.items():
-            _Norms(found[name].validation_norms, places).finish(tokens)
+            _Norms(scores[name].validation_norms, positions).finish(tokens)
         for batch in reader.batches(training):
             columns = list(batch.indices)
-            norms = {n: _Norms(scores.training_norms, columns) for n, scores in found.items()}
+            norms = {name: _Norms(one.training_norms, columns) for name, one in scores.items()}
             for chunk in tokens_in(reader, PLAIN, batch, training):
                 for geometry in geometries:
                     name, right = geometry.name, in_geometry(geometry, chunk)
                     part = cross_gram(
-                        _sides(held[name]), _sides(right), (len(places), len(columns))
+                        _sides(held[name]), _sides(right), (len(positions), len(columns))
                     )
-                    found[name].values[np.ix_(places, columns)] += part.cpu().numpy()
+                    scores[name].values[np.ix_(positions, columns)] += part.cpu().numpy()
                     norms[name].add(right)
             for noted in norms.values():
                 noted.finish()
-            done += len(places) * len(columns)
+            done += len(positions) * len(columns)
             on_progress(Progress("re-scoring", done, total))
-    return found
+    return scores
 
 
 def exact_matrix(
@@ -103,8 +103,8 @@ def exact_matrix(
 ) -> NDArray[np.float64]:
     """Exact values, or cosines, [validation, training] in one geometry. Raises as above."""
     both = exact_matrices(reader, [geometry], validation, training, on_progress=on_progress)
-    found = both[geometry.name]
-    return found.cosines if normalize else found.values
+    scores = both[geometry.name]
+    return scores.cosines if normalize else scores.values
 
 
 def in_geometry(geometry: Geometry, tokens: LabelTokens) -> LabelTokens:
@@ -114,10 +114,10 @@ def in_geometry(geometry: Geometry, tokens: LabelTokens) -> LabelTokens:
 
 
 class _Norms:
-    """Writes the norms of samples to their places, as their tokens go by in chunks."""
+    """Writes the norms of samples to their positions, as their tokens go by in chunks."""
 
-    def __init__(self, norms: NDArray[np.float64], places: Sequence[int]) -> None:
-        self._norms, self._places = norms, places
+    def __init__(self, norms: NDArray[np.float64], positions: Sequence[int]) -> None:
+        self._norms, self._positions = norms, positions
         self._last: list[LabelTokens] = []  # of the one sample that may go on in the next chunk
 
     def add(self, tokens: LabelTokens) -> None:
@@ -132,7 +132,7 @@ class _Norms:
 
     def _note(self, samples: Iterable[LabelTokens]) -> None:
         for tokens in samples:
-            self._norms[self._places[int(tokens.owner[0])]] = float(gradient_norm(tokens))
+            self._norms[self._positions[int(tokens.owner[0])]] = float(gradient_norm(tokens))
 
 
 def _sides(tokens: LabelTokens) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,18 +142,18 @@ def _sides(tokens: LabelTokens) -> tuple[Tensor, Tensor, Tensor]:
 def _held(
     reader: ModelReader, prepared: Sequence[Prepared], most_floats: int
 ) -> Iterator[tuple[list[int], LabelTokens]]:
-    """Samples in groups of a bounded size: their places, and their tokens with owners from 0."""
-    places: list[int] = []
+    """Samples in groups of a bounded size: their positions, and their tokens with owners from 0."""
+    positions: list[int] = []
     held: list[LabelTokens] = []
     size = 0
     for batch in reader.batches(prepared):
         for tokens in by_sample(tokens_in(reader, PLAIN, batch, prepared)):
             if held and size + tokens.error.numel() > most_floats:
-                yield places, joined(held)
-                places, held, size = [], [], 0
+                yield positions, joined(held)
+                positions, held, size = [], [], 0
             size += tokens.error.numel()
-            owner = torch.full_like(tokens.owner, len(places))
-            places.append(batch.indices[int(tokens.owner[0])])
+            owner = torch.full_like(tokens.owner, len(positions))
+            positions.append(batch.indices[int(tokens.owner[0])])
             held.append(tokens._replace(owner=owner))
     if held:
-        yield places, joined(held)
+        yield positions, joined(held)

@@ -57,12 +57,12 @@ def validation_gradient(
     Raises:
         BadSampleError: it is zero, or as `mean_gradient` does.
     """
-    found = mean_gradient(
+    gradient = mean_gradient(
         reader, geometry, validation, normalize=normalize, on_progress=on_progress
     )
-    if not found.mean.any():
+    if not gradient.mean.any():
         raise BadSampleError(NO_GRADIENT)
-    return found
+    return gradient
 
 
 def mean_gradient(
@@ -146,8 +146,8 @@ def tokens_in(
     for tokens in reader.label_tokens(batch):
         undefined = ~(torch.isfinite(tokens.loss) & torch.isfinite(tokens.hidden).all(dim=1))
         if undefined.any():
-            place = batch.indices[int(tokens.owner[int(undefined.nonzero()[0])])]
-            sample = prepared[place].sample
+            position = batch.indices[int(tokens.owner[int(undefined.nonzero()[0])])]
+            sample = prepared[position].sample
             raise BadSampleError(f"{sample.source}:{sample.position}: {undefined_numbers(sample)}")
         error, hidden = geometry.error(tokens.error), geometry.hidden(tokens.hidden)
         yield tokens._replace(error=error, hidden=hidden)
@@ -161,8 +161,8 @@ def by_sample(chunks: Iterable[LabelTokens]) -> Iterator[LabelTokens]:
             if held and int(held[0].owner[0]) != owner:
                 yield joined(held)
                 held = []
-            mine = tokens.owner == owner
-            held.append(LabelTokens(*(tensor[mine] for tensor in tokens)))
+            of_owner = tokens.owner == owner
+            held.append(LabelTokens(*(tensor[of_owner] for tensor in tokens)))
     if held:
         yield joined(held)
 

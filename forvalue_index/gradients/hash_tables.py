@@ -117,18 +117,18 @@ def geometry_tables(
 ) -> HashTables:
     """The tables of one geometry, under plain names, with its `directions` [direction, hidden]."""
     prefix = _name(geometry, "")
-    mine = {
+    own_tables = {
         name.removeprefix(prefix): table
         for name, table in tables.items()
         if name.startswith(prefix) and "." not in name.removeprefix(prefix)
     }
-    mine[VOCAB_ORDER] = tables[VOCAB_ORDER]
-    if "direction" in mine:
-        direction = mine.pop("direction")
-        mine["directions"] = direction[None] / np.linalg.norm(direction)
+    own_tables[VOCAB_ORDER] = tables[VOCAB_ORDER]
+    if "direction" in own_tables:
+        direction = own_tables.pop("direction")
+        own_tables["directions"] = direction[None] / np.linalg.norm(direction)
     if directions is not None:
-        mine["directions"] = directions
-    return mine
+        own_tables["directions"] = directions
+    return own_tables
 
 
 def n_directions(tables: HashTables, geometry: str) -> int:

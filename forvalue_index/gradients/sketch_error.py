@@ -58,8 +58,8 @@ class SketchError(NamedTuple):
         for part, square in zip(self.parts(), squares, strict=True):
             variances += square * float(query[part] @ query[part]) / (part.stop - part.start)
         noise, relative = self.scale if self.widths else ErrorScale(0.0, 0.0)
-        found: NDArray[np.float64] = np.hypot(noise * np.sqrt(variances), relative * scores)
-        return found.astype(np.float32)
+        errors: NDArray[np.float64] = np.hypot(noise * np.sqrt(variances), relative * scores)
+        return errors.astype(np.float32)
 
     def parts(self) -> tuple[slice, ...]:
         """Where each part lies in a row."""
