@@ -74,14 +74,14 @@ def shared_tokens(batch: Batch) -> int:
 
 
 def _part(batch: Batch, first: int, last: int) -> Batch:
-    mine = (batch.label_rows >= first) & (batch.label_rows < last)
+    kept = (batch.label_rows >= first) & (batch.label_rows < last)
     longest = int(batch.attention_mask[first:last].sum(axis=1).max())
     return Batch(
         token_ids=batch.token_ids[first:last, :longest],
         attention_mask=batch.attention_mask[first:last, :longest],
-        label_rows=batch.label_rows[mine] - first,
-        label_columns=batch.label_columns[mine],
-        labels=batch.labels[mine],
+        label_rows=batch.label_rows[kept] - first,
+        label_columns=batch.label_columns[kept],
+        labels=batch.labels[kept],
         indices=batch.indices[first:last],
         readers=batch.readers[first:last],
     )

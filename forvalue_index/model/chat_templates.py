@@ -148,11 +148,11 @@ class ChatTemplate:
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         offsets = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        place = 0
+        end = 0
         for is_said, run in groupby(marked["assistant_masks"]):
-            start, place = place, place + len(list(run))
+            start, end = end, end + len(list(run))
             if is_said:
-                yield int(offsets[start, 0]), int(offsets[place - 1, 1])
+                yield int(offsets[start, 0]), int(offsets[end - 1, 1])
 
     def _start(self, conversation: Conversation, turn: int, text: str) -> int:
         """Where in the rendered text the assistant begins to say `turn`, after its header.

@@ -59,10 +59,10 @@ class LabelTokens(NamedTuple):
 
 
 class _Labels(NamedTuple):
-    """Of the labels of a batch: hidden states, places in the vocabulary, owners and positions."""
+    """Of the labels of a batch: hidden states, ranks in the vocabulary, owners and positions."""
 
     hidden: Tensor
-    places: Tensor
+    vocab_ranks: Tensor
     owner: Tensor
     position: Tensor
 
@@ -94,7 +94,7 @@ class ModelReader:
         self._hardest = hardest
         self._replaced_tokens = sorted(replaced_tokens)
         # Where each vocabulary entry went, so that labels follow the reordered head.
-        self._place = torch.argsort(vocab_order)
+        self._vocab_rank = torch.argsort(vocab_order)
         self._chunk_tokens = CHUNK_TOKENS[head.weight.device.type]
         self.token_budget = TOKEN_BUDGET[head.weight.device.type]
 
@@ -112,7 +112,7 @@ class ModelReader:
 
     def _unreadable(self, token_ids: NDArray[np.int64]) -> str | None:
         """Why tokens of a text cannot be read, or None."""
-        largest, vocab_size = int(token_ids.max()), len(self._place)
+        largest, vocab_size = int(token_ids.max()), len(self._vocab_rank)
         reserved = token_ids[np.isin(token_ids, self._replaced_tokens)]
         if len(reserved):
             return (
@@ -149,20 +149,20 @@ class ModelReader:
         hidden = self.trunk.hidden_states(batch)
         labels = _Labels(
             hidden,
-            self._place[torch.from_numpy(batch.labels).to(hidden.device)],
+            self._vocab_rank[torch.from_numpy(batch.labels).to(hidden.device)],
             torch.from_numpy(batch.label_rows).to(hidden.device),
             torch.from_numpy(batch.label_columns + 1).to(hidden.device),
         )
         if self._hardest is not None:
             labels = labels.part(self._hardest_of(labels, self._hardest))
-        for chunk, found in self._predicted(labels):
+        for chunk, errors in self._predicted(labels):
             yield LabelTokens(
-                found.error,
-                chunk.hidden.to(found.error.dtype),
+                errors.error,
+                chunk.hidden.to(errors.error.dtype),
                 chunk.owner,
                 chunk.position,
-                found.loss,
-                found.probability,
+                errors.loss,
+                errors.probability,
             )
 
     def _predicted(self, labels: _Labels) -> Iterator[tuple[_Labels, PredictionError]]:
@@ -170,28 +170,28 @@ class ModelReader:
         start = 0
         while start < len(labels.hidden):
             chunk = labels.part(slice(start, start + self._chunk_tokens))
-            found = none_if_out_of_memory(partial(self._errors, chunk))
-            if found is not None:
+            errors = none_if_out_of_memory(partial(self._errors, chunk))
+            if errors is not None:
                 start += len(chunk.hidden)
-                yield chunk, found
+                yield chunk, errors
             elif self._chunk_tokens == 1:
                 raise ModelError(
                     f"there is not the memory on {chunk.hidden.device} for the errors of one token "
-                    f"over {len(self._place):,} vocabulary entries; close other programs"
+                    f"over {len(self._vocab_rank):,} vocabulary entries; close other programs"
                 )
             else:
                 self._chunk_tokens //= 2
 
     def _errors(self, chunk: _Labels) -> PredictionError:
-        return prediction_error(self.head, chunk.hidden, chunk.places)
+        return prediction_error(self.head, chunk.hidden, chunk.vocab_ranks)
 
     def _hardest_of(self, labels: _Labels, share: float) -> Int[Tensor, " kept"]:
         """Which labels have the highest loss of their sample, rounded up, in order of position."""
-        loss = torch.cat([found.loss for _, found in self._predicted(labels)])
+        loss = torch.cat([errors.loss for _, errors in self._predicted(labels)])
         kept, start = [], 0
         for count in torch.bincount(labels.owner).tolist():
-            mine = loss[start : start + count]
-            order = mine.argsort(descending=True, stable=True)[: math.ceil(share * count)]
+            own_loss = loss[start : start + count]
+            order = own_loss.argsort(descending=True, stable=True)[: math.ceil(share * count)]
             kept.append(start + order.sort().values)
             start += count
         return torch.cat(kept)

@@ -243,9 +243,9 @@ def _covered(offsets: NDArray[np.int64], spans: Sequence[Span]) -> Mask:
 
 
 def _first_to_last(mask: Mask) -> Span:
-    """The places from the first to the last one that is set."""
-    places = np.flatnonzero(mask)
-    return int(places[0]), int(places[-1]) + 1
+    """The positions from the first to the last one that is set."""
+    positions = np.flatnonzero(mask)
+    return int(positions[0]), int(positions[-1]) + 1
 
 
 def _moved(span: Span, expanded: Expanded) -> Span:

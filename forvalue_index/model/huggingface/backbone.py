@@ -106,29 +106,29 @@ class Backbone:
         """
         name, trusted = settings.model, settings.trust_remote_code
         dtype = getattr(torch, resolve_dtype(settings.dtype, device))
-        found = locate_model(settings)
+        files = locate_model(settings)
         with quiet(), model_errors(name), without_pickle(name):
             if not trusted:
-                refuse_own_code(found)
+                refuse_own_code(files)
             # Said in so many words: where nothing is said, transformers asks on the terminal.
-            tokenizer = AutoTokenizer.from_pretrained(**found.place, trust_remote_code=trusted)
+            tokenizer = AutoTokenizer.from_pretrained(**files.location, trust_remote_code=trusted)
             if not images:
-                refuse_text_alone(found)
-            image_type = image_model_type(found) if images else None
+                refuse_text_alone(files)
+            image_type = image_model_type(files) if images else None
             kind = AutoModelForCausalLM if image_type is None else AutoModelForImageTextToText
             model = kind.from_pretrained(
-                **found.place, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
+                **files.location, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
             )
             processor = None
             if image_type is not None:
-                processor = load_processor(found, tokenizer, model_type=image_type, trusted=trusted)
+                processor = load_processor(files, tokenizer, model_type=image_type, trusted=trusted)
                 # One for texts and one for texts with images, which other threads read.
                 tokenizer = copy.deepcopy(processor.tokenizer)
                 tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
         if settings.adapter is not None:
             model = merge_adapter(model, settings.adapter)
         model.to(device)
-        return cls(model, tokenizer, processor=processor, name=name, revision=found.revision)
+        return cls(model, tokenizer, processor=processor, name=name, revision=files.revision)
 
     @property
     def model(self) -> Any:
@@ -221,11 +221,11 @@ class Backbone:
         """What the model reads of the images of a batch."""
         if not batch.readers:
             return {}
-        found = stacked(batch.inputs, batch.token_ids.shape[1])
+        inputs = stacked(batch.inputs, batch.token_ids.shape[1])
         dtype = self.head.weight.dtype
         return {
             name: tensor.to(self.device, dtype if tensor.is_floating_point() else None)
-            for name, tensor in found.items()
+            for name, tensor in inputs.items()
         }
 
     def _states(self, token_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> Tensor:

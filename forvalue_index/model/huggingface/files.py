@@ -50,13 +50,13 @@ class ModelFiles:
     """Where a model lies: what `from_pretrained` needs to find it, and the names of its files."""
 
     name: str
-    place: Mapping[str, Any]
-    files: frozenset[str]
+    location: Mapping[str, Any]
+    file_names: frozenset[str]
 
     @property
     def revision(self) -> str | None:
         """The commit of a model on the hub."""
-        revision: str | None = self.place.get("revision")
+        revision: str | None = self.location.get("revision")
         return revision
 
 
@@ -66,55 +66,55 @@ def locate_model(settings: Settings) -> ModelFiles:
     Raises:
         ModelError: there is no such model, it is an adapter, or its weights are a pickle.
     """
-    found = _locate(settings)
-    if "adapter_config.json" in found.files:
+    files = _locate(settings)
+    if "adapter_config.json" in files.file_names:
         raise ModelError(
-            f"{found.name} holds a PEFT adapter (adapter_config.json); name the model without it, "
+            f"{files.name} holds a PEFT adapter (adapter_config.json); name the model without it, "
             "and the adapter with --adapter"
         )
-    pickled = sorted(f for f in found.files if f.startswith("pytorch_model") and "/" not in f)
-    safe = any(f.endswith(".safetensors") and "/" not in f for f in found.files)
-    if pickled and not safe and "gguf_file" not in found.place:
+    pickled = sorted(f for f in files.file_names if f.startswith("pytorch_model") and "/" not in f)
+    safe = any(f.endswith(".safetensors") and "/" not in f for f in files.file_names)
+    if pickled and not safe and "gguf_file" not in files.location:
         raise ModelError(
-            f"{found.name} has its weights in {pickled[0]}, a format that can run code when it is "
-            f"read, and none in safetensors; {CONVERT_MODEL.format(name=found.name)}"
+            f"{files.name} has its weights in {pickled[0]}, a format that can run code when it is "
+            f"read, and none in safetensors; {CONVERT_MODEL.format(name=files.name)}"
         )
-    return found
+    return files
 
 
-def image_model_type(found: ModelFiles) -> str | None:
+def image_model_type(files: ModelFiles) -> str | None:
     """The kind of a model that reads images, if these files hold one with its processor."""
-    if "gguf_file" in found.place or not PROCESSOR_FILES & found.files:
+    if "gguf_file" in files.location or not PROCESSOR_FILES & files.file_names:
         return None
-    config, _ = PreTrainedConfig.get_config_dict(**found.place)
+    config, _ = PreTrainedConfig.get_config_dict(**files.location)
     kind = config.get("model_type")
     return kind if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else None
 
 
-def refuse_text_alone(found: ModelFiles) -> None:
+def refuse_text_alone(files: ModelFiles) -> None:
     """Raise ModelError where a model that reads images has no part that reads text alone."""
-    kind = image_model_type(found)
+    kind = image_model_type(files)
     if kind is not None and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"{found.name}: a {kind} model is not loaded for text alone; make the index without "
+            f"{files.name}: a {kind} model is not loaded for text alone; make the index without "
             "--media none, which takes samples without images, too"
         )
 
 
-def refuse_own_code(found: ModelFiles) -> None:
+def refuse_own_code(files: ModelFiles) -> None:
     """Raise ModelError where a model cannot be loaded without running code that comes with it.
 
     Code that is there beside what transformers knows itself is passed over.
     """
     config: dict[str, Any] = {}
-    if "gguf_file" not in found.place:  # its header names an architecture and no code
-        config, _ = PreTrainedConfig.get_config_dict(**found.place)
+    if "gguf_file" not in files.location:  # its header names an architecture and no code
+        config, _ = PreTrainedConfig.get_config_dict(**files.location)
     code = _code_of_model(config)
     if code is None:
-        code = _code_of_tokenizer(get_tokenizer_config(**found.place))
+        code = _code_of_tokenizer(get_tokenizer_config(**files.location))
     if code is not None:
         raise ModelError(
-            f"{found.name} runs code of its own ({code}); give --trust-remote-code if you trust "
+            f"{files.name} runs code of its own ({code}); give --trust-remote-code if you trust "
             "it, or use another model"
         )
 
@@ -231,8 +231,8 @@ def _locate(settings: Settings) -> ModelFiles:
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"{path}: there is no such GGUF file; check the path")
-        place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        return ModelFiles(name, place, _names_in(path.parent))
+        location = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return ModelFiles(name, location, _names_in(path.parent))
     if looks_local(name) and not path.is_dir():
         raise ModelError(
             f"{name}: there is no such model directory; check the path, or name a model "
@@ -250,9 +250,9 @@ def _locate_on_hub(name: str, revision: str | None) -> ModelFiles:
 
     Asking once, without the retries of a download, tells a wrong name from a missing network.
     """
-    place: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    location: dict[str, Any] = {"pretrained_model_name_or_path": name}
     try:
-        found = huggingface_hub.model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+        model = huggingface_hub.model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
     except (RepositoryNotFoundError, RevisionNotFoundError, ValueError) as error:
         raise ModelError(
             f"{name} (revision {revision or 'main'}) is neither a directory here nor a model on "
@@ -265,10 +265,10 @@ def _locate_on_hub(name: str, revision: str | None) -> ModelFiles:
                 f"{name} is neither a directory here nor in the hub's cache, and the hub cannot "
                 f"be reached ({first_line(error)}); check the name and the network"
             ) from error
-        place |= {"revision": revision, "local_files_only": True}
-        return ModelFiles(name, place, _names_in(Path(cached).parent))
-    files = frozenset(file.rfilename for file in found.siblings or ())
-    return ModelFiles(name, place | {"revision": revision or found.sha}, files)
+        location |= {"revision": revision, "local_files_only": True}
+        return ModelFiles(name, location, _names_in(Path(cached).parent))
+    names = frozenset(file.rfilename for file in model.siblings or ())
+    return ModelFiles(name, location | {"revision": revision or model.sha}, names)
 
 
 def _names_in(directory: Path) -> frozenset[str]:

@@ -22,11 +22,11 @@ def tolerance(dtype: torch.dtype) -> float:
     return HEAD_TOLERANCE.get(dtype, HALF_PRECISION_TOLERANCE)
 
 
-def relative_gap(found: Tensor, expected: Tensor) -> float:
+def relative_gap(computed: Tensor, expected: Tensor) -> float:
     """The largest difference, of the largest number expected; infinite for other shapes."""
-    if found.shape != expected.shape:
+    if computed.shape != expected.shape:
         return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
+    return float((computed - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
 
 
 def heads_of(model: Any, name: str) -> Sequence[Head]:

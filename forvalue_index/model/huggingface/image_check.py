@@ -45,12 +45,12 @@ def refuse_misread_images(backbone: Backbone, encoder: PromptEncoder) -> None:
         earlier = backbone.differentiable_states(collate([later], [0]))
     except Exception as error:  # Each family fails in its own way.
         raise _refusal(backbone, f"it cannot read them: {_told(error)}") from error
-    for found, expected, problem in (
+    for computed, expected, problem in (
         (together, torch.cat(alone[:2]), "what it makes of one sample depends on its batch"),
         (earlier, alone[1][: len(earlier)], "it looks ahead at later tokens of the response"),
         (backbone.head.logits(alone[1]), logits, "its head is of an unknown kind"),
     ):
-        gap = relative_gap(found, expected)
+        gap = relative_gap(computed, expected)
         if not gap <= tolerance(backbone.head.weight.dtype):
             raise _refusal(backbone, f"{problem} (by {gap:.1e} of the largest number)")
 

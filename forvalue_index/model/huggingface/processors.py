@@ -23,7 +23,7 @@ REFUSED = {
 }
 
 
-def load_processor(found: ModelFiles, tokenizer: Any, *, model_type: str, trusted: bool) -> Any:
+def load_processor(files: ModelFiles, tokenizer: Any, *, model_type: str, trusted: bool) -> Any:
     """The processor of a vision-language model, with the tokenizer given.
 
     Images are processed by Pillow wherever this runs, so that rows do not depend on what else is
@@ -31,12 +31,12 @@ def load_processor(found: ModelFiles, tokenizer: Any, *, model_type: str, truste
 
     Raises ModelError where there is none that can be taken apart.
     """
-    written, _ = ProcessorMixin.get_processor_dict(**found.place)
-    of_images, _ = BaseImageProcessor.get_image_processor_dict(**found.place)
+    written, _ = ProcessorMixin.get_processor_dict(**files.location)
+    of_images, _ = BaseImageProcessor.get_image_processor_dict(**files.location)
     name = written.get("processor_class") or of_images.get("processor_class")
-    kind = _kind(found.name, name or PROCESSOR_MAPPING_NAMES.get(model_type))
+    kind = _kind(files.name, name or PROCESSOR_MAPPING_NAMES.get(model_type))
     images = AutoImageProcessor.from_pretrained(
-        **found.place, backend="pil", trust_remote_code=trusted
+        **files.location, backend="pil", trust_remote_code=trusted
     )
     parts = dict.fromkeys(kind.get_attributes()) | {"image_processor": images}
     taken = inspect.signature(kind.__init__).parameters.keys() - parts.keys()
@@ -45,7 +45,7 @@ def load_processor(found: ModelFiles, tokenizer: Any, *, model_type: str, truste
     processor = _without_other_media(kind)(**parts | {"tokenizer": tokenizer}, **options)
     if not image_token_of(processor):
         raise ModelError(
-            f"{found.name}: {kind.__name__} has no token that stands for an image, so samples with "
+            f"{files.name}: {kind.__name__} has no token that stands for an image, so samples with "
             "images cannot be told apart from their prompts; use another model"
         )
     return processor

@@ -56,9 +56,9 @@ def _reads_on_alike(trunk: Any, head_weight: Tensor) -> bool:
     layers = getattr(getattr(output, "past_key_values", None), "layers", ())
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
         return False
-    found = states_after(trunk, head_weight, 3, token_ids, mask)
-    expected = output[0][:, 3:].to(found.dtype)
-    return relative_gap(found, expected) <= tolerance(found.dtype)
+    computed = states_after(trunk, head_weight, 3, token_ids, mask)
+    expected = output[0][:, 3:].to(computed.dtype)
+    return relative_gap(computed, expected) <= tolerance(computed.dtype)
 
 
 def _rope_types(config: dict[Any, Any]) -> Iterator[str]:

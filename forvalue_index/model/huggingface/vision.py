@@ -87,10 +87,10 @@ class VisionProcessor:
                     f"its text holds {token}, which stands for something else in this model; take "
                     "it out"
                 )
-        places = text.count(self.image_token)
-        if places != len(sizes):
+        count = text.count(self.image_token)
+        if count != len(sizes):
             raise BadSampleError(
-                f"it has {len(sizes)} image(s), and the text for the model has {places} times "
+                f"it has {len(sizes)} image(s), and the text for the model has {count} times "
                 f"{self.image_token}, which stands for one; where the text itself holds that, take "
                 "it out, and else use a chat template that renders images"
             )
@@ -110,9 +110,11 @@ class VisionProcessor:
     ) -> tuple[list[int], Inputs]:
         """The token ids of a text that is not expanded, and what else the model reads."""
         pixels = [self.open(image) for image in images]
-        found = _processed(self._processor, text, pixels, add_special_tokens=add_special_tokens)
-        inputs = {name: np.asarray(value) for name, value in found.items() if name not in NOT_READ}
-        return [int(i) for i in found["input_ids"][0]], inputs
+        processed = _processed(self._processor, text, pixels, add_special_tokens=add_special_tokens)
+        inputs = {
+            name: np.asarray(value) for name, value in processed.items() if name not in NOT_READ
+        }
+        return [int(i) for i in processed["input_ids"][0]], inputs
 
     def _where_it_stands(self, text: str) -> tuple[tuple[Size, Size], ...]:
         parts, spans, start = text.split(self.image_token), [], 0
@@ -125,10 +127,10 @@ class VisionProcessor:
     def _replaced_by(self, sizes: tuple[Size, ...]) -> _Replaced:
         images = [blank(*size) for size in sizes]
         text = " ".join([self.image_token] * len(sizes))
-        found = _processed(self._processor, text, images, **REPLACED)
-        arrays = [np.asarray(value) for name, value in found.items() if name not in NOT_READ]
+        processed = _processed(self._processor, text, images, **REPLACED)
+        arrays = [np.asarray(value) for name, value in processed.items() if name not in NOT_READ]
         n_values = sum(array.size for array in arrays if array.dtype.kind == "f")
-        return _Replaced(_replacements(found), n_values // PATCH_VALUES)
+        return _Replaced(_replacements(processed), n_values // PATCH_VALUES)
 
 
 def image_token_of(processor: Any) -> str:
@@ -145,9 +147,9 @@ def processor_digest(processor: Any) -> str:
     """
     token = image_token_of(processor)
     images = [known_image(size) for size in KNOWN_SIZES]
-    found = _processed(processor, " ".join([token] * len(images)), images, **REPLACED)
-    facts: dict[str, Any] = {"texts": _replacements(found)}
-    for name, value in found.items():
+    processed = _processed(processor, " ".join([token] * len(images)), images, **REPLACED)
+    facts: dict[str, Any] = {"texts": _replacements(processed)}
+    for name, value in processed.items():
         if name not in NOT_READ:
             array = np.asarray(value)
             moments = array.mean(dtype=np.float64), array.std(dtype=np.float64)
@@ -159,7 +161,7 @@ def _processed(
     processor: Any, text: str, images: Sequence[Pixels], **options: Any
 ) -> Mapping[str, Any]:
     try:
-        found: Mapping[str, Any] = processor(
+        processed: Mapping[str, Any] = processor(
             text=[text], images=[list(images)], return_tensors="np", **options
         )
     except Exception as error:  # Each family refuses images in its own way.
@@ -168,12 +170,12 @@ def _processed(
             f"the model's processor refuses its image(s) of {sizes} pixels: "
             f"{' '.join(str(error).split())}"
         ) from error
-    return found
+    return processed
 
 
-def _replacements(found: Mapping[str, Any]) -> tuple[str, ...]:
+def _replacements(processed: Mapping[str, Any]) -> tuple[str, ...]:
     """What stands for each image in a text that was processed."""
-    offsets = (found.get("text_replacement_offsets") or [()])[0]
+    offsets = (processed.get("text_replacement_offsets") or [()])[0]
     return tuple(one["replacement"] for one in offsets)
 
 
@@ -182,13 +184,13 @@ def placeholders(config: Mapping[Any, Any], named: re.Pattern[str] = PLACEHOLDER
 
     Those that end a text or fill it up are plain tokens.
     """
-    found = set()
+    ids = set()
     for name, value in config.items():
         if isinstance(value, Mapping):
-            found |= placeholders(value, named)
+            ids |= placeholders(value, named)
         elif named.search(str(name)) and isinstance(value, int):
-            found.add(value)
-    return found
+            ids.add(value)
+    return ids
 
 
 def known_image(size: Size) -> Pixels:
