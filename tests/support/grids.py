@@ -27,16 +27,6 @@ def pairs(*axes: Iterable[Any], keep: Callable[..., bool] = lambda *_: False) ->
     return _marked(values, choices, chosen)
 
 
-def each(*axes: Iterable[Any], keep: Callable[..., bool] = lambda *_: False) -> list[Any]:
-    """All choices; ordinary are so many that each value comes once, and what `keep` says."""
-    values = [[*axis] for axis in axes]
-    choices = [*product(*(range(len(axis)) for axis in values))]
-    longest = max(map(len, values))
-    chosen = {tuple(i % len(axis) for axis in values) for i in range(longest)}
-    chosen |= {c for c in choices if keep(*_at(values, c))}
-    return _marked(values, choices, chosen)
-
-
 def rarely(*choices: Any) -> list[Any]:
     """Values of one parameter that only `--thorough` tries."""
     return [pytest.param(choice, marks=pytest.mark.thorough) for choice in choices]
