@@ -9,12 +9,11 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from click.testing import CliRunner
+from commands import run
 from grids import rarely
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
-from forvalue_index.cli import main
 from forvalue_index.ingest import add as ingest
 from forvalue_index.ingest import planning
 from forvalue_index.store.catalog.database import CatalogError, NoRoomError
@@ -153,11 +152,6 @@ def answers(path, validation):
         assert opened.query(validation).searched == len(found)
         assert opened.check().findings == ()
     return found
-
-
-def run(*arguments):
-    """A command. An exception that the command line has no message for fails the test."""
-    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
 
 
 def complaint(done):
