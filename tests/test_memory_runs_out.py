@@ -1,5 +1,6 @@
 import gc
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -48,12 +49,14 @@ print(json.dumps(outcome | {"sizes": sizes}))
 """
 
 
-def limited(model_dir, n_tokens, room, *more):
+def limited(model_dir, n_tokens, room, *arguments):
     """Hidden states of 16 samples with so many bytes more than what the program has anyway."""
-    command = [sys.executable, "-c", LIMITED, str(model_dir), str(n_tokens), str(room), *more]
+    command = [sys.executable, "-c", LIMITED, str(model_dir), str(n_tokens), str(room), *arguments]
     # One arena, as each thread would reserve address space of its own.
-    env = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    more_env = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | more_env, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 

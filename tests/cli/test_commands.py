@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 import pyarrow.parquet
 import pytest
-from click.testing import CliRunner
-from commands import document
+from commands import document, run
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex, __version__
@@ -132,11 +131,6 @@ def train(tmp_path):
 @pytest.fixture
 def validation(tmp_path):
     return write_jsonl(tmp_path / "validation.jsonl", rows(3, seed=2, prefix="v"))
-
-
-def run(*arguments, **options):
-    """A command in this process. Raises what the command line has no message for."""
-    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False, **options)
 
 
 def forvalue(*arguments):

@@ -1,27 +1,14 @@
-import json
-
 import pytest
 import sqlalchemy as sa
 from alembic import command
-from click.testing import CliRunner
+from commands import document, run
 from migrating import configuration
 from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
-from forvalue_index.cli import main
 from forvalue_index.store.catalog.database import connect
 
 pytest_plugins = ("tiny",)
-
-
-def run(*arguments, **options):
-    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False, **options)
-
-
-def document(*arguments, code=0):
-    done = run(*arguments, "--json")
-    assert done.exit_code == code, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture

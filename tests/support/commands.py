@@ -12,10 +12,10 @@ def run(*arguments, **options):
     return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False, **options)
 
 
-def document(*arguments, **options):
+def document(*arguments, code=0, **options):
     """What a command says with `--json`."""
     done = run(*arguments, "--json", **options)
-    assert done.exit_code == 0, done.stderr
+    assert done.exit_code == code, done.stderr
     return json.loads(done.stdout)
 
 

@@ -292,11 +292,11 @@ def machine(tmp_path, model_dir):
     )
 
 
-def test_an_index_is_what_a_dictionary_would_be(machine):
+def test_an_index_is_what_a_dictionary_would_be(machine, thorough):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=20,
+            max_examples=20 if thorough else 8,
             stateful_step_count=15,
             deadline=None,
             # A failing history is short enough to read, and takes minutes to shorten.

@@ -6,12 +6,11 @@ import sys
 
 import pytest
 import transformers.dynamic_module_utils
-from click.testing import CliRunner
+from commands import run
 from rows import rows, write_jsonl
 from strangers import edit, save_strange_model, save_strange_tokenizer
 
 from forvalue_index import ValuationIndex
-from forvalue_index.cli import main
 from forvalue_index.exceptions import ModelError, SettingsMismatchError, UsageError
 
 pytest_plugins = ("tiny",)
@@ -45,10 +44,6 @@ def strange(request, tmp_path, mark):
 @pytest.fixture
 def data(tmp_path):
     return write_jsonl(tmp_path / "data.jsonl", rows(3))
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
 
 
 def refused(*arguments, code):

@@ -4,10 +4,10 @@ A tiny LLaVA stands for all families, which `test_vision` goes through.
 """
 
 import json
+import multiprocessing
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -21,8 +21,11 @@ from vision_commands import COUNT, filled, made
 from vision_models import save_tiny_vision, tiny_image
 
 from forvalue_index import ValuationIndex
+from forvalue_index.cli import main
 from forvalue_index.gradients.embedder import Embedder
+from forvalue_index.ingest import storing
 from forvalue_index.model import encoded
+from forvalue_index.store import media
 
 pytest_plugins = ("vision_home",)
 
@@ -352,27 +355,33 @@ def test_memory_holds_the_pixels_of_two_batches_at_most(home, model, monkeypatch
     assert (np.array(seen) <= up_to_next).all()
 
 
-DYING = """
-import os, signal
-from forvalue_index.cli import main
-from forvalue_index.ingest import storing
-from forvalue_index.store import media
+STORE, COPY = (storing.Unstored, "store"), (media, "write_durably")
 
-storing.COMMIT_BYTES = 1  # every batch is stored
 
-def dying(function, calls=[]):
-    def call(*given, **options):
+def add_until_killed(index, data, where, nth):
+    """Add in a process that is killed at the nth call of a function; returns how it ended."""
+    process = multiprocessing.get_context("fork").Process(
+        target=add_and_die, args=(index, data, where, nth)
+    )
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def add_and_die(index, data, where, nth):
+    owner, name = where
+    function, calls = getattr(owner, name), []
+
+    def dying(*given, **options):
         found = function(*given, **options)
-        calls.append(1)
-        if len(calls) == {nth}:
+        calls.append(name)
+        if len(calls) == nth:
             os.kill(os.getpid(), signal.SIGKILL)
         return found
-    return call
 
-{name} = dying({name})
-main(["add", {index!r}, {data!r}])
-"""
-STORE, COPY = "storing.Unstored.store", "media.write_durably"
+    setattr(owner, name, dying)
+    storing.COMMIT_BYTES = 1  # every batch is stored
+    main(["add", str(index), str(data)])
 
 
 @pytest.mark.parametrize(
@@ -385,10 +394,8 @@ def test_an_add_that_is_killed_goes_on(how, deaths, home, model):
     shutil.rmtree(home / "index")
     index = made(home, model, "--media", how, "--row-dtype", "float32")
     data = home / "data" / "train.jsonl"
-    for name, nth in deaths:
-        code = DYING.format(name=name, nth=nth, index=str(index), data=str(data))
-        done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-        assert done.returncode == -signal.SIGKILL
+    for where, nth in deaths:
+        assert add_until_killed(index, data, where, nth) == -signal.SIGKILL
     with ValuationIndex.open(index) as half:
         assert 0 < len(half) < COUNT
     document("add", index, data)
