@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import time
@@ -5,6 +6,14 @@ import time
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several processes share the machine
+
+# What a module of ours imports, jaxtyping's hook compiles anew in each process, which takes 11 s
+# for these: so they come before.
+for name in (
+    *("transformers.modeling_utils", "transformers.processing_utils", "pandas", "scipy.stats"),
+    *("sklearn.metrics", "sqlalchemy.dialects.sqlite", "beartype.door"),
+):
+    importlib.import_module(name)
 
 
 def pytest_addoption(parser):

@@ -93,7 +93,7 @@ def test_two_writers_and_eight_readers_on_sqlite(tmp_path, model_dir, seconds):
 def test_two_writers_and_eight_readers_on_postgresql(
     tmp_path, model_dir, postgresql_database, seconds
 ):
-    seconds = max(seconds / 4, 8)
+    seconds = max(seconds / 4, 15)
     processes = together(tmp_path, model_dir, postgresql_database, seconds)
     assert total(processes, "busy") or seconds < 10
 
