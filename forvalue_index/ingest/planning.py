@@ -151,7 +151,7 @@ def _plan_changes(row: Sample, known: KnownSample, plan: IngestPlan, *, moved: b
     """Plan what a row changes of a sample that is known, and not removed."""
     metadata = changed_metadata(known.metadata, row.metadata)
     plan.changed += moved or metadata is not None
-    if moved or known.place not in (None, (row.source, row.position, row.offset)):
+    if moved or known.location not in (None, (row.source, row.position, row.offset)):
         plan.restored[known.id] = replace(row, metadata=metadata or known.metadata)
     elif metadata is not None:
         plan.updated[known.id] = metadata

@@ -180,8 +180,8 @@ def segment_finding(storage: Storage, snapshot: Snapshot, segment: StoredSegment
     except OSError as error:  # deleted since, or unreadable
         return Finding("missing segment", f"{path} cannot be read ({error.strerror})", cure)
     except UnreadableSegmentError as error:
-        what, _, how = str(error).partition(". ")
-        return Finding(UNREADABLE, what, how[0].lower() + how[1:])
+        what, _, remedy = str(error).partition(". ")
+        return Finding(UNREADABLE, what, remedy[0].lower() + remedy[1:])
     except BrokenIndexError as error:
         missing = isinstance(error, MissingSegmentError)
         kind = "missing segment" if missing else "damaged segment"
@@ -196,9 +196,9 @@ def _compare(
     seen = 0
     for block in blocks:
         seen += len(block.ids)
-        found = torch.linalg.vector_norm(block.rows.floats(), dim=1).numpy()
+        norms_now = torch.linalg.vector_norm(block.rows.floats(), dim=1).numpy()
         expected = np.array([norms.get(id_, np.nan) for id_ in block.ids.tolist()])
-        wrong = ~(np.abs(found - expected) <= NORM_TOLERANCE * expected)
+        wrong = ~(np.abs(norms_now - expected) <= NORM_TOLERANCE * expected)
         if wrong.any():
             id_ = int(block.ids[int(wrong.argmax())])
             raise BrokenIndexError(

@@ -19,8 +19,8 @@ MOST_IDS = 2**16
 
 def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
     """Count and measure; run it in one transaction, or the numbers may not fit together."""
-    mine = samples.c.index_id == index_id
-    live = sa.and_(mine, LIVE)
+    own = samples.c.index_id == index_id
+    live = sa.and_(own, LIVE)
     by_source = _by_source(connection, live)
     n_live = sum(source.samples for source in by_source)
     n_segments, n_bytes = connection.execute(
@@ -28,7 +28,7 @@ def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
             segments.c.index_id == index_id
         )
     ).one()
-    gone = sa.select(sa.func.count()).select_from(samples).where(mine, REMOVED)
+    gone = sa.select(sa.func.count()).select_from(samples).where(own, REMOVED)
     removed = int(connection.execute(gone).scalar_one())
     return CatalogSummary(
         samples=n_live,
@@ -78,11 +78,11 @@ def median_error_mass(connection: sa.Connection, index_id: int, count: int) -> f
     # Removed samples leave gaps.
     wanted = min(n_ids, MOST_IDS, MEDIAN_SAMPLES * n_ids // count)
     ids = sorted(random.Random(0).sample(range(n_ids), wanted))
-    mine = (samples.c.index_id == index_id, LIVE)
-    query = sa.select(samples.c.label_error_mass).where(*mine)
-    found = [
+    live = (samples.c.index_id == index_id, LIVE)
+    query = sa.select(samples.c.label_error_mass).where(*live)
+    masses = [
         value
         for chunk in chunks(ids)
         for value in connection.scalars(query.where(samples.c.id.in_(chunk)))
     ]
-    return statistics.median(found) if found else None
+    return statistics.median(masses) if masses else None
