@@ -172,39 +172,6 @@ class SegmentFile:
         self._refuse_strange_scales()
         self._refuse_other_count(counts)
 
-    def _tensors(
-        self, name_of: Callable[[str], str], geometries: Iterable[str], names: Collection[str]
-    ) -> dict[str, Tensor]:
-        """What is stored beside the rows of geometries, where it is: their checksums or scales."""
-        beside = {geometry: name_of(geometry) for geometry in geometries}
-        return {g: self._file.get_tensor(name) for g, name in beside.items() if name in names}
-
-    def _refuse_other_content(
-        self, segment: StoredSegment, uid: str | None, *, checked: bool
-    ) -> None:
-        """Segments that name themselves and have their rows `checked` are not hashed as a whole."""
-        if uid not in (None, segment.file.uid):
-            raise self._broken(f"it holds the segment {uid}")
-        whole = uid is not None and checked
-        if not whole and file_digest(self.path) != segment.file.sha256:
-            raise self._broken("its checksum is not that in the catalog")
-
-    def _refuse_strange_scales(self) -> None:
-        for name, row_dtype in self.row_dtypes.items():
-            scales = self._scales.get(name)
-            if row_dtype == INT8 and scales is None:
-                raise self._broken(f"its rows of {name} have no scales")
-            if scales is not None and (scales.dtype, scales.shape) != (
-                torch.float32,
-                (self._n_rows,),
-            ):
-                raise self._broken(f"the scales of its rows of {name} are not one float32 a row")
-
-    def _refuse_other_count(self, counts: set[int]) -> None:
-        if counts != {self._n_rows} or len(self._offsets) != self._n_rows:
-            seen = " and ".join(f"{n_rows:,}" for n_rows in sorted(counts)) or "no"
-            raise self._broken(f"it has {seen} rows, the catalog says {self._n_rows:,}")
-
     @property
     def uid(self) -> str:
         """The name of the segment."""
@@ -244,6 +211,39 @@ class SegmentFile:
             with self._errors():
                 self._check(geometry, rows, here)
             yield StoredBlock(self.ids[here], rows)
+
+    def _tensors(
+        self, name_of: Callable[[str], str], geometries: Iterable[str], names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """What is stored beside the rows of geometries, where it is: their checksums or scales."""
+        beside = {geometry: name_of(geometry) for geometry in geometries}
+        return {g: self._file.get_tensor(name) for g, name in beside.items() if name in names}
+
+    def _refuse_other_content(
+        self, segment: StoredSegment, uid: str | None, *, checked: bool
+    ) -> None:
+        """Segments that name themselves and have their rows `checked` are not hashed as a whole."""
+        if uid not in (None, segment.file.uid):
+            raise self._broken(f"it holds the segment {uid}")
+        whole = uid is not None and checked
+        if not whole and file_digest(self.path) != segment.file.sha256:
+            raise self._broken("its checksum is not that in the catalog")
+
+    def _refuse_strange_scales(self) -> None:
+        for name, row_dtype in self.row_dtypes.items():
+            scales = self._scales.get(name)
+            if row_dtype == INT8 and scales is None:
+                raise self._broken(f"its rows of {name} have no scales")
+            if scales is not None and (scales.dtype, scales.shape) != (
+                torch.float32,
+                (self._n_rows,),
+            ):
+                raise self._broken(f"the scales of its rows of {name} are not one float32 a row")
+
+    def _refuse_other_count(self, counts: set[int]) -> None:
+        if counts != {self._n_rows} or len(self._offsets) != self._n_rows:
+            seen = " and ".join(f"{n_rows:,}" for n_rows in sorted(counts)) or "no"
+            raise self._broken(f"it has {seen} rows, the catalog says {self._n_rows:,}")
 
     def _stored(self, geometry: str) -> StoredRows:
         """All rows, mapped."""

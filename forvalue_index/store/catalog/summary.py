@@ -42,6 +42,28 @@ def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
     )
 
 
+def median_error_mass(connection: sa.Connection, index_id: int, count: int) -> float | None:
+    """The median label error mass of `count` live samples, estimated where there are many.
+
+    Its column has no index, which would cost a tenth of the time to add.
+    """
+    if not count:
+        return None
+    following = sa.select(indexes.c.next_sample_id).where(indexes.c.id == index_id)
+    n_ids = int(connection.execute(following).scalar_one())
+    # Removed samples leave gaps.
+    wanted = min(n_ids, MOST_IDS, MEDIAN_SAMPLES * n_ids // count)
+    ids = sorted(random.Random(0).sample(range(n_ids), wanted))
+    live = (samples.c.index_id == index_id, LIVE)
+    query = sa.select(samples.c.label_error_mass).where(*live)
+    masses = [
+        value
+        for chunk in chunks(ids)
+        for value in connection.scalars(query.where(samples.c.id.in_(chunk)))
+    ]
+    return statistics.median(masses) if masses else None
+
+
 def _by_source(
     connection: sa.Connection, live: sa.ColumnElement[bool]
 ) -> tuple[SourceSummary, ...]:
@@ -64,25 +86,3 @@ def _median(
     query = sa.select(column).where(live).order_by(column)
     middle = connection.scalars(query.limit(2 - count % 2).offset((count - 1) // 2)).all()
     return float(sum(middle) / len(middle))
-
-
-def median_error_mass(connection: sa.Connection, index_id: int, count: int) -> float | None:
-    """The median label error mass of `count` live samples, estimated where there are many.
-
-    Its column has no index, which would cost a tenth of the time to add.
-    """
-    if not count:
-        return None
-    following = sa.select(indexes.c.next_sample_id).where(indexes.c.id == index_id)
-    n_ids = int(connection.execute(following).scalar_one())
-    # Removed samples leave gaps.
-    wanted = min(n_ids, MOST_IDS, MEDIAN_SAMPLES * n_ids // count)
-    ids = sorted(random.Random(0).sample(range(n_ids), wanted))
-    live = (samples.c.index_id == index_id, LIVE)
-    query = sa.select(samples.c.label_error_mass).where(*live)
-    masses = [
-        value
-        for chunk in chunks(ids)
-        for value in connection.scalars(query.where(samples.c.id.in_(chunk)))
-    ]
-    return statistics.median(masses) if masses else None
