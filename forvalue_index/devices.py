@@ -63,15 +63,6 @@ def shared_out(
     return {device: count for device, count in shares.items() if count}
 
 
-def _free_bytes(gpu: torch.device) -> int:
-    """What the driver has, and what torch holds of it without a use."""
-    try:
-        free, _ = torch.cuda.mem_get_info(gpu)
-    except RuntimeError:  # another program has all of it, or wants the GPU for itself
-        return 0
-    return int(free) + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
-
-
 def none_if_out_of_memory(work: Callable[[], Result]) -> Result | None:
     """What `work` gives, or None where there is not the memory for it."""
     try:
@@ -94,3 +85,12 @@ def release_memory() -> None:
     """Give the memory of GPUs back that torch keeps without a use."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _free_bytes(gpu: torch.device) -> int:
+    """What the driver has, and what torch holds of it without a use."""
+    try:
+        free, _ = torch.cuda.mem_get_info(gpu)
+    except RuntimeError:  # another program has all of it, or wants the GPU for itself
+        return 0
+    return int(free) + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)

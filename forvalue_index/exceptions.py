@@ -1,4 +1,7 @@
-"""Every error a caller can cause or meet. Messages say what, with which values, and what to do."""
+"""Every error a caller can cause or meet. Messages say what, with which values, and what to do.
+
+And the one way to say that an optional library is missing.
+"""
 
 from __future__ import annotations
 

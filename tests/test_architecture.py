@@ -50,8 +50,15 @@ WITHOUT_TORCH = {
         "reports",
         "cli",
     ),
-    *("store.records", "store.results", "store.manifest", "store.samples", "store.media"),
-    *("store.texts", "store.durable", "store.writer_lock", "forvalue_index"),
+    *(
+        "store.agreement",
+        "store.records",
+        "store.results",
+        "store.manifest",
+        "store.samples",
+        "store.media",
+    ),
+    *("store.texts", "store.durable", "store.permissions", "store.writer_lock", "forvalue_index"),
     *("valuation.results", "valuation.scoring"),
 }
 # What --help must not wait for.

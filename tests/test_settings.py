@@ -5,7 +5,8 @@ import pytest
 
 from forvalue_index.exceptions import BrokenIndexError, UsageError
 from forvalue_index.settings import ModelIdentity, Settings
-from forvalue_index.store.manifest import FORMAT_VERSION, Manifest, first_difference
+from forvalue_index.store.agreement import first_difference
+from forvalue_index.store.manifest import FORMAT_VERSION, Manifest
 
 SETTINGS = Settings(
     model="owner/name",

@@ -63,9 +63,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _system_error(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
+    file = f"{error.filename}: " if error.filename else ""
     reason = error.strerror or _one_line(error)
-    return f"{where}{reason}; check the path, the rights to it and the room on the disk"
+    return f"{file}{reason}; check the path, the rights to it and the room on the disk"
 
 
 @click.group(

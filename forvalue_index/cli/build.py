@@ -87,13 +87,13 @@ def calibrate(
     trusted = trust_remote_code if data else None
     with opened_index(index, model, trust_remote_code=trusted) as opened:
         chosen = data[0] if len(data) == 1 else list(data)
-        found = opened.calibrate(chosen, wait=wait, **reading) if data else opened.calibration()
+        summary = opened.calibrate(chosen, wait=wait, **reading) if data else opened.calibration()
     if as_json:
-        print_json(calibration_document(found))
+        print_json(calibration_document(summary))
     else:
         from forvalue_index.cli.index_display import print_calibration
 
-        print_calibration(index, found)
+        print_calibration(index, summary)
 
 
 @click.command()

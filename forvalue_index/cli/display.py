@@ -65,7 +65,7 @@ def print_sample(stored: StoredSample, page: Path | None = None) -> None:
         console.print(f"written to {shown(str(page))}", soft_wrap=True)
 
 
-def print_list(found: Sequence[StoredSample], matching: int) -> None:
+def print_list(samples: Sequence[StoredSample], matching: int) -> None:
     """A table of samples, and how many there are in all."""
     table = Table(box=None, expand=True)
     table.add_column("number", justify="right")
@@ -74,7 +74,7 @@ def print_list(found: Sequence[StoredSample], matching: int) -> None:
     for column in ("tokens", "labels", "loss"):
         table.add_column(column, justify="right")
     table.add_column("preview", overflow="ellipsis", no_wrap=True, min_width=30, ratio=1)
-    for stored in found:
+    for stored in samples:
         statistics = stored.statistics
         table.add_row(
             str(stored.id),
@@ -87,7 +87,7 @@ def print_list(found: Sequence[StoredSample], matching: int) -> None:
         )
     console = readable_console()
     console.print(table)
-    console.print(f"{len(found):,} of {matching:,} samples")
+    console.print(f"{len(samples):,} of {matching:,} samples")
 
 
 def _print_both(

@@ -60,23 +60,23 @@ def _opened(
     reading: dict[str, Any],
     model: str | None,
     trust_remote_code: bool,
-    **how: Any,
+    **evaluation_options: Any,
 ) -> Iterator[tuple[ValuationIndex, EvaluationData]]:
     """The index, and what it is to be evaluated with."""
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
         from forvalue_index.evaluation.evidence import EvaluationData
         from forvalue_index.sources.data import Data
 
-        yield opened, EvaluationData(Data(list(data), **reading), **how)
+        yield opened, EvaluationData(Data(list(data), **reading), **evaluation_options)
 
 
 @evaluate.command()
 @_evaluation()
 @exact_option
 @click.option("--label", required=True, help="Field that names a sample's class.")
-def retrieval(index: Path, as_json: bool, label: str, **how: Any) -> None:
+def retrieval(index: Path, as_json: bool, label: str, **options: Any) -> None:
     """Do values find the samples of INDEX of the same class as those of DATA?"""
-    with _opened(index, **how) as (opened, wanted):
+    with _opened(index, **options) as (opened, wanted):
         from forvalue_index.evaluation.retrieval import evaluate_retrieval
 
         result = evaluate_retrieval(opened, wanted, label=label)
@@ -98,10 +98,10 @@ def retrieval(index: Path, as_json: bool, label: str, **how: Any) -> None:
     help="File to draw the detection curves to: .svg or .png.",
 )
 def mislabeled(
-    index: Path, as_json: bool, flag: str, label: str | None, output: Path | None, **how: Any
+    index: Path, as_json: bool, flag: str, label: str | None, output: Path | None, **options: Any
 ) -> None:
     """Do low values find the samples of INDEX that are flagged as wrong? DATA is to be right."""
-    with _opened(index, **how) as (opened, wanted):
+    with _opened(index, **options) as (opened, wanted):
         from forvalue_index.evaluation.mislabeled import evaluate_mislabeled
 
         result = evaluate_mislabeled(opened, wanted, flag=flag, label=label, output=output)
@@ -113,9 +113,9 @@ def mislabeled(
 
 @evaluate.command()
 @_evaluation("400")
-def fidelity(index: Path, as_json: bool, **how: Any) -> None:
+def fidelity(index: Path, as_json: bool, **options: Any) -> None:
     """How near are sketched scores of INDEX to exact ones?"""
-    with _opened(index, **how) as (opened, wanted):
+    with _opened(index, **options) as (opened, wanted):
         from forvalue_index.evaluation.fidelity import evaluate_fidelity
 
         result = evaluate_fidelity(opened, wanted)
@@ -134,9 +134,9 @@ def fidelity(index: Path, as_json: bool, **how: Any) -> None:
 @click.option(
     "--learning-rate", type=float, default=1e-5, show_default=True, help="Of AdamW's one step."
 )
-def tail_patch(index: Path, as_json: bool, top: int, learning_rate: float, **how: Any) -> None:
+def tail_patch(index: Path, as_json: bool, top: int, learning_rate: float, **options: Any) -> None:
     """Does one training step on what is said to help make DATA likelier? The model is restored."""
-    with _opened(index, **how) as (opened, wanted):
+    with _opened(index, **options) as (opened, wanted):
         from forvalue_index.evaluation.tail_patch import evaluate_tail_patch
 
         result = evaluate_tail_patch(opened, wanted, k=top, learning_rate=learning_rate)
@@ -160,7 +160,7 @@ def tail_patch(index: Path, as_json: bool, top: int, learning_rate: float, **how
     type=click.Path(path_type=Path, file_okay=False),
     help="Where losses are kept, so that a stopped run goes on.  [default: INDEX/lds]",
 )
-def lds(index: Path, as_json: bool, subsets: int, runs: Path | None, **how: Any) -> None:
+def lds(index: Path, as_json: bool, subsets: int, runs: Path | None, **options: Any) -> None:
     """Does training on random halves of INDEX do what values foresee? Fine-tunes many times.
 
     Sums of values of each half are compared with the losses of DATA after training on it. Stop at
@@ -168,12 +168,12 @@ def lds(index: Path, as_json: bool, subsets: int, runs: Path | None, **how: Any)
     """
     click.get_current_context().meta[RESUMES] = True
     names = ("epochs", "learning_rate", "batch_samples", "lora_rank")
-    chosen = {name: how.pop(name) for name in names}
-    with _opened(index, **how) as (opened, wanted):
+    recipe_options = {name: options.pop(name) for name in names}
+    with _opened(index, **options) as (opened, wanted):
         from forvalue_index.evaluation.retraining import evaluate_lds
         from forvalue_index.evaluation.training import Recipe
 
-        recipe = Recipe(**chosen)
+        recipe = Recipe(**recipe_options)
         result = evaluate_lds(opened, wanted, subsets=subsets, recipe=recipe, directory=runs)
     from forvalue_index.cli.evaluation_display import print_lds
     from forvalue_index.reports.evaluation_documents import lds_document

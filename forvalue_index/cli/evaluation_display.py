@@ -17,6 +17,8 @@ from forvalue_index.evaluation.results import (
     TailPatchResult,
 )
 
+INTERVALS = "In brackets: 95 % bootstrap intervals"
+
 
 def print_retrieval(result: RetrievalResult) -> None:
     """A line for each method, and how much the benchmark is worth."""
@@ -155,9 +157,6 @@ def print_lds(result: LdsResult) -> None:
         f"validation sample by {result.spread:.3f} nats (standard deviation).[/]",
         soft_wrap=True,
     )
-
-
-INTERVALS = "In brackets: 95 % bootstrap intervals"
 
 
 def interval(estimate: Estimate) -> str:

@@ -67,31 +67,23 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
     readable_console().print(table)
 
 
-def _fact(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def print_calibration(index: Path, found: CalibrationSummary | None) -> None:
+def print_calibration(index: Path, summary: CalibrationSummary | None) -> None:
     """What an index is calibrated with."""
     console = readable_console()
-    if found is None:
+    if summary is None:
         console.print(f"{shown(str(index))} is not calibrated yet; the first add does it.")
         return
     console.print(
-        f"Calibrated on {found.samples:,} samples with {found.label_tokens:,} label tokens "
-        f"({found.digest}), damping {found.damping:g}.",
+        f"Calibrated on {summary.samples:,} samples with {summary.label_tokens:,} label tokens "
+        f"({summary.digest}), damping {summary.damping:g}.",
         soft_wrap=True,
     )
     console.print(
-        f"{found.damped_tokens:,} of {found.vocab_size:,} tokens of the vocabulary were seen so "
-        "little that the damping outweighs them; fisher and kfac scale these nearly alike.",
+        f"{summary.damped_tokens:,} of {summary.vocab_size:,} tokens of the vocabulary were seen "
+        "so little that the damping outweighs them; fisher and kfac scale these nearly alike.",
         soft_wrap=True,
     )
-    for name, scale in found.error_scale.items():
+    for name, scale in summary.error_scale.items():
         noise, relative = scale["noise"], scale["relative"]
         also = f", and {relative:.0%} of the score" if relative >= LEAST_SHOWN else ""
         console.print(f"{name}: standard errors are {noise:.2f} of the sketch's formula{also}")
@@ -139,3 +131,11 @@ def print_check(index: Path, report: CheckReport) -> None:
     looked = f"{report.segments:,} segments and {report.samples:,} samples of {shown(str(index))}"
     verdict = "[green]sound[/]" if report.sound else "[red]not sound[/]"
     console.print(f"{looked}: {verdict}.", soft_wrap=True)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -69,11 +69,11 @@ def list_samples(index: Path, where: str | None, limit: int, offset: int, as_jso
     from forvalue_index.store.samples import open_samples
 
     with open_samples(index) as opened, opened.snapshot() as snapshot:
-        found = snapshot.list_samples(where, limit=limit, offset=offset)
+        samples = snapshot.list_samples(where, limit=limit, offset=offset)
         matching = snapshot.count(where)
     if as_json:
-        print_json({"matching": matching, "samples": [sample_document(s) for s in found]})
+        print_json({"matching": matching, "samples": [sample_document(s) for s in samples]})
     else:
         from forvalue_index.cli.display import print_list
 
-        print_list(found, matching)
+        print_list(samples, matching)

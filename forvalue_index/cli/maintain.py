@@ -145,20 +145,6 @@ def migrate(index: Path, wait: bool, as_json: bool) -> None:
         click.echo(f"{index} had schema {before}, and has {after} now.")
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _somebody_is_there() -> bool:
-    return sys.stdin.isatty()
-
-
-def _ask(question: str) -> None:
-    if not _somebody_is_there():
-        raise UsageError("nobody is there to be asked; give --yes, or see with --dry-run")
-    click.confirm(question, abort=True, err=True)
-
-
 @click.command()
 @index_argument
 @click.option(
@@ -188,3 +174,17 @@ def tune(index: Path, as_json: bool, **chosen: Any) -> None:
         print_tuned(index, report)
     if report.chosen is None:
         sys.exit(1)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
+
+
+def _ask(question: str) -> None:
+    if not _somebody_is_there():
+        raise UsageError("nobody is there to be asked; give --yes, or see with --dry-run")
+    click.confirm(question, abort=True, err=True)

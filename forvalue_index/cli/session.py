@@ -19,7 +19,8 @@ def opened_index(
 
     Without `trust_remote_code`, true or false, the model is not to be loaded.
     """
-    from forvalue_index.store.manifest import read_manifest, refuse_trust
+    from forvalue_index.store.agreement import refuse_trust
+    from forvalue_index.store.manifest import read_manifest
 
     # Before the libraries are imported, which takes seconds: most errors show here.
     settings = read_manifest(path).settings

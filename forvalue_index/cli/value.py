@@ -45,7 +45,7 @@ def query(
     bottom: int | None,
     per_sample: bool,
     rerank: int | None,
-    **how: Any,
+    **options: Any,
 ) -> None:
     """Show the samples of INDEX that helped the validation set DATA most, and hurt it most."""
     from forvalue_index.reports.documents import query_document
@@ -58,7 +58,7 @@ def query(
             per_sample=per_sample,
             rerank=rerank,
             **reading,
-            **how,
+            **options,
         )
     if as_json:
         print_json(query_document(result))
@@ -94,7 +94,7 @@ def values(
     model: str | None,
     trust_remote_code: bool,
     as_json: bool,
-    **how: Any,
+    **scoring: Any,
 ) -> None:
     """Write the score of every sample of INDEX for the validation set DATA to a file."""
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
@@ -104,7 +104,7 @@ def values(
             exact=exact,
             where=where,
             **reading,
-            **how,
+            **scoring,
         )
     if as_json:
         print_json({"output": str(output), "samples": len(scored.ids)})
@@ -136,7 +136,7 @@ def explain(
     model: str | None,
     trust_remote_code: bool,
     as_json: bool,
-    **how: Any,
+    **scoring: Any,
 ) -> None:
     """Show which tokens of SAMPLE, by key or number, carry its exact score for DATA."""
     from forvalue_index.reports.documents import explanation_document
@@ -150,7 +150,7 @@ def explain(
             list(data),
             validation_tokens=validation_tokens,
             **reading,
-            **how,
+            **scoring,
         )
         if output is not None:
             write_page(output, explanation_page(explanation, opened.storage.media.open))

@@ -159,8 +159,8 @@ def _read_training(view: View, wanted: EvaluationData) -> tuple[list[StoredSampl
     Raises UsageError where fewer than two are left.
     """
     ids, warnings = _drawn(view.catalog.live_ids(), wanted)
-    found = view.catalog.samples(ids)
-    stored = [found[id_] for id_ in sorted(found)]
+    by_id = view.catalog.samples(ids)
+    stored = [by_id[id_] for id_ in sorted(by_id)]
     lost = [one.text_error for one in stored if one.text_error]
     if lost:
         warnings.append(

@@ -12,7 +12,7 @@ from forvalue_index.sources.sample import Sample
 
 def field_values(samples: Iterable[Sample], field: str, *, role: str) -> list[Any]:
     """What each sample has under a field of its metadata. Raises UsageError where one lacks it."""
-    found = []
+    values = []
     for sample in samples:
         value = sample.metadata.get(field)
         if value is None:
@@ -21,8 +21,8 @@ def field_values(samples: Iterable[Sample], field: str, *, role: str) -> list[An
                 f"the {role} sample {sample.key} ({sample.source}:{sample.position}) has no field "
                 f"{field!r}; it has {there}. Name a field that every sample has"
             )
-        found.append(value)
-    return found
+        values.append(value)
+    return values
 
 
 def class_names(samples: Iterable[Sample], field: str, *, role: str) -> list[str]:

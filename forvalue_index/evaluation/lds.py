@@ -106,8 +106,8 @@ def linear_datamodelling_score(
         if undefined := int((~np.isfinite(numbers)).sum()):
             raise UsageError(f"{undefined} {name}(s) are infinite or undefined; leave them out")
     sums = scores.astype(np.float64) @ members.T  # [query, subset]
-    found = [spearman(a, -b) for a, b in zip(sums, losses.T.astype(np.float64), strict=True)]
-    correlations = np.nan_to_num(np.array(found))
+    by_query = [spearman(a, -b) for a, b in zip(sums, losses.T.astype(np.float64), strict=True)]
+    correlations = np.nan_to_num(np.array(by_query))
     mean = mean_interval(correlations, seed=seed)
     return LdsScore(mean.value, mean.low, mean.high, correlations)
 
@@ -125,8 +125,8 @@ def measured_losses(
     `mean_losses`.
     """
 
-    def retrain(places: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-        samples = [study.training[place] for place in places]
+    def retrain(positions: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+        samples = [study.training[position] for position in positions]
         with trainable(backbone, lora_rank=study.recipe.lora_rank) as parameters:
             fine_tune(backbone, parameters, samples, study.recipe, seed=seed)
             return mean_losses(backbone, study.queries)

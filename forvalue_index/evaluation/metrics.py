@@ -6,6 +6,7 @@ orders of them, so that a method that gives many zeros is neither helped nor hur
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,17 +68,10 @@ def auc_interval(
     parts = scores[positive], scores[~positive]
     if min(map(len, parts)) < 2:
         return Estimate(value, None, None)
-    found = stats.bootstrap(
-        parts,
-        _auc_of_parts,
-        vectorized=True,
-        n_resamples=AUC_RESAMPLES,
-        batch=_batch(len(scores)),
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, float(found.low), float(found.high))
+    low, high = _bootstrap_interval(
+        parts, _auc_of_parts, AUC_RESAMPLES, seed=seed, confidence=confidence
+    )
+    return Estimate(value, low, high)
 
 
 def recall_at_class_size(scores: Numbers, positive: Marks) -> float:
@@ -89,7 +83,7 @@ def recall_at_class_size(scores: Numbers, positive: Marks) -> float:
     size = int(positive.sum())
     last = np.partition(scores, -size)[-size]
     above, tied = scores > last, scores == last
-    # The places that are left go to as many of the tied samples, drawn at random.
+    # The ranks that are left go to as many of the tied samples, drawn at random.
     left = size - int(above.sum())
     expected = left * float((tied & positive).sum()) / float(tied.sum())
     return (float((above & positive).sum()) + expected) / size
@@ -130,7 +124,7 @@ def share_kept(
 ) -> float:
     """Share of the `k` best by `exact` [sample] among the `candidates` (or k) best by the other.
 
-    For the k worst pass both negated. Equal scores go by place, as a search gives them. Raises
+    For the k worst pass both negated. Equal scores go by position, as a search gives them. Raises
     UsageError where there are fewer than k samples.
     """
     if exact.shape != approximate.shape or not 1 <= k <= len(exact):
@@ -151,17 +145,10 @@ def mean_interval(values: Numbers, *, seed: int = 0, confidence: float = CONFIDE
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean, None, None)
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        vectorized=True,
-        n_resamples=MEAN_RESAMPLES,
-        batch=_batch(len(values)),
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(mean, float(found.low), float(found.high))
+    low, high = _bootstrap_interval(
+        (values,), np.mean, MEAN_RESAMPLES, seed=seed, confidence=confidence
+    )
+    return Estimate(mean, low, high)
 
 
 def difference_interval(
@@ -176,17 +163,36 @@ def difference_interval(
     value = float(np.mean(a) - np.mean(b))
     if min(len(a), len(b)) < 2:
         return Estimate(value, None, None)
-    found = stats.bootstrap(
-        (a, b),
-        lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
+    low, high = _bootstrap_interval(
+        (a, b), _mean_difference, MEAN_RESAMPLES, seed=seed, confidence=confidence
+    )
+    return Estimate(value, low, high)
+
+
+def _bootstrap_interval(
+    parts: Sequence[Numbers],
+    statistic: Callable[..., Any],
+    n_resamples: int,
+    *,
+    seed: int,
+    confidence: float,
+) -> tuple[float, float]:
+    """The percentile interval of a statistic over samples, each drawn apart."""
+    interval = stats.bootstrap(
+        parts,
+        statistic,
         vectorized=True,
-        n_resamples=MEAN_RESAMPLES,
-        batch=_batch(len(a) + len(b)),
+        n_resamples=n_resamples,
+        batch=_batch(sum(map(len, parts))),
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(value, float(found.low), float(found.high))
+    return float(interval.low), float(interval.high)
+
+
+def _mean_difference(a: Numbers, b: Numbers, axis: int = -1) -> Any:
+    return np.mean(a, axis=axis) - np.mean(b, axis=axis)
 
 
 def _auc_of_parts(positive: Numbers, negative: Numbers, axis: int = -1) -> Numbers:

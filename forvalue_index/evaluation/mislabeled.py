@@ -140,8 +140,8 @@ def like_prompts(evidence: Evidence) -> Marks:
     """
     queries, documents = evidence.validation_samples, evidence.training_samples
     alike = bm25_scores([one.prompt for one in queries], [one.prompt for one in documents])
-    places = np.argsort(np.argsort(-alike, axis=0, kind="stable"), axis=0, kind="stable")
-    near: Marks = (places < min(NEAREST, len(queries) // 2)) & (alike != alike[:1]).any()
+    ranks = np.argsort(np.argsort(-alike, axis=0, kind="stable"), axis=0, kind="stable")
+    near: Marks = (ranks < min(NEAREST, len(queries) // 2)) & (alike != alike[:1]).any()
     return near
 
 
@@ -187,14 +187,14 @@ def _flag(value: Any, sample: Sample, field: str) -> bool:
 
 
 def _same_class(training: Sequence[Sample], validation: Sequence[Sample], label: str) -> Marks:
-    theirs = np.array(class_names(training, label, role="training"))
-    ours = np.array(class_names(validation, label, role="validation"))
-    if len(np.unique(ours)) < 2:
+    training_classes = np.array(class_names(training, label, role="training"))
+    validation_classes = np.array(class_names(validation, label, role="validation"))
+    if len(np.unique(validation_classes)) < 2:
         raise UsageError(
-            f"all {len(ours):,} validation samples have the {label} {str(ours[0])!r}, and judging "
-            "by class needs two; leave --label out"
+            f"all {len(validation_classes):,} validation samples have the {label} "
+            f"{str(validation_classes[0])!r}, and judging by class needs two; leave --label out"
         )
-    same: Marks = ours[:, None] == theirs[None, :]
+    same: Marks = validation_classes[:, None] == training_classes[None, :]
     alone = ~same.any(axis=0)
     if alone.any():
         first = training[int(np.flatnonzero(alone)[0])]

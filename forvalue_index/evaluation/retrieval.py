@@ -59,14 +59,16 @@ def evaluate_retrieval(
         _classes(training, validation, label)
 
     evidence = gather(index, wanted, check=check)
-    theirs, ours = _classes(evidence.training_samples, evidence.validation_samples, label)
-    met = np.isin(ours, theirs)
+    training_classes, validation_classes = _classes(
+        evidence.training_samples, evidence.validation_samples, label
+    )
+    met = np.isin(validation_classes, training_classes)
     evaluated = replace(evidence.evaluated, validation_samples=int(met.sum()))
-    same = ours[met, None] == theirs[None, :]
+    same = validation_classes[met, None] == training_classes[None, :]
     return RetrievalResult(
-        evaluated=warned(evaluated, _strangers(ours[~met], label)),
+        evaluated=warned(evaluated, _strangers(validation_classes[~met], label)),
         label=label,
-        classes=len(np.unique(theirs)),
+        classes=len(np.unique(training_classes)),
         chance=float(same.mean()),
         methods=tuple(
             retrieval(name, scores[met], same) for name, scores in evidence.scores.items()
@@ -85,26 +87,30 @@ def retrieval(method: str, scores: Matrix, same: Marks) -> Retrieval:
 def _over_samples(
     measure: Callable[[Numbers, Marks], float], scores: Matrix, same: Marks
 ) -> tuple[Estimate, float]:
-    found = np.array([measure(row, mine) for row, mine in zip(scores, same, strict=True)])
-    return mean_interval(found), float(found.std())
+    measured = np.array(
+        [measure(row, positive) for row, positive in zip(scores, same, strict=True)]
+    )
+    return mean_interval(measured), float(measured.std())
 
 
 def _classes(
     training: Sequence[Sample], validation: Sequence[Sample], label: str
 ) -> tuple[Classes, Classes]:
-    theirs = np.array(class_names(training, label, role="training"))
-    ours = np.array(class_names(validation, label, role="validation"))
-    if len(np.unique(theirs)) < 2:
+    training_classes = np.array(class_names(training, label, role="training"))
+    validation_classes = np.array(class_names(validation, label, role="validation"))
+    if len(np.unique(training_classes)) < 2:
         raise UsageError(
-            f"all {len(theirs):,} training samples have the {label} {str(theirs[0])!r}; retrieval "
-            "needs at least two classes, so name another field"
+            f"all {len(training_classes):,} training samples have the {label} "
+            f"{str(training_classes[0])!r}; retrieval needs at least two classes, so name another "
+            "field"
         )
-    if not np.isin(ours, theirs).any():
+    if not np.isin(validation_classes, training_classes).any():
         raise UsageError(
-            f"no validation sample has a {label} of the training samples: {_some(ours)} against "
-            f"{_some(theirs)}; name another field, or use other validation data"
+            f"no validation sample has a {label} of the training samples: "
+            f"{_some(validation_classes)} against {_some(training_classes)}; name another field, "
+            "or use other validation data"
         )
-    return theirs, ours
+    return training_classes, validation_classes
 
 
 def _strangers(classes: Classes, label: str) -> tuple[str, ...]:

@@ -48,10 +48,10 @@ def all_sketched(
     queries = index.model.embedder().embed(prepared).rows
     scores, stderrs = {}, {}
     for name, scoring in scorings(index).items():
-        mine = queries[scoring.geometry]
+        rows = queries[scoring.geometry]
         errors = index.storage.frozen.sketch_error(scoring.geometry)
         scores[name], stderrs[name] = sketched_scores(
-            view, unit_rows(mine) if scoring.normalize else mine, ids, scoring, errors
+            view, unit_rows(rows) if scoring.normalize else rows, ids, scoring, errors
         )
     return scores, stderrs
 
@@ -65,11 +65,11 @@ def sketched_scores(
     stderrs = np.empty_like(scores)
     for block in view.blocks(scoring.geometry, normalize=scoring.normalize):
         here = np.isin(block.ids, wanted)
-        place = np.searchsorted(wanted, block.ids[here])
+        columns = np.searchsorted(wanted, block.ids[here])
         chosen = block.rows.numpy()[here]
-        scores[:, place] = (queries @ torch.from_numpy(chosen).T).numpy()
+        scores[:, columns] = (queries @ torch.from_numpy(chosen).T).numpy()
         for i, row in enumerate(rows):
-            stderrs[i, place] = errors.standard_errors(row, chosen)
+            stderrs[i, columns] = errors.standard_errors(row, chosen)
     return scores, stderrs
 
 
@@ -78,13 +78,13 @@ def all_exact(
 ) -> dict[str, Matrix]:
     """Scores of the model, by the name of the scoring."""
     geometries = [index.model.geometry(name) for name in index.manifest.settings.geometries]
-    found = exact_matrices(
+    matrices = exact_matrices(
         index.model.reader, geometries, validation, training, on_progress=index.model.on_progress
     )
     scores = {}
     for name, scoring in scorings(index).items():
-        mine = found[scoring.geometry]
-        scores[name] = (mine.cosines if scoring.normalize else mine.values).astype(np.float32)
+        matrix = matrices[scoring.geometry]
+        scores[name] = (matrix.cosines if scoring.normalize else matrix.values).astype(np.float32)
     return scores
 
 

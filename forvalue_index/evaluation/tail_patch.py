@@ -61,8 +61,8 @@ def evaluate_tail_patch(
 
     evidence = gather(index, wanted, check=check)
     chosen = _chosen(evidence, k, wanted.seed)
-    places = sorted({i for group in chosen.values() for i in group})
-    gains = _gains(index, evidence, places, recipe)
+    positions = sorted({i for group in chosen.values() for i in group})
+    gains = _gains(index, evidence, positions, recipe)
     by_group = {name: np.array([gains[i] for i in group]) for name, group in chosen.items()}
     return TailPatchResult(
         evaluated=warned(evidence.evaluated, precision_warnings(index.model.backbone, recipe)),
@@ -74,7 +74,7 @@ def evaluate_tail_patch(
 
 
 def _chosen(evidence: Evidence, k: int, seed: int) -> Mapping[str, Sequence[int]]:
-    """Places of the samples of each group; the same random ones for all methods."""
+    """Positions of the samples of each group; the same random ones for all methods."""
     groups: dict[str, Sequence[int]] = {}
     for name, scores in evidence.scores.items():
         order = np.argsort(-scores.mean(axis=0), kind="stable").tolist()
@@ -84,18 +84,18 @@ def _chosen(evidence: Evidence, k: int, seed: int) -> Mapping[str, Sequence[int]
 
 
 def _gains(
-    index: ValuationIndex, evidence: Evidence, places: Sequence[int], recipe: Recipe
+    index: ValuationIndex, evidence: Evidence, positions: Sequence[int], recipe: Recipe
 ) -> dict[int, float]:
     backbone = index.model.backbone
     validation = [p.encoded for p in evidence.validation]
     before = float(mean_losses(backbone, validation).mean())
     gains = {}
-    for done, place in enumerate(places, 1):
+    for done, position in enumerate(positions, 1):
         with trainable(backbone) as parameters:
-            sample = evidence.training[place].encoded
+            sample = evidence.training[position].encoded
             fine_tune(backbone, parameters, [sample], recipe, seed=0)
-            gains[place] = before - float(mean_losses(backbone, validation).mean())
-        index.model.on_progress(Progress("patching", done, len(places)))
+            gains[position] = before - float(mean_losses(backbone, validation).mean())
+        index.model.on_progress(Progress("patching", done, len(positions)))
     return gains
 
 

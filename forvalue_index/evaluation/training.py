@@ -122,20 +122,6 @@ def fine_tune(
         on_progress(Progress("training", step, n_steps))
 
 
-def _matrix_products(device: torch.device, *, in_bfloat16: bool) -> torch.autocast:
-    # With its cache, autocast would go on with the weights of the first step.
-    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16, cache_enabled=False)
-
-
-def _steps(n_samples: int, recipe: Recipe, seed: int) -> Iterator[NDArray[np.int64]]:
-    """The places of the samples of each step."""
-    random = np.random.default_rng(seed)
-    for _ in range(recipe.epochs):
-        order = random.permutation(n_samples)
-        for start in range(0, n_samples, recipe.batch_samples):
-            yield order[start : start + recipe.batch_samples]
-
-
 def add_gradients(backbone: Backbone, samples: Sequence[Encoded]) -> float:
     """Add the gradient of the mean loss over all label tokens to trainable weights.
 
@@ -148,22 +134,15 @@ def add_gradients(backbone: Backbone, samples: Sequence[Encoded]) -> float:
         states = backbone.differentiable_states(batch)
         hidden = states.detach()
         pulled = torch.empty_like(hidden)
-        for chunk, found in _errors(backbone, hidden, batch):
-            error = found.error.to(hidden.dtype).div_(-n_labels)
+        for chunk, errors in _errors(backbone, hidden, batch):
+            error = errors.error.to(hidden.dtype).div_(-n_labels)
             pulled[chunk] = error @ layer.weight.detach()
             _add_gradient(layer.weight, error.T @ hidden[chunk])
             if getattr(layer, "bias", None) is not None:
                 _add_gradient(layer.bias, error.sum(dim=0))
-            total += float(found.loss.sum())
+            total += float(errors.loss.sum())
         torch.autograd.backward(states, pulled)
     return total / n_labels
-
-
-def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
-    if parameter.requires_grad:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.add_(gradient)
 
 
 @torch.no_grad()
@@ -175,7 +154,7 @@ def mean_losses(backbone: Backbone, samples: Sequence[Encoded]) -> NDArray[np.fl
     means = np.empty(len(samples))
     for batch in batches(samples, token_budget=TOKEN_BUDGET[backbone.device.type]):
         hidden = backbone.differentiable_states(batch)
-        losses = [found.loss.double().cpu() for _, found in _errors(backbone, hidden, batch)]
+        losses = [errors.loss.double().cpu() for _, errors in _errors(backbone, hidden, batch)]
         totals = np.bincount(batch.label_rows, weights=torch.cat(losses).numpy())
         means[list(batch.indices)] = totals / np.bincount(batch.label_rows)
     if undefined := int((~np.isfinite(means)).sum()):
@@ -195,6 +174,27 @@ def precision_warnings(backbone: Backbone, recipe: Recipe) -> tuple[str, ...]:
         f"the model is in {str(dtype).removeprefix('torch.')}, in which steps of learning rate "
         f"{recipe.learning_rate:g} are mostly rounded away; use an index made with --dtype float32",
     )
+
+
+def _matrix_products(device: torch.device, *, in_bfloat16: bool) -> torch.autocast:
+    # With its cache, autocast would go on with the weights of the first step.
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16, cache_enabled=False)
+
+
+def _steps(n_samples: int, recipe: Recipe, seed: int) -> Iterator[NDArray[np.int64]]:
+    """The places of the samples of each step."""
+    random = np.random.default_rng(seed)
+    for _ in range(recipe.epochs):
+        order = random.permutation(n_samples)
+        for start in range(0, n_samples, recipe.batch_samples):
+            yield order[start : start + recipe.batch_samples]
+
+
+def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    if parameter.requires_grad:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.add_(gradient)
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from forvalue_index.gradients.calibrating import calibrate as measured_calibrati
 from forvalue_index.gradients.calibration import Calibration
 from forvalue_index.model.label_tokens import Prepared, rows_of
 from forvalue_index.sources.data import Data
+from forvalue_index.store.agreement import refuse_other_model
 from forvalue_index.store.frozen import FrozenParts
-from forvalue_index.store.manifest import is_index, read_manifest, refuse_other_model
+from forvalue_index.store.manifest import is_index, read_manifest
 from forvalue_index.store.model import IndexModel
 from forvalue_index.store.results import CalibrationSummary
 from forvalue_index.store.store import Storage

@@ -147,16 +147,6 @@ class Planner:
         }
 
 
-def _plan_changes(row: Sample, known: KnownSample, plan: IngestPlan, *, moved: bool) -> None:
-    """Plan what a row changes of a sample that is known, and not removed."""
-    metadata = changed_metadata(known.metadata, row.metadata)
-    plan.changed += moved or metadata is not None
-    if moved or known.place not in (None, (row.source, row.position, row.offset)):
-        plan.restored[known.id] = replace(row, metadata=metadata or known.metadata)
-    elif metadata is not None:
-        plan.updated[known.id] = metadata
-
-
 def windows(
     rows: Iterable[Sample | BadRow], *, most_rows: int, most_characters: int
 ) -> Iterator[list[Sample | BadRow]]:
@@ -171,6 +161,16 @@ def windows(
             window, characters = [], 0
     if window:
         yield window
+
+
+def _plan_changes(row: Sample, known: KnownSample, plan: IngestPlan, *, moved: bool) -> None:
+    """Plan what a row changes of a sample that is known, and not removed."""
+    metadata = changed_metadata(known.metadata, row.metadata)
+    plan.changed += moved or metadata is not None
+    if moved or known.location not in (None, (row.source, row.position, row.offset)):
+        plan.restored[known.id] = replace(row, metadata=metadata or known.metadata)
+    elif metadata is not None:
+        plan.updated[known.id] = metadata
 
 
 def _characters(row: Sample | BadRow) -> int:

@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: how they are written, and what all of them share."""
+"""HTML pages that need nothing else, of a sample and of an explanation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from forvalue_index.store.records import StoredSample
 from forvalue_index.valuation.results import ExplainedSample, Explanation, TokenTerm
 
 SUFFIXES = (".html", ".htm")
+FACTS = ("n_tokens", "n_label_tokens", "loss", "label_error_mass", "norm")
+GREEN, RED = "46, 160, 67", "218, 54, 51"
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -58,6 +60,41 @@ def write_page(path: Path, text: str) -> None:
         raise PageError(f"{path} cannot be written ({error.strerror}); write elsewhere") from error
 
 
+def explanation_page(explanation: Explanation, open_image: OpenPixels) -> str:
+    """The page as text; `open_image` gives the images in it."""
+    key, scoring = escaped(explanation.training.sample.key), explanation.scoring
+    kind = f"{scoring.geometry} geometry" + (", cosine" if scoring.normalize else "")
+    parts = [
+        f"<h1><bdi>{key}</bdi></h1>",
+        f"<p>Exact score <strong>{explanation.score:+.6g}</strong> ({kind}) for "
+        f"{explanation.validation_samples:,} validation samples, "
+        f"{explanation.validation_label_tokens:,} label tokens. Green tokens help, red ones hurt; "
+        "terms sum to the score. Pale tokens are context.</p>",
+        _text(explanation.training, open_image),
+        _strongest(explanation.training),
+    ]
+    for number, one in enumerate(explanation.validation):
+        name = f"Validation sample {number}, <bdi>{escaped(one.sample.key)}</bdi>"
+        parts.append(f"<h2>{name}: {one.score:+.6g}</h2>{_text(one, open_image)}")
+    return page(explanation.training.sample.key, "\n".join(parts))
+
+
+def sample_page(stored: StoredSample, open_image: OpenPixels) -> str:
+    """The page as text; `open_image` gives the images in it."""
+    sample = stored.sample
+    facts: dict[str, Any] = {"source": f"{sample.source}, row {sample.position}"}
+    facts |= {name.replace("_", " "): getattr(stored.statistics, name) for name in FACTS}
+    facts |= sample.metadata
+    rows = "".join(
+        f"<tr><th>{escaped(str(name))}</th><td>{escaped(_shown(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    state = " (removed)" if stored.removed else ""
+    body = [f"<h1><bdi>{escaped(sample.key)}</bdi>{state}</h1>", f"<table>{rows}</table>"]
+    body += [_message(message, open_image) for message in sample.messages]
+    return page(sample.key, "\n".join(body))
+
+
 def page(title: str, body: str) -> str:
     """A page as text; `title` is plain, `body` HTML."""
     return (
@@ -81,28 +118,6 @@ def image_html(image: Image, open_image: OpenPixels) -> str:
 def escaped(text: str) -> str:
     """Text of a data set, which may hold neither markup nor control characters."""
     return escape(text.translate(PICTURES))
-
-
-GREEN, RED = "46, 160, 67", "218, 54, 51"
-
-
-def explanation_page(explanation: Explanation, open_image: OpenPixels) -> str:
-    """The page as text; `open_image` gives the images in it."""
-    key, scoring = escaped(explanation.training.sample.key), explanation.scoring
-    kind = f"{scoring.geometry} geometry" + (", cosine" if scoring.normalize else "")
-    parts = [
-        f"<h1><bdi>{key}</bdi></h1>",
-        f"<p>Exact score <strong>{explanation.score:+.6g}</strong> ({kind}) for "
-        f"{explanation.validation_samples:,} validation samples, "
-        f"{explanation.validation_label_tokens:,} label tokens. Green tokens help, red ones hurt; "
-        "terms sum to the score. Pale tokens are context.</p>",
-        _text(explanation.training, open_image),
-        _strongest(explanation.training),
-    ]
-    for number, one in enumerate(explanation.validation):
-        name = f"Validation sample {number}, <bdi>{escaped(one.sample.key)}</bdi>"
-        parts.append(f"<h2>{name}: {one.score:+.6g}</h2>{_text(one, open_image)}")
-    return page(explanation.training.sample.key, "\n".join(parts))
 
 
 def _text(explained: ExplainedSample, open_image: OpenPixels) -> str:
@@ -133,25 +148,6 @@ def _strongest(explained: ExplainedSample) -> str:
     )
     head = "<tr><th>position</th><th>token</th><th>term</th><th>loss</th></tr>"
     return f"<h2>Strongest tokens</h2><table>{head}{rows}</table>"
-
-
-FACTS = ("n_tokens", "n_label_tokens", "loss", "label_error_mass", "norm")
-
-
-def sample_page(stored: StoredSample, open_image: OpenPixels) -> str:
-    """The page as text; `open_image` gives the images in it."""
-    sample = stored.sample
-    facts: dict[str, Any] = {"source": f"{sample.source}, row {sample.position}"}
-    facts |= {name.replace("_", " "): getattr(stored.statistics, name) for name in FACTS}
-    facts |= sample.metadata
-    rows = "".join(
-        f"<tr><th>{escaped(str(name))}</th><td>{escaped(_shown(value))}</td></tr>"
-        for name, value in facts.items()
-    )
-    state = " (removed)" if stored.removed else ""
-    body = [f"<h1><bdi>{escaped(sample.key)}</bdi>{state}</h1>", f"<table>{rows}</table>"]
-    body += [_message(message, open_image) for message in sample.messages]
-    return page(sample.key, "\n".join(body))
 
 
 def _message(message: Message, open_image: OpenPixels) -> str:

@@ -54,9 +54,11 @@ def search_index(
     """
     total = view.catalog.count()
     if on_gpus and kind in (None, FLAT) and total:
-        found = rows_on_gpus(view, rows.geometry, normalize=rows.normalize, on_progress=on_progress)
-        if found is not None:
-            return found
+        resident = rows_on_gpus(
+            view, rows.geometry, normalize=rows.normalize, on_progress=on_progress
+        )
+        if resident is not None:
+            return resident
     kind = search_kind(total, kind)
     if kind == FLAT or not total:
         return _flat(view, rows, total, on_progress)
@@ -105,6 +107,13 @@ def update_codes(view: View, on_progress: OnProgress = ignore_progress) -> None:
             _update(view, RowKind(geometry, bool(cosine)), kind, total, on_progress)
 
 
+def keep_codes_current(storage: Storage, on_progress: OnProgress = ignore_progress) -> None:
+    """Encode what has come, where an index is large enough to be searched so, or was."""
+    with storage.view() as view:
+        if search_kind(view.catalog.count()) != FLAT or view.search_path.is_dir():
+            update_codes(view, on_progress)
+
+
 def _update(view: View, rows: RowKind, kind: str, total: int, on_progress: OnProgress) -> None:
     files = CodeFiles(view.search_path, rows.name, kind)
     quantizer = _quantizer(view, rows, kind, files, total)
@@ -113,13 +122,6 @@ def _update(view: View, rows: RowKind, kind: str, total: int, on_progress: OnPro
             files.keep_codes(file.uid, _encoded(file, rows, quantizer), quantizer)
         on_progress(Progress("coding", done, len(view.files)))
     files.sweep(file.uid for file in view.files)
-
-
-def keep_codes_current(storage: Storage, on_progress: OnProgress = ignore_progress) -> None:
-    """Encode what has come, where an index is large enough to be searched so, or was."""
-    with storage.view() as view:
-        if search_kind(view.catalog.count()) != FLAT or view.search_path.is_dir():
-            update_codes(view, on_progress)
 
 
 def _flat(view: View, rows: RowKind, total: int, on_progress: OnProgress) -> FlatIndex:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search import ranking
+from forvalue_index.search.contract import Ids, Scores
 from forvalue_index.search.quantizer import Codes, Quantizer
 from forvalue_index.search.ranking import (
     FetchRows,
-    Ids,
     Ranked,
-    Scores,
     begun,
     best,
     selector_of,
@@ -71,8 +70,8 @@ class CodedIndex:
         last = self.ids[-1:]
         if (np.diff(np.concatenate([last, ids])) <= 0).any():
             raise UsageError("ids of codes must go up; add each row once, in order of id")
-        places = np.arange(len(self), len(self) + len(ids), dtype=np.int64)
-        self._quantizer.add(self._index, np.ascontiguousarray(codes), places)
+        positions = np.arange(len(self), len(self) + len(ids), dtype=np.int64)
+        self._quantizer.add(self._index, np.ascontiguousarray(codes), positions)
         self.ids = np.concatenate([self.ids, ids])
 
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
@@ -85,14 +84,14 @@ class CodedIndex:
         selector = None if allowed is None else selector_of(self.ids, among)
         parameters = self._quantizer.parameters(probes=self.probes, selector=selector)
         rotated = self._quantizer.rotation(queries)
-        _, places = self._index.search(rotated, candidates, params=parameters)
-        return [self._refined(*pair, k) for pair in zip(queries, places, strict=True)]
+        _, positions = self._index.search(rotated, candidates, params=parameters)
+        return [self._refined(*pair, k) for pair in zip(queries, positions, strict=True)]
 
     def rows(self, ids: Ids) -> Scores:
         """The rows of known ids, in their order."""
         return self._fetch(ids)
 
-    def _refined(self, query: Scores, places: NDArray[np.int64], k: int) -> Ranked:
+    def _refined(self, query: Scores, positions: NDArray[np.int64], k: int) -> Ranked:
         # Few probes may find fewer than were asked for, and FAISS pads.
-        ids = np.sort(self.ids[places[places >= 0]])
+        ids = np.sort(self.ids[positions[positions >= 0]])
         return best(query[None], ids, self._fetch, k)[0]

@@ -8,6 +8,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+Ids = NDArray[np.int64]
+Rows = NDArray[np.float32]
+Scores = NDArray[np.float32]
+
 
 @runtime_checkable
 class SearchIndex(Protocol):
@@ -21,9 +25,7 @@ class SearchIndex(Protocol):
         """One of SEARCH_KINDS."""
         ...
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None = None
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def search(self, queries: Rows, k: int, allowed: Ids | None = None) -> list[tuple[Ids, Scores]]:
         """Ids and scores of the k best rows for each query [q, dim], among those of allowed ids.
 
         Best first, ties by id, never padded: fewer than k come back where there are fewer rows.
@@ -32,7 +34,7 @@ class SearchIndex(Protocol):
         """
         ...
 
-    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def rows(self, ids: Ids) -> Rows:
         """The rows of known ids, in their order, [n, dim]."""
         ...
 
@@ -66,8 +68,3 @@ class TuneReport:
     recall: float
     trials: tuple[TuneTrial, ...]
     chosen: TuneTrial | None
-
-
-Rows = NDArray[np.float32]
-Ids = NDArray[np.int64]
-Scores = NDArray[np.float32]

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search import ranking
+from forvalue_index.search.contract import Ids, Scores
 from forvalue_index.search.faiss_library import faiss_library
 from forvalue_index.search.kinds import FLAT
 from forvalue_index.search.ranking import (
-    Ids,
     Ranked,
-    Scores,
     begun,
     best,
     checked,
@@ -50,7 +49,7 @@ class FlatIndex:
             self._index = faiss.IndexFlatIP(dim)
         self.dim = dim
         self.ids: Ids = np.empty(0, dtype=np.int64)
-        self._order: Ids = self.ids  # places in order of id, made when first needed
+        self._order: Ids = self.ids  # positions in order of id, made when first needed
         self._known: set[int] = set()
         self._longest = 0.0
 
@@ -89,9 +88,9 @@ class FlatIndex:
         if allowed is not None:
             chosen = faiss_library().SearchParameters(sel=selector_of(self.ids, among))
         fetched = min(k + 1, len(among))
-        scores, places = self._index.search(queries, fetched, params=chosen)
+        scores, positions = self._index.search(queries, fetched, params=chosen)
         return [
-            self._ranked(query, k, scores[i], places[i], len(among), chosen)
+            self._ranked(query, k, scores[i], positions[i], len(among), chosen)
             for i, query in enumerate(queries)
         ]
 
@@ -99,9 +98,9 @@ class FlatIndex:
         """The rows of known ids, in their order."""
         if len(self._order) < len(self):
             self._order = np.argsort(self.ids)
-        places = self._order[np.searchsorted(self.ids, ids, sorter=self._order)]
-        found: Scores = self._index.reconstruct_batch(places)
-        return found
+        positions = self._order[np.searchsorted(self.ids, ids, sorter=self._order)]
+        rows: Scores = self._index.reconstruct_batch(positions)
+        return rows
 
     def _multiplied(
         self, queries: Scores, k: int, hidden: NDArray[np.bool_] | None
@@ -119,8 +118,8 @@ class FlatIndex:
         least = scores.topk(k).values[:, -1] - 2 * rounding
         near = (scores >= least[:, None]).numpy()
         return [
-            best(query[None], self.ids[mine], self.rows, k)[0]
-            for query, mine in zip(queries, near, strict=True)
+            best(query[None], self.ids[is_near], self.rows, k)[0]
+            for query, is_near in zip(queries, near, strict=True)
         ]
 
     def _ranked(
@@ -128,7 +127,7 @@ class FlatIndex:
         query: Scores,
         k: int,
         scores: Scores,
-        places: NDArray[np.int64],
+        positions: NDArray[np.int64],
         size: int,
         chosen: Any,
     ) -> Ranked:
@@ -138,10 +137,10 @@ class FlatIndex:
         but for rounding is fetched too, and scored again in a way that depends on the row alone.
         """
         rounding = ROUNDING * self._longest * float(np.linalg.norm(query))
-        while len(places) < size and scores[-1] >= scores[k - 1] - rounding:
-            found = self._index.search(query[None], min(2 * len(places), size), params=chosen)
-            scores, places = found[0][0], found[1][0]
-        return best(query[None], self.ids[places], self.rows, k)[0]
+        while len(positions) < size and scores[-1] >= scores[k - 1] - rounding:
+            wider = self._index.search(query[None], min(2 * len(positions), size), params=chosen)
+            scores, positions = wider[0][0], wider[1][0]
+        return best(query[None], self.ids[positions], self.rows, k)[0]
 
 
 def _largest_norm(rows: Scores) -> float:

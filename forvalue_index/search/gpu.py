@@ -24,11 +24,10 @@ from forvalue_index.devices import (
 from forvalue_index.exceptions import UsageError
 from forvalue_index.progress import OnProgress
 from forvalue_index.search import ranking
+from forvalue_index.search.contract import Ids, Scores
 from forvalue_index.search.kinds import FLAT
 from forvalue_index.search.ranking import (
-    Ids,
     Ranked,
-    Scores,
     begun,
     best,
     whole_products,
@@ -37,6 +36,7 @@ from forvalue_index.store.rows import StoredRows
 from forvalue_index.store.segments import StoredBlock
 from forvalue_index.store.view import View
 
+LOG = logging.getLogger(__name__)
 # What the rounding of a score can reach, relative to the product of the two norms: that of a query
 # to 16 bits, and of sums in float32, which tensor cores cut off, for each number that is added.
 QUERY_ROUNDING = 4e-6
@@ -57,8 +57,8 @@ class _Shard(NamedTuple):
     def scores(self, queries: Tensor, mask: Tensor | None) -> Float[Tensor, "query row"]:
         """Inner products, of the rows of `mask` alone."""
         hidden = None if mask is None else ~mask.to(self.values.device)
-        found = _products(queries.to(self.values.device), self.values).mul_(self.scales)
-        return found if hidden is None else found.masked_fill_(hidden, -torch.inf)
+        scores = _products(queries.to(self.values.device), self.values).mul_(self.scales)
+        return scores if hidden is None else scores.masked_fill_(hidden, -torch.inf)
 
     def rows(self, which: slice | Tensor) -> Float[Tensor, "row dim"]:
         return self.values[which].float() * self.scales[which, None]
@@ -100,13 +100,13 @@ class GpuIndex:
 
     def put(self, ids: Ids, rows: StoredRows, *, normalize: bool = False) -> None:
         """Store the rows of some ids, in order; several threads may. Raises UsageError for NaN."""
-        places = np.searchsorted(self.ids, ids)
+        positions = np.searchsorted(self.ids, ids)
         for number, shard in enumerate(self._shards):
             start, end = self._starts[number], self._starts[number + 1]
-            mine = torch.from_numpy((places >= start) & (places < end))
-            if mine.any():
-                here = torch.from_numpy(places)[mine] - int(start)
-                _put(shard, here.to(shard.values.device), rows[mine], normalize=normalize)
+            held = torch.from_numpy((positions >= start) & (positions < end))
+            if held.any():
+                here = torch.from_numpy(positions)[held] - int(start)
+                _put(shard, here.to(shard.values.device), rows[held], normalize=normalize)
 
     def search(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[Ranked]:
         """Ids and scores of the k best rows for each query: best first, ties by id."""
@@ -118,21 +118,21 @@ class GpuIndex:
         if allowed is not None:
             mask = torch.from_numpy(np.isin(self.ids, among, assume_unique=True))
         together = max(1, SCORES // int(np.diff(self._starts).max()))
-        found: list[Ranked] = []
+        ranked: list[Ranked] = []
         for start in range(0, len(queries), together):
-            found += self._searched(queries[start : start + together], min(k, len(among)), mask)
-        return found
+            ranked += self._searched(queries[start : start + together], min(k, len(among)), mask)
+        return ranked
 
     def rows(self, ids: Ids) -> Scores:
         """The rows of known ids, in their order."""
-        found = np.empty((len(ids), self.dim), dtype=np.float32)
-        places = np.searchsorted(self.ids, ids)
-        owners = np.searchsorted(self._starts, places, side="right") - 1
+        rows = np.empty((len(ids), self.dim), dtype=np.float32)
+        positions = np.searchsorted(self.ids, ids)
+        owners = np.searchsorted(self._starts, positions, side="right") - 1
         for number in np.unique(owners):
-            shard, mine = self._shards[number], owners == number
-            here = torch.from_numpy(places[mine] - self._starts[number])
-            found[mine] = shard.rows(here.to(shard.values.device)).cpu().numpy()
-        return found
+            shard, held = self._shards[number], owners == number
+            here = torch.from_numpy(positions[held] - self._starts[number])
+            rows[held] = shard.rows(here.to(shard.values.device)).cpu().numpy()
+        return rows
 
     def stored_values(self) -> list[Tensor]:
         """The values [row, dim] of each device, before they are scaled."""
@@ -154,58 +154,20 @@ class GpuIndex:
         ends = zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)
         masks = [None if mask is None else mask[start:end] for start, end in ends]
         scores = [s.scores(asked, m) for s, m in zip(self._shards, masks, strict=True)]
-        tops = [mine.topk(min(k, mine.shape[1])).values for mine in scores]
+        tops = [part.topk(min(k, part.shape[1])).values for part in scores]
         last = torch.cat([top.cpu() for top in tops], dim=1).topk(k).values[:, -1]
         longest = max(float(shard.norms.max()) for shard in self._shards)
         rounding = (QUERY_ROUNDING + SUM_ROUNDING * self.dim) * longest
         least = last - 2 * rounding * torch.linalg.vector_norm(asked, dim=1)
-        found = []
+        ranked = []
         for i, query in enumerate(queries):
-            near = [(mine[i] >= least[i].to(mine.device)).nonzero()[:, 0].cpu() for mine in scores]
-            places = [here.numpy() + start for here, start in zip(near, self._starts, strict=False)]
-            ids = self.ids[np.concatenate(places)]
-            found.append(best(query[None], ids, self.rows, k)[0])
-        return found
-
-
-def _put(shard: _Shard, places: Tensor, rows: StoredRows, *, normalize: bool) -> None:
-    device = places.device
-    values = rows.values.to(device).to(shard.values.dtype)
-    scales = torch.ones(len(places)) if rows.scales is None else rows.scales
-    scales = scales.to(device)
-    norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
-    if not torch.isfinite(norms * scales).all():
-        raise UsageError("a row holds NaN or infinity; find the sample and leave it out")
-    if normalize:
-        scales = 1 / norms.masked_fill(norms == 0, 1)
-    shard.values[places], shard.scales[places], shard.norms[places] = values, scales, norms * scales
-
-
-def _products(queries: Tensor, values: Tensor) -> Float[Tensor, "query row"]:
-    """Inner products [query, row] in float32.
-
-    For rows of bfloat16 a query is the sum of two of bfloat16, so tensor cores take them, and rows
-    are read once, as they are.
-    """
-    if values.dtype == torch.bfloat16 and values.is_cuda and computes_in_bfloat16(values.device):
-        high = queries.bfloat16()
-        parts = torch.cat([high, (queries - high.float()).bfloat16()])
-        products = torch.mm(parts, values.T, out_dtype=torch.float32)
-        return products[: len(queries)] + products[len(queries) :]
-    found = torch.empty(len(queries), len(values), device=values.device)
-    with whole_products():
-        for block in _blocks(values):
-            found[:, block] = queries @ values[block].float().T
-    return found
-
-
-def _blocks(values: Tensor) -> Iterator[slice]:
-    size = max(1, BLOCK_FLOATS // values.shape[1])
-    for start in range(0, len(values), size):
-        yield slice(start, start + size)
-
-
-LOG = logging.getLogger(__name__)
+            near = [(part[i] >= least[i].to(part.device)).nonzero()[:, 0].cpu() for part in scores]
+            positions = [
+                here.numpy() + start for here, start in zip(near, self._starts, strict=False)
+            ]
+            ids = self.ids[np.concatenate(positions)]
+            ranked.append(best(query[None], ids, self.rows, k)[0])
+        return ranked
 
 
 def rows_on_gpus(
@@ -240,3 +202,42 @@ def rows_on_gpus(
     if index is None:
         LOG.warning("%s, and the memory of %s ran out; searching on the CPU", size, names)
     return index
+
+
+def _put(shard: _Shard, positions: Tensor, rows: StoredRows, *, normalize: bool) -> None:
+    device = positions.device
+    values = rows.values.to(device).to(shard.values.dtype)
+    scales = torch.ones(len(positions)) if rows.scales is None else rows.scales
+    scales = scales.to(device)
+    norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
+    if not torch.isfinite(norms * scales).all():
+        raise UsageError("a row holds NaN or infinity; find the sample and leave it out")
+    if normalize:
+        scales = 1 / norms.masked_fill(norms == 0, 1)
+    shard.values[positions] = values
+    shard.scales[positions] = scales
+    shard.norms[positions] = norms * scales
+
+
+def _products(queries: Tensor, values: Tensor) -> Float[Tensor, "query row"]:
+    """Inner products [query, row] in float32.
+
+    For rows of bfloat16 a query is the sum of two of bfloat16, so tensor cores take them, and rows
+    are read once, as they are.
+    """
+    if values.dtype == torch.bfloat16 and values.is_cuda and computes_in_bfloat16(values.device):
+        high = queries.bfloat16()
+        parts = torch.cat([high, (queries - high.float()).bfloat16()])
+        products = torch.mm(parts, values.T, out_dtype=torch.float32)
+        return products[: len(queries)] + products[len(queries) :]
+    products = torch.empty(len(queries), len(values), device=values.device)
+    with whole_products():
+        for block in _blocks(values):
+            products[:, block] = queries @ values[block].float().T
+    return products
+
+
+def _blocks(values: Tensor) -> Iterator[slice]:
+    size = max(1, BLOCK_FLOATS // values.shape[1])
+    for start in range(0, len(values), size):
+        yield slice(start, start + size)

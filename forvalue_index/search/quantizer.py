@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import BrokenIndexError
+from forvalue_index.search.contract import Rows
 from forvalue_index.search.faiss_library import faiss_library
 from forvalue_index.search.kinds import IVF_RABITQ, RABITQ
 from forvalue_index.search.rotation import Rotation
 
-Rows = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 CODED_KINDS = (RABITQ, IVF_RABITQ)
 # k-means gets slow with the number of lists, and better by little.
@@ -78,10 +78,10 @@ class Quantizer:
     @cached_property
     def digest(self) -> str:
         """Names the quantizer by what it was trained to."""
-        found = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.tensors().items()):
-            found.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
-        return found.hexdigest()
+            hasher.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
+        return hasher.hexdigest()
 
     @property
     def code_size(self) -> int:
@@ -110,8 +110,8 @@ class Quantizer:
         index.is_trained = True
         return index
 
-    def add(self, index: Any, codes: Codes, places: NDArray[np.int64]) -> None:
-        """Add codes to an index of `empty`, under `places`, which count up from its size.
+    def add(self, index: Any, codes: Codes, positions: NDArray[np.int64]) -> None:
+        """Add codes to an index of `empty`, under `positions`, which count up from its size.
 
         Raises BrokenIndexError where they name a list that there is not, which FAISS believes.
         """
@@ -123,7 +123,7 @@ class Quantizer:
         padded[:, :size] = codes[:, :size]
         if (padded.view("<u8") >= len(self.centres)).any():
             raise BrokenIndexError("a code names a list that the index has not")
-        index.add_sa_codes(codes, places)
+        index.add_sa_codes(codes, positions)
 
     def parameters(self, *, probes: int | None, selector: Any | None) -> Any:
         """How FAISS is to search: in so many lists, and among what a selector allows."""

@@ -8,13 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from forvalue_index.exceptions import UsageError
+from forvalue_index.search.contract import Ids, Scores
 from forvalue_index.search.faiss_library import faiss_library
 
-Ids = NDArray[np.int64]
-Scores = NDArray[np.float32]
 Ranked = tuple[Ids, Scores]
 FetchRows = Callable[[Ids], Scores]
 
@@ -55,10 +53,10 @@ def best(queries: Scores, ids: Ids, fetch: FetchRows, k: int) -> list[Ranked]:
     for start in range(0, len(ids), FETCHED):
         chunk = slice(start, start + FETCHED)
         rows = fetch(ids[chunk])
-        for mine, query in zip(scores, queries, strict=True):
-            mine[chunk] = (rows * query).sum(axis=1, dtype=np.float64)
-    orders = [np.lexsort((ids, -mine))[:k] for mine in scores]
-    return [(ids[order], mine[order]) for order, mine in zip(orders, scores, strict=True)]
+        for query_scores, query in zip(scores, queries, strict=True):
+            query_scores[chunk] = (rows * query).sum(axis=1, dtype=np.float64)
+    orders = [np.lexsort((ids, -query_scores))[:k] for query_scores in scores]
+    return [(ids[order], scores[i, order]) for i, order in enumerate(orders)]
 
 
 def begun(
@@ -89,7 +87,7 @@ def whole_products() -> Iterator[None]:
 
 
 def selector_of(ids: Ids, allowed: Ids) -> Any:
-    """What lets FAISS look at the places of allowed ids alone, among `ids` in order."""
+    """What lets FAISS look at the positions of allowed ids alone, among `ids` in order."""
     return faiss_library().IDSelectorBitmap(
         np.packbits(np.isin(ids, allowed, assume_unique=True), bitorder="little")
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Rows = NDArray[np.float32]
+from forvalue_index.search.contract import Rows
 
 
 class Rotation:

@@ -20,11 +20,9 @@ from forvalue_index.search import ranking
 from forvalue_index.search.building import RowKind, coded_index
 from forvalue_index.search.code_files import CodeFiles, Tuned
 from forvalue_index.search.coded import CodedIndex
-from forvalue_index.search.contract import TuneReport, TuneTrial
+from forvalue_index.search.contract import Ids, TuneReport, TuneTrial
 from forvalue_index.search.kinds import FLAT, IVF_RABITQ
 from forvalue_index.store.view import View
-
-Ids = NDArray[np.int64]
 
 QUERIES, ANSWERS = 50, 100
 REFINES = (10, 20, 40, 80, 160, 320, 640)
@@ -101,17 +99,17 @@ def _trial(index: CodedIndex, task: _Task) -> TuneTrial:
     ends = [index.search(sign * task.queries, ANSWERS + 1) for sign in (1, -1)]
     seconds = (time.perf_counter() - started) / (2 * len(task.ids))
     top, bottom = (
-        _recall([found for found, _ in answers], right, task.ids)
+        _recall([ids for ids, _ in answers], right, task.ids)
         for answers, right in zip(ends, (task.best, task.worst), strict=True)
     )
     return TuneTrial(index.refine, index.probes, top, bottom, seconds)
 
 
-def _recall(found: list[Ids], right: list[Ids], own: Ids) -> float:
+def _recall(answers: list[Ids], right: list[Ids], own: Ids) -> float:
     """The share of right answers that were found, the query's own row left out."""
     shares = [
-        np.isin(expected, mine[mine != query][:ANSWERS]).mean()
-        for mine, expected, query in zip(found, right, own, strict=True)
+        np.isin(expected, ids[ids != query][:ANSWERS]).mean()
+        for ids, expected, query in zip(answers, right, own, strict=True)
     ]
     return float(np.mean(shares))
 

@@ -73,6 +73,42 @@ def examine(storage: Storage, on_progress: OnProgress) -> CheckReport:
     return CheckReport(len(segments), total, tuple(findings))
 
 
+def segment_finding(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Finding | None:
+    """What is wrong with a segment: its file, or how it fits the catalog."""
+    cure = f"restore it from a backup, or {CURE}"
+    try:
+        path = storage.segments.path(segment.file.uid)
+        file = storage.segments.open(segment)
+        storage.refuse_other_widths([file])
+        if not any(_calibration(storage)):  # else that is what is wrong
+            storage.refuse_other_calibration([file])
+        first, *others = storage.manifest.settings.geometries
+        _compare(segment, file.blocks(first), snapshot.norms(segment.file.uid))
+        for geometry in others:
+            for _ in file.blocks(geometry):
+                pass  # every row is checked as it is read
+        if file_digest(path) != segment.file.sha256:
+            raise BrokenIndexError(f"{path} has another checksum than the catalog says")
+    except OSError as error:  # deleted since, or unreadable
+        return Finding("missing segment", f"{path} cannot be read ({error.strerror})", cure)
+    except UnreadableSegmentError as error:
+        what, _, remedy = str(error).partition(". ")
+        return Finding(UNREADABLE, what, remedy[0].lower() + remedy[1:])
+    except BrokenIndexError as error:
+        missing = isinstance(error, MissingSegmentError)
+        kind = "missing segment" if missing else "damaged segment"
+        return Finding(kind, str(error).removesuffix(f"; {CURE}"), cure)
+    return None
+
+
+def own_files(storage: Storage) -> list[Path]:
+    """Whatever an index writes under a name of its own choosing."""
+    partial = [storage.path / f"{name}.partial" for name in (MANIFEST, TABLES, CALIBRATION)]
+    segments = [p for p in storage.segments.files() if OWN_FILE.fullmatch(p.name)]
+    # It writes regular files alone; a directory of such a name is somebody else's.
+    return [path for path in segments + partial if path.is_file()]
+
+
 def _segments(
     storage: Storage,
     snapshot: Snapshot,
@@ -161,34 +197,6 @@ def _catalog_finding(complaint: str) -> Finding:
     )
 
 
-def segment_finding(storage: Storage, snapshot: Snapshot, segment: StoredSegment) -> Finding | None:
-    """What is wrong with a segment: its file, or how it fits the catalog."""
-    cure = f"restore it from a backup, or {CURE}"
-    try:
-        path = storage.segments.path(segment.file.uid)
-        file = storage.segments.open(segment)
-        storage.refuse_other_widths([file])
-        if not any(_calibration(storage)):  # else that is what is wrong
-            storage.refuse_other_calibration([file])
-        first, *others = storage.manifest.settings.geometries
-        _compare(segment, file.blocks(first), snapshot.norms(segment.file.uid))
-        for geometry in others:
-            for _ in file.blocks(geometry):
-                pass  # every row is checked as it is read
-        if file_digest(path) != segment.file.sha256:
-            raise BrokenIndexError(f"{path} has another checksum than the catalog says")
-    except OSError as error:  # deleted since, or unreadable
-        return Finding("missing segment", f"{path} cannot be read ({error.strerror})", cure)
-    except UnreadableSegmentError as error:
-        what, _, how = str(error).partition(". ")
-        return Finding(UNREADABLE, what, how[0].lower() + how[1:])
-    except BrokenIndexError as error:
-        missing = isinstance(error, MissingSegmentError)
-        kind = "missing segment" if missing else "damaged segment"
-        return Finding(kind, str(error).removesuffix(f"; {CURE}"), cure)
-    return None
-
-
 def _compare(
     segment: StoredSegment, blocks: Iterator[StoredBlock], norms: dict[int, float]
 ) -> None:
@@ -196,9 +204,9 @@ def _compare(
     seen = 0
     for block in blocks:
         seen += len(block.ids)
-        found = torch.linalg.vector_norm(block.rows.floats(), dim=1).numpy()
+        norms_now = torch.linalg.vector_norm(block.rows.floats(), dim=1).numpy()
         expected = np.array([norms.get(id_, np.nan) for id_ in block.ids.tolist()])
-        wrong = ~(np.abs(found - expected) <= NORM_TOLERANCE * expected)
+        wrong = ~(np.abs(norms_now - expected) <= NORM_TOLERANCE * expected)
         if wrong.any():
             id_ = int(block.ids[int(wrong.argmax())])
             raise BrokenIndexError(
@@ -208,14 +216,6 @@ def _compare(
         raise BrokenIndexError(
             f"segment {segment.file.uid} has {seen:,} rows, the catalog {len(norms):,} samples"
         )
-
-
-def own_files(storage: Storage) -> list[Path]:
-    """Whatever an index writes under a name of its own choosing."""
-    partial = [storage.path / f"{name}.partial" for name in (MANIFEST, TABLES, CALIBRATION)]
-    segments = [p for p in storage.segments.files() if OWN_FILE.fullmatch(p.name)]
-    # It writes regular files alone; a directory of such a name is somebody else's.
-    return [path for path in segments + partial if path.is_file()]
 
 
 def _is_recorded(storage: Storage, segment: StoredSegment) -> bool:

@@ -57,16 +57,6 @@ def compact(storage: Storage, *, on_progress: OnProgress = ignore_progress) -> C
     )
 
 
-def _forget_images(storage: Storage, snapshot: Snapshot) -> None:
-    """Delete copies of images that no sample has any more, where all samples can be read."""
-    digests: set[str] = set()
-    for _, stored in snapshot.every_sample():
-        if isinstance(stored, str):
-            return
-        digests.update(image.digest for image in stored.sample.images)
-    storage.media.forget_all_but(digests)
-
-
 def plan_groups(
     segments: Sequence[StoredSegment], removed: NDArray[np.int64], *, target_bytes: int
 ) -> list[Group]:
@@ -85,6 +75,16 @@ def plan_groups(
         n_bytes += kept_bytes
     groups.append(open_group)
     return [group for group in groups if group.removed or len(group.segments) > 1]
+
+
+def _forget_images(storage: Storage, snapshot: Snapshot) -> None:
+    """Delete copies of images that no sample has any more, where all samples can be read."""
+    digests: set[str] = set()
+    for _, stored in snapshot.every_sample():
+        if isinstance(stored, str):
+            return
+        digests.update(image.digest for image in stored.sample.images)
+    storage.media.forget_all_but(digests)
 
 
 def _rewrite(storage: Storage, group: Group, removed: NDArray[np.int64]) -> None:

@@ -14,12 +14,11 @@ from forvalue_index.model.huggingface.backbone import Backbone, resolve_dtype
 from forvalue_index.model.huggingface.image_check import open_content, refuse_misread_images
 from forvalue_index.progress import OnProgress, Progress
 from forvalue_index.settings import DEFAULT_CONTEXT, NO_IMAGES, Settings
+from forvalue_index.store.agreement import refuse_other_catalog, refuse_other_settings
 from forvalue_index.store.catalog.addresses import refuse_strange_catalog
 from forvalue_index.store.manifest import (
     is_index,
     refuse_occupied,
-    refuse_other_catalog,
-    refuse_other_settings,
 )
 from forvalue_index.store.model import IndexModel, ModelAccess, make_encoder
 from forvalue_index.store.store import Storage

@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all, whenever the machine stops."""
+"""Files that are there whole or not at all, whenever the machine stops.
+
+And changes that no Ctrl-C leaves half done.
+"""
 
 from __future__ import annotations
 

@@ -79,10 +79,10 @@ class FrozenParts:
         """What a file holds, or None where there is none."""
         path = self._path / name
         try:
-            found = path.stat()
+            stat = path.stat()
         except FileNotFoundError:
             return None
-        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         known = self._read.get(name)
         if known is not None and known[0] == stamp:
             return known[1]  # type: ignore[return-value]  # each name has one kind of content

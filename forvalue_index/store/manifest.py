@@ -1,4 +1,4 @@
-"""Where the parts of an index lie, and whether they belong together. Needs neither torch nor FAISS.
+"""What an index is, and where its parts lie. Needs neither torch nor FAISS.
 
 runs/a/index.json           settings, model digests, fingerprint; written last at creation
 runs/a/sketch.safetensors   hash tables of the sketch
@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError, UsageError
-from forvalue_index.settings import DEFAULT_CATALOG, ROW_DTYPES, ModelIdentity, Settings
+from forvalue_index.settings import ROW_DTYPES, ModelIdentity, Settings
 from forvalue_index.store.catalog.addresses import CATALOG, catalog_address, refuse_strange_catalog
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.database import upgrade
@@ -30,165 +30,14 @@ from forvalue_index.store.writer_lock import LOCK, writer_lock
 MANIFEST = "index.json"
 TABLES = "sketch.safetensors"
 CALIBRATION = "calibration.safetensors"
-
-
 SEGMENTS = "segments"
 MEDIA = "media"
 # Derived from the segments, and made anew where it is missing.
 SEARCH = "search"
 REJECTED = "rejected"
-
-
 # What an interrupted creation may leave behind; it is safe to create an index over it.
 PARTS = (TABLES, TABLES + ".partial", MANIFEST + ".partial", SEGMENTS, LOCK)
-
-
-def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
-    """The manifest and the catalog of the index at `path`; close the catalog after use.
-
-    Raises:
-        BrokenIndexError: there is no index, or a damaged one, or one of a newer version.
-        SettingsMismatchError: manifest and catalog are not from the same index.
-    """
-    manifest = read_manifest(path)
-    refuse_strange_catalog(manifest.catalog)
-    address = catalog_address(path, manifest.catalog)
-    texts = texts_of(path, manifest.settings, manifest.model)
-    catalog = Catalog.open(address, manifest.uid, texts=texts)
-    if catalog.fingerprint != manifest.fingerprint:
-        catalog.close()
-        raise SettingsMismatchError(
-            f"{path}: the catalog belongs to rows of fingerprint {catalog.fingerprint}, "
-            f"{MANIFEST} to {manifest.fingerprint}; restore both from one backup"
-        )
-    return manifest, catalog
-
-
-def migrate_catalog(path: Path, *, wait: bool = False) -> tuple[str, str]:
-    """Bring the catalog of the index at `path` to this version's schema.
-
-    Returns the schema before and after. Raises BusyIndexError where another process writes and
-    `wait` is false, BrokenIndexError where the catalog is missing, damaged or of a newer version.
-    """
-    manifest = read_manifest(path)
-    refuse_strange_catalog(manifest.catalog)
-    with writer_lock(path, wait=wait):
-        return upgrade(catalog_address(path, manifest.catalog))
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the index at `path`. Raises BrokenIndexError where there is none."""
-    _refuse_links(path)
-    try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        there = path.exists()
-        state, place = ("is not an index", "NEW_DIRECTORY") if there else ("does not exist", path)
-        raise BrokenIndexError(
-            f"{path} {state}; create one with: forvalue init {place} --model MODEL"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise BrokenIndexError(f"{path / MANIFEST} cannot be read ({error}); mend it") from error
-    return Manifest.from_json(text, where=str(path))
-
-
-def texts_of(path: Path, settings: Settings, model: ModelIdentity) -> Texts | None:
-    """The texts that the catalog of the index at `path` refers to, or None where it holds them."""
-    if settings.payload != "reference":
-        return None
-    # Imported here because few indexes need it, and it loads every reader of data files.
-    from forvalue_index.store.texts import FileTexts
-
-    return FileTexts(path.resolve().parent, images=model.reads_images)
-
-
-def is_index(path: Path) -> bool:
-    """Whether an index was created here."""
-    return (path / MANIFEST).is_file()
-
-
-def refuse_occupied(path: Path) -> None:
-    """Raise BrokenIndexError where a new index would mix with something else."""
-    if path.exists() and not path.is_dir():
-        raise BrokenIndexError(f"{path} is a file; name a directory for the new index")
-    strangers = [p.name for p in path.iterdir() if not _is_part(p.name)] if path.is_dir() else []
-    if strangers:
-        raise BrokenIndexError(
-            f"{path} holds other files ({strangers[0]}, ...) and no index; name a new directory"
-        )
-
-
-def refuse_other_settings(path: Path, stored: Settings, wanted: Settings) -> None:
-    """Raise SettingsMismatchError, naming the first field, where a wish is not what is stored.
-
-    A wish for `auto` or None is met by whatever it was resolved to.
-    """
-    given = {name: value for name, value in vars(wanted).items() if value not in ("auto", None)}
-    difference = first_difference(stored, Settings(**{**vars(stored), **given}))
-    if difference is not None:
-        name, mine, theirs = difference
-        raise SettingsMismatchError(
-            f"{path} was built with {name} {mine!r}, and this asks for {theirs!r}. Settings are "
-            "frozen: use the stored ones, or build a new index in another directory"
-        )
-
-
-def refuse_trust(path: Path, stored: Settings, *, trust_remote_code: bool) -> None:
-    """Raise where the index says that its model runs code of its own and its user does not.
-
-    Or the other way round. What stands in an index that came from a stranger is no trust.
-    """
-    if stored.trust_remote_code and not trust_remote_code:
-        raise UsageError(
-            f"{path}: the model {stored.model} runs code of its own; give --trust-remote-code if "
-            "you trust it and the index"
-        )
-    if trust_remote_code and not stored.trust_remote_code:
-        raise SettingsMismatchError(
-            f"{path} was built with a model that runs no code of its own; leave out "
-            "--trust-remote-code"
-        )
-
-
-def refuse_other_model(path: Path, stored: ModelIdentity, given: ModelIdentity) -> None:
-    """Raise SettingsMismatchError, naming the first difference, where the model is another."""
-    difference = first_difference(stored, given)
-    if difference is not None:
-        name, mine, theirs = difference
-        raise SettingsMismatchError(
-            f"{path} was built with another model: its {name.replace('_', ' ')} is {mine}, that of "
-            f"the model given is {theirs}. Use the model, revision and adapter that the index was "
-            "built with, or build a new index"
-        )
-
-
-def refuse_other_catalog(path: Path, stored: Manifest, wanted: str) -> None:
-    """Raise UsageError where an index has its catalog elsewhere."""
-    if wanted not in (DEFAULT_CATALOG, stored.catalog):
-        raise UsageError(
-            f"{path} has its catalog at {stored.shown_catalog}, and this asks for another; leave "
-            "--catalog out"
-        )
-
-
-def _refuse_links(path: Path) -> None:
-    """An index may come from a stranger: nothing of it may stand for a file elsewhere."""
-    inside = path.resolve()
-    for name in (MANIFEST, TABLES, CALIBRATION, CATALOG, SEGMENTS, MEDIA, REJECTED):
-        if not (path / name).resolve().is_relative_to(inside):
-            raise BrokenIndexError(
-                f"{path / name} is a link that leads out of the index, and nothing outside of an "
-                "index is read; put the file itself there, or link the whole directory"
-            )
-
-
-def _is_part(name: str) -> bool:
-    return name in PARTS or name.startswith(CATALOG)
-
-
 FORMAT_VERSION = 3
-
-
 # What indexes were made with before these could be chosen; part of a fingerprint only where other.
 BEFORE = {
     "geometry": "raw",
@@ -243,8 +92,8 @@ class Manifest:
 
     def _row_facts(self) -> dict[str, Any]:
         chosen = asdict(self.settings)
-        for how in ("model", "adapter", "revision", "trust_remote_code", "payload", "media"):
-            del chosen[how]
+        for name in ("model", "adapter", "revision", "trust_remote_code", "payload", "media"):
+            del chosen[name]
         for name, value in BEFORE.items():
             if chosen.get(name) == value:
                 del chosen[name]
@@ -283,13 +132,94 @@ class Manifest:
         return manifest
 
 
-def first_difference(stored: Any, given: Any) -> tuple[str, Any, Any] | None:
-    """The first field in which two dataclasses of one kind differ, with both values."""
-    for f in fields(stored):
-        mine, theirs = getattr(stored, f.name), getattr(given, f.name)
-        if mine != theirs:
-            return f.name, mine, theirs
-    return None
+def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
+    """The manifest and the catalog of the index at `path`; close the catalog after use.
+
+    Raises:
+        BrokenIndexError: there is no index, or a damaged one, or one of a newer version.
+        SettingsMismatchError: manifest and catalog are not from the same index.
+    """
+    manifest = read_manifest(path)
+    refuse_strange_catalog(manifest.catalog)
+    address = catalog_address(path, manifest.catalog)
+    texts = texts_of(path, manifest.settings, manifest.model)
+    catalog = Catalog.open(address, manifest.uid, texts=texts)
+    if catalog.fingerprint != manifest.fingerprint:
+        catalog.close()
+        raise SettingsMismatchError(
+            f"{path}: the catalog belongs to rows of fingerprint {catalog.fingerprint}, "
+            f"{MANIFEST} to {manifest.fingerprint}; restore both from one backup"
+        )
+    return manifest, catalog
+
+
+def migrate_catalog(path: Path, *, wait: bool = False) -> tuple[str, str]:
+    """Bring the catalog of the index at `path` to this version's schema.
+
+    Returns the schema before and after. Raises BusyIndexError where another process writes and
+    `wait` is false, BrokenIndexError where the catalog is missing, damaged or of a newer version.
+    """
+    manifest = read_manifest(path)
+    refuse_strange_catalog(manifest.catalog)
+    with writer_lock(path, wait=wait):
+        return upgrade(catalog_address(path, manifest.catalog))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the index at `path`. Raises BrokenIndexError where there is none."""
+    _refuse_links(path)
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        there = path.exists()
+        state, new = ("is not an index", "NEW_DIRECTORY") if there else ("does not exist", path)
+        raise BrokenIndexError(
+            f"{path} {state}; create one with: forvalue init {new} --model MODEL"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokenIndexError(f"{path / MANIFEST} cannot be read ({error}); mend it") from error
+    return Manifest.from_json(text, where=str(path))
+
+
+def texts_of(path: Path, settings: Settings, model: ModelIdentity) -> Texts | None:
+    """The texts that the catalog of the index at `path` refers to, or None where it holds them."""
+    if settings.payload != "reference":
+        return None
+    # Imported here because few indexes need it, and it loads every reader of data files.
+    from forvalue_index.store.texts import FileTexts
+
+    return FileTexts(path.resolve().parent, images=model.reads_images)
+
+
+def is_index(path: Path) -> bool:
+    """Whether an index was created here."""
+    return (path / MANIFEST).is_file()
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raise BrokenIndexError where a new index would mix with something else."""
+    if path.exists() and not path.is_dir():
+        raise BrokenIndexError(f"{path} is a file; name a directory for the new index")
+    strangers = [p.name for p in path.iterdir() if not _is_part(p.name)] if path.is_dir() else []
+    if strangers:
+        raise BrokenIndexError(
+            f"{path} holds other files ({strangers[0]}, ...) and no index; name a new directory"
+        )
+
+
+def _refuse_links(path: Path) -> None:
+    """An index may come from a stranger: nothing of it may stand for a file elsewhere."""
+    inside = path.resolve()
+    for name in (MANIFEST, TABLES, CALIBRATION, CATALOG, SEGMENTS, MEDIA, REJECTED):
+        if not (path / name).resolve().is_relative_to(inside):
+            raise BrokenIndexError(
+                f"{path / name} is a link that leads out of the index, and nothing outside of an "
+                "index is read; put the file itself there, or link the whole directory"
+            )
+
+
+def _is_part(name: str) -> bool:
+    return name in PARTS or name.startswith(CATALOG)
 
 
 def _check_version(version: Any, where: str) -> None:

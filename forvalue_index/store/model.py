@@ -27,7 +27,8 @@ from forvalue_index.settings import DEFAULT_CONTEXT, GEOMETRIES, RAW, Settings
 from forvalue_index.sources.data import Data
 from forvalue_index.sources.images import OpenPixels
 from forvalue_index.sources.source import RowSource
-from forvalue_index.store.manifest import CALIBRATION, Manifest, refuse_other_model, refuse_trust
+from forvalue_index.store.agreement import refuse_other_model, refuse_trust
+from forvalue_index.store.manifest import CALIBRATION, Manifest
 from forvalue_index.store.store import Storage
 
 LOG = logging.getLogger(__name__)
@@ -187,15 +188,15 @@ def load_backbone(storage: Storage, access: ModelAccess, on_progress: OnProgress
 
 def load_on_other_gpus(storage: Storage, access: ModelAccess) -> list[Backbone]:
     """The model of an index on all GPUs but the first, where they have the memory for it."""
-    found = []
+    backbones = []
     for gpu in gpus()[1:]:
         load = partial(access.load, storage.path, storage.manifest, device=gpu)
         backbone = none_if_out_of_memory(load)
         if backbone is None:
             LOG.warning("No memory for the model on %s; going on without it", gpu)
         else:
-            found.append(backbone)
-    return found
+            backbones.append(backbone)
+    return backbones
 
 
 def reader_of(storage: Storage, backbone: Backbone) -> ModelReader:

@@ -46,14 +46,14 @@ class StoredSegment:
 class KnownSample:
     """What is stored under a key.
 
-    `place` are the source, position and offset of a text that the catalog only refers to.
+    `location` are the source, position and offset of a text that the catalog only refers to.
     """
 
     id: int
     content_hash: str
     removed: bool
     metadata: Mapping[str, Any]
-    place: tuple[str, int, int | None] | None = None
+    location: tuple[str, int, int | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ def _mend_segments(model: IndexModel) -> list[Finding]:
     """Embed lost and damaged segments anew; returns those where that is not possible."""
     storage, on_progress = model.storage, model.on_progress
     with storage.catalog.snapshot() as snapshot:
-        found = [(s, segment_finding(storage, snapshot, s)) for s in snapshot.segments()]
+        findings = [(s, segment_finding(storage, snapshot, s)) for s in snapshot.segments()]
     # What others may read is not made anew by one who may not.
-    lost = [s for s, finding in found if finding and finding.kind != UNREADABLE]
+    lost = [s for s, finding in findings if finding and finding.kind != UNREADABLE]
     hindrances = []
     for done, segment in enumerate(lost):
         on_progress(Progress("repairing", done, len(lost)))
@@ -98,8 +98,8 @@ def _readable(snapshot: Snapshot, ids: NDArray[np.int64]) -> dict[int, StoredSam
     try:
         return snapshot.samples(ids)
     except BrokenIndexError:
-        found: dict[int, StoredSample] = {}
+        readable: dict[int, StoredSample] = {}
         for id_ in ids.tolist():
             with suppress(BrokenIndexError):
-                found |= snapshot.samples([id_])
-        return found
+                readable |= snapshot.samples([id_])
+        return readable

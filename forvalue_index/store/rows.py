@@ -81,15 +81,6 @@ def row_checksums(
     return checksums
 
 
-def _as_words(rows: Tensor) -> Tensor:
-    """The bits of rows as 64-bit integers, padded with zeros."""
-    plain = rows.contiguous().view(torch.uint8)
-    padding = -plain.shape[1] % 8
-    if padding:
-        plain = torch.nn.functional.pad(plain, (0, padding))
-    return plain.view(torch.int64)
-
-
 def float_rows(rows: StoredRows, *, normalize: bool) -> Float[Tensor, "row dim"]:
     """Rows as inner products are taken with them: in float32, of norm 1 or not."""
     return unit_rows(rows.floats()) if normalize else rows.floats()
@@ -100,3 +91,12 @@ def unit_rows(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
     unit: Tensor = (rows / norms.masked_fill(norms == 0, 1)).float()
     return unit
+
+
+def _as_words(rows: Tensor) -> Tensor:
+    """The bits of rows as 64-bit integers, padded with zeros."""
+    plain = rows.contiguous().view(torch.uint8)
+    padding = -plain.shape[1] % 8
+    if padding:
+        plain = torch.nn.functional.pad(plain, (0, padding))
+    return plain.view(torch.int64)

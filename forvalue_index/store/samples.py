@@ -148,8 +148,8 @@ class IndexSamples:
 
 def open_samples(path: str | PathLike[str]) -> IndexSamples:
     """The samples of the index at a path. Raises BrokenIndexError as `manifest.open_catalog`."""
-    where = Path(path).absolute()
-    return IndexSamples(where, *open_catalog(where))
+    directory = Path(path).absolute()
+    return IndexSamples(directory, *open_catalog(directory))
 
 
 def chosen_ids(
@@ -175,5 +175,5 @@ def chosen_ids(
         )
     if described:
         return snapshot.live_ids(where, source=source)
-    found = {snapshot.sample_id(str(name)) for name in names}
-    return snapshot.live_among(found)
+    ids = {snapshot.sample_id(str(name)) for name in names}
+    return snapshot.live_among(ids)

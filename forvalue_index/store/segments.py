@@ -11,7 +11,6 @@ Every row that is read is checked against its checksum.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import stat
 import uuid
@@ -31,6 +30,7 @@ from torch import Tensor
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.settings import RAW
 from forvalue_index.store.durable import write_durably
+from forvalue_index.store.permissions import is_unreadable
 from forvalue_index.store.records import SegmentRecord, StoredSegment
 from forvalue_index.store.rows import INT8, StoredRows
 
@@ -91,13 +91,13 @@ class SegmentStore:
         """
         uid = uuid.uuid4().hex
         n_rows = len(next(iter(rows.values())))
-        places = np.arange(n_rows) if offsets is None else offsets
+        positions = np.arange(n_rows) if offsets is None else offsets
         tensors = {} if offsets is None else {OFFSET: torch.from_numpy(offsets)}
-        for geometry, mine in rows.items():
-            checksums = torch.from_numpy(mine.checksums(places))
-            tensors |= {geometry: mine.values, checksum_of(geometry): checksums}
-            if mine.scales is not None:
-                tensors[scale_of(geometry)] = mine.scales
+        for geometry, stored in rows.items():
+            checksums = torch.from_numpy(stored.checksums(positions))
+            tensors |= {geometry: stored.values, checksum_of(geometry): checksums}
+            if stored.scales is not None:
+                tensors[scale_of(geometry)] = stored.scales
         fields = {UID_FIELD: uid} | (
             {} if calibration is None else {CALIBRATION_FIELD: calibration}
         )
@@ -163,7 +163,7 @@ class SegmentFile:
             checked = all(checksum_of(name) in names for name in stored)
             self._refuse_other_content(segment, fields.get(UID_FIELD), checked=checked)
             checksums = self._tensors(checksum_of, stored.keys(), names)
-            self._checksums = {name: found.numpy() for name, found in checksums.items()}
+            self._checksums = {name: checksum.numpy() for name, checksum in checksums.items()}
             self._scales = self._tensors(scale_of, stored.keys(), names)
             dtypes = {name: rows.get_dtype() for name, rows in stored.items()}
             self.row_dtypes = {name: ROW_DTYPES.get(said, said) for name, said in dtypes.items()}
@@ -171,6 +171,46 @@ class SegmentFile:
             self._offsets = file.get_tensor(OFFSET).numpy() if OFFSET in names else plain
         self._refuse_strange_scales()
         self._refuse_other_count(counts)
+
+    @property
+    def uid(self) -> str:
+        """The name of the segment."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of the rows, [row], in order."""
+        ids: NDArray[np.int64] = self._offsets + np.int64(self._first_id)
+        return ids
+
+    def rows(self, geometry: str, ids: NDArray[np.int64]) -> StoredRows:
+        """The rows of ids of this segment, in their order.
+
+        Raises BrokenIndexError where a row is not what was written.
+        """
+        positions = np.searchsorted(self.ids, ids)
+        with self._errors():
+            rows = self._stored(geometry)[torch.from_numpy(positions)]
+            self._check(geometry, rows, positions)
+        return rows
+
+    def blocks(
+        self, geometry: str, start: int = 0, stop: int | None = None
+    ) -> Iterator[StoredBlock]:
+        """The rows in order, a bounded number at a time.
+
+        All of them, or those at the positions from `start` to before `stop`. They are mapped from
+        the file: copy what is to be changed. Raises BrokenIndexError where a row is not what was
+        written.
+        """
+        with self._errors():
+            mapped = self._stored(geometry)[start:stop]
+        for first in range(0, len(mapped), BLOCK_ROWS):
+            rows = mapped[first : first + BLOCK_ROWS]
+            here = slice(start + first, start + first + len(rows))
+            with self._errors():
+                self._check(geometry, rows, here)
+            yield StoredBlock(self.ids[here], rows)
 
     def _tensors(
         self, name_of: Callable[[str], str], geometries: Iterable[str], names: Collection[str]
@@ -202,60 +242,20 @@ class SegmentFile:
 
     def _refuse_other_count(self, counts: set[int]) -> None:
         if counts != {self._n_rows} or len(self._offsets) != self._n_rows:
-            found = " and ".join(f"{n_rows:,}" for n_rows in sorted(counts)) or "no"
-            raise self._broken(f"it has {found} rows, the catalog says {self._n_rows:,}")
-
-    @property
-    def uid(self) -> str:
-        """The name of the segment."""
-        return self.path.name.removesuffix(SUFFIX)
-
-    @cached_property
-    def ids(self) -> NDArray[np.int64]:
-        """Ids of the rows, [row], in order."""
-        ids: NDArray[np.int64] = self._offsets + np.int64(self._first_id)
-        return ids
-
-    def rows(self, geometry: str, ids: NDArray[np.int64]) -> StoredRows:
-        """The rows of ids of this segment, in their order.
-
-        Raises BrokenIndexError where a row is not what was written.
-        """
-        places = np.searchsorted(self.ids, ids)
-        with self._errors():
-            rows = self._stored(geometry)[torch.from_numpy(places)]
-            self._check(geometry, rows, places)
-        return rows
-
-    def blocks(
-        self, geometry: str, start: int = 0, stop: int | None = None
-    ) -> Iterator[StoredBlock]:
-        """The rows in order, a bounded number at a time.
-
-        All of them, or those at the places from `start` to before `stop`. They are mapped from the
-        file: copy what is to be changed. Raises BrokenIndexError where a row is not what was
-        written.
-        """
-        with self._errors():
-            mapped = self._stored(geometry)[start:stop]
-        for first in range(0, len(mapped), BLOCK_ROWS):
-            rows = mapped[first : first + BLOCK_ROWS]
-            here = slice(start + first, start + first + len(rows))
-            with self._errors():
-                self._check(geometry, rows, here)
-            yield StoredBlock(self.ids[here], rows)
+            seen = " and ".join(f"{n_rows:,}" for n_rows in sorted(counts)) or "no"
+            raise self._broken(f"it has {seen} rows, the catalog says {self._n_rows:,}")
 
     def _stored(self, geometry: str) -> StoredRows:
         """All rows, mapped."""
         return StoredRows(self._file.get_tensor(geometry), self._scales.get(geometry))
 
-    def _check(self, geometry: str, rows: StoredRows, places: NDArray[np.int64] | slice) -> None:
+    def _check(self, geometry: str, rows: StoredRows, positions: NDArray[np.int64] | slice) -> None:
         checksums = self._checksums.get(geometry)
         if checksums is None:
             return
-        wrong = rows.checksums(self._offsets[places]) != checksums[places]
+        wrong = rows.checksums(self._offsets[positions]) != checksums[positions]
         if wrong.any():
-            id_ = self.ids[places][np.flatnonzero(wrong)[0]]
+            id_ = self.ids[positions][np.flatnonzero(wrong)[0]]
             raise self._broken(f"the row of sample {id_} is not what was stored")
 
     def _broken(self, reason: str) -> BrokenIndexError:
@@ -267,33 +267,12 @@ class SegmentFile:
         try:
             yield
         except (OSError, SafetensorError, RuntimeError, ValueError, IndexError) as error:
-            if _is_unreadable(self.path):
+            if is_unreadable(self.path):
                 raise UnreadableSegmentError(
                     f"{self.path} cannot be read for lack of permission. Have its owner give you "
                     "the right to read it"
                 ) from error
             raise self._broken(str(error)) from error
-
-
-def _is_strange(path: Path) -> bool:
-    """Whether something else than a file lies there: to open a pipe may take for ever."""
-    try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
-
-
-def _is_unreadable(path: Path) -> bool:
-    try:
-        path.stat()
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return not os.access(path, os.R_OK)
-
-
-def _holds_rows(name: str) -> bool:
-    """Whether a tensor of this name holds the rows of a geometry, and not what goes with them."""
-    return name != OFFSET and not name.startswith((CHECKSUM, SCALE))
 
 
 def checksum_of(geometry: str) -> str:
@@ -310,3 +289,16 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_strange(path: Path) -> bool:
+    """Whether something else than a file lies there: to open a pipe may take for ever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _holds_rows(name: str) -> bool:
+    """Whether a tensor of this name holds the rows of a geometry, and not what goes with them."""
+    return name != OFFSET and not name.startswith((CHECKSUM, SCALE))

@@ -184,7 +184,8 @@ class Storage:
     def quantized(self, rows: Mapping[str, Tensor]) -> dict[str, StoredRows]:
         """Rows of each geometry in the precision that they are stored in."""
         return {
-            name: quantized(mine, self.manifest.settings.row_dtype) for name, mine in rows.items()
+            name: quantized(floats, self.manifest.settings.row_dtype)
+            for name, floats in rows.items()
         }
 
     @contextmanager

@@ -31,13 +31,13 @@ class FileTexts:
                 f"{name} is no file, and an index with --payload reference keeps no texts; write "
                 "it to a file and add that"
             )
-        found = path.resolve()
-        if not found.is_relative_to(self._root):
+        file = path.resolve()
+        if not file.is_relative_to(self._root):
             raise UsageError(
-                f"{found} does not lie below {self._root}, and an index with --payload reference "
+                f"{file} does not lie below {self._root}, and an index with --payload reference "
                 "reads nothing else; move the data, or make the index beside it"
             )
-        return found.relative_to(self._root).as_posix()
+        return file.relative_to(self._root).as_posix()
 
     def read(self, references: Sequence[Reference]) -> list[tuple[Message, ...] | str]:
         """The messages of each sample, or why they are not there any more."""
@@ -45,10 +45,10 @@ class FileTexts:
         for reference in references:
             file = (reference.path, tuple(reference.columns.items()))
             wanted.setdefault(file, []).append(reference)
-        found: dict[Reference, tuple[Message, ...] | str] = {}
+        texts: dict[Reference, tuple[Message, ...] | str] = {}
         for (path, columns), group in wanted.items():
-            found.update(self._read_file(path, dict(columns), group))
-        return [found[reference] for reference in references]
+            texts.update(self._read_file(path, dict(columns), group))
+        return [texts[reference] for reference in references]
 
     def _read_file(
         self, name: str, columns: Mapping[str, str], wanted: Sequence[Reference]

@@ -122,13 +122,13 @@ class View:
         self, geometry: str, ids: NDArray[np.int64], *, normalize: bool = False
     ) -> NDArray[np.float32]:
         """The rows [row, dim] of some ids, in their order, as `blocks` gives them."""
-        found = torch.empty(len(ids), self.manifest.row_width)
+        gathered = torch.empty(len(ids), self.manifest.row_width)
         owners = np.searchsorted([file.ids[-1] for file in self.files], ids)
         for owner in np.unique(owners):
-            mine = owners == owner
-            rows = self.files[owner].rows(geometry, ids[mine])
-            found[torch.from_numpy(mine)] = float_rows(rows, normalize=normalize)
-        return found.numpy()
+            held = owners == owner
+            rows = self.files[owner].rows(geometry, ids[held])
+            gathered[torch.from_numpy(held)] = float_rows(rows, normalize=normalize)
+        return gathered.numpy()
 
     def some_rows(
         self, geometry: str, count: int, *, normalize: bool = False

@@ -81,17 +81,42 @@ def explanation_of(
     training = prepare_stored(reader, stored)
     target = validation_gradient(reader, geometry, validation.prepared, normalize=normalize)
     norm = float(gradient_norms(reader, geometry, [training])[0]) if normalize else 1.0
-    found = _terms(reader, target, training, factor=1 / norm if norm else 0.0)
+    terms = _terms(reader, target, training, factor=1 / norm if norm else 0.0)
     others = _other_side(reader, target, training, validation) if validation_tokens else ()
     return Explanation(
         id=stored.id,
         scoring=Scoring(geometry.name, normalize),
-        training=_explained(reader, training, found),
+        training=_explained(reader, training, terms),
         validation_samples=len(validation.prepared),
         validation_label_tokens=validation.label_tokens,
         validation=tuple(others),
         warnings=validation.warnings,
     )
+
+
+def pieces(decode: Decode, token_ids: Sequence[int]) -> list[str]:
+    """The text that each token adds to the text before it; joined, the text of all of them.
+
+    Where several make one character, the last of them has it. Each is decoded behind the one before
+    it, as many tokenizers drop a space at the start of what they decode.
+    """
+    whole = decode(token_ids)
+    texts: list[str] = []
+    base = start = known = 0
+    for end in range(1, len(token_ids) + 1):
+        if end - start > LONGEST_CHARACTER:
+            base = 0  # what was taken for a whole character was not: decode from the first token
+        before, text = decode(token_ids[base:start]), decode(token_ids[base:end])
+        added = text.removeprefix(before)
+        if text.startswith(before) and whole.startswith(added, known):
+            texts.append(added)
+            known += len(added)
+            base, start = start, end
+        else:
+            texts.append("")
+    if texts:
+        texts[-1] += whole[known:]
+    return texts
 
 
 def _other_side(
@@ -136,28 +161,3 @@ def _explained(reader: ModelReader, prepared: Prepared, terms: Sequence[_Term]) 
             shown = f"[{prepared.sample.images[image]}]"
             tokens.append(TokenTerm(position, token, shown, image=image))
     return ExplainedSample(prepared.sample, math.fsum(t.value for t in terms), tuple(tokens))
-
-
-def pieces(decode: Decode, token_ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to the text before it; joined, the text of all of them.
-
-    Where several make one character, the last of them has it. Each is decoded behind the one before
-    it, as many tokenizers drop a space at the start of what they decode.
-    """
-    whole = decode(token_ids)
-    texts: list[str] = []
-    base = start = known = 0
-    for end in range(1, len(token_ids) + 1):
-        if end - start > LONGEST_CHARACTER:
-            base = 0  # what was taken for a whole character was not: decode from the first token
-        before, text = decode(token_ids[base:start]), decode(token_ids[base:end])
-        added = text.removeprefix(before)
-        if text.startswith(before) and whole.startswith(added, known):
-            texts.append(added)
-            known += len(added)
-            base, start = start, end
-        else:
-            texts.append("")
-    if texts:
-        texts[-1] += whole[known:]
-    return texts

@@ -173,6 +173,19 @@ def answer(scorer: RowScorer, catalog: Snapshot, question: Question) -> QueryRes
     return replace(result, warnings=said)
 
 
+def refuse_counts(counts: AnswerCounts) -> None:
+    """Raise UsageError where fewer than one sample is asked for, or fewer re-scored than shown."""
+    for name, count in (("top", counts.top), ("bottom", counts.bottom)):
+        if count < 1:
+            raise UsageError(f"--{name} is {count}; ask for at least 1 sample")
+    most = max(counts.top, counts.bottom)
+    if counts.rerank is not None and counts.rerank < most:
+        raise UsageError(
+            f"--rerank {counts.rerank} is less than the {most} samples asked for; use at least "
+            f"{most}, better ten times as many"
+        )
+
+
 def _candidates(
     scorer: RowScorer, catalog: Snapshot, queries: Rows, question: Question
 ) -> _Candidates:
@@ -187,18 +200,18 @@ def _candidates(
 
 
 def _stored(catalog: Snapshot, candidates: _Candidates) -> dict[int, StoredSample]:
-    found = [ids for ids, _ in (*candidates.helpful, *candidates.harmful)]
-    ids = np.unique(np.concatenate(found))
+    by_query = [ids for ids, _ in (*candidates.helpful, *candidates.harmful)]
+    ids = np.unique(np.concatenate(by_query))
     stored = catalog.samples(ids.tolist())
     refuse_other_ids(np.array(sorted(stored), dtype=np.int64), ids)
     return stored
 
 
 def _merged(
-    scorer: RowScorer, found: tuple[Ids, Scores], exact: Exact, query: int, *, sign: int
+    scorer: RowScorer, candidates: tuple[Ids, Scores], exact: Exact, query: int, *, sign: int
 ) -> _Ranking:
     """Exact scores where there are any, and sketched ones of candidates without, in order."""
-    ids, scores = found
+    ids, scores = candidates
     is_exact = np.full(len(ids), scorer.exact)
     if len(exact.ids):
         left = ~np.isin(ids, exact.ids)
@@ -225,19 +238,6 @@ def _hits(
         )
         for rank, (id_, score, exact, stderr) in enumerate(columns, 1)
     )
-
-
-def refuse_counts(counts: AnswerCounts) -> None:
-    """Raise UsageError where fewer than one sample is asked for, or fewer re-scored than shown."""
-    for name, count in (("top", counts.top), ("bottom", counts.bottom)):
-        if count < 1:
-            raise UsageError(f"--{name} is {count}; ask for at least 1 sample")
-    most = max(counts.top, counts.bottom)
-    if counts.rerank is not None and counts.rerank < most:
-        raise UsageError(
-            f"--rerank {counts.rerank} is less than the {most} samples asked for; use at least "
-            f"{most}, better ten times as many"
-        )
 
 
 def _remarks(result: QueryResult, question: Question) -> Iterator[str]:

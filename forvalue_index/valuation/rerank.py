@@ -1,4 +1,4 @@
-"""Exact scores of what a search found, from the model."""
+"""Exact scores of stored samples from the model, as of those that a search found."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ from forvalue_index.progress import OnProgress, ignore_progress
 from forvalue_index.search.contract import Ids
 from forvalue_index.store.records import StoredSample
 from forvalue_index.valuation.validation import ValidationSet
+
+
+class Exact(NamedTuple):
+    """Exact scores [query, sample] of the samples with these `ids`, in order of id.
+
+    `failures` say why candidates could not be scored.
+    """
+
+    ids: Ids
+    scores: NDArray[np.float64]
+    failures: tuple[str, ...] = ()
+
+
+NOTHING = Exact(np.empty(0, np.int64), np.empty((0, 0)))
+Rescore = Callable[[Mapping[int, StoredSample]], Exact]
 
 
 def rescorer(
@@ -70,18 +85,3 @@ def prepare_stored(reader: ModelReader, stored: StoredSample) -> Prepared:
     except BadSampleError as error:
         raise BadSampleError(f"sample {stored.sample.key}: {error}") from error
     return prepared
-
-
-class Exact(NamedTuple):
-    """Exact scores [query, sample] of the samples with these `ids`, in order of id.
-
-    `failures` say why candidates could not be scored.
-    """
-
-    ids: Ids
-    scores: NDArray[np.float64]
-    failures: tuple[str, ...] = ()
-
-
-NOTHING = Exact(np.empty(0, np.int64), np.empty((0, 0)))
-Rescore = Callable[[Mapping[int, StoredSample]], Exact]

@@ -1,4 +1,4 @@
-"""What the use-cases return, as frozen records. Nothing here reads a file or a model."""
+"""What queries, values and explanations return, as frozen records, and what is said of them."""
 
 from __future__ import annotations
 

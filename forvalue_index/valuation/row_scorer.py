@@ -72,7 +72,7 @@ def refuse_filled(catalog: Snapshot) -> None:
         )
 
 
-def refuse_other_ids(found: Ids, wanted: Ids) -> None:
+def refuse_other_ids(ids: Ids, wanted: Ids) -> None:
     """Raise BrokenIndexError where the catalog has other samples than asked for."""
-    if not np.array_equal(found, wanted):
+    if not np.array_equal(ids, wanted):
         raise BrokenIndexError(f"The catalog does not find all samples by their ids; {CURE}")

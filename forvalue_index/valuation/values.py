@@ -52,17 +52,17 @@ EXPORTED_ROWS = 10_000
 EXACT_SAMPLES = 1024
 
 
-def refuse_selection(selection: Selection) -> None:
-    """Raise UsageError where the output cannot be written, before any work is done."""
-    if selection.output is not None:
-        writer_for(selection.output)
-
-
 class Selection(NamedTuple):
     """Which samples get a value, all or those that meet `where`, and a file for these, if any."""
 
     where: str | None = None
     output: Path | None = None
+
+
+def refuse_selection(selection: Selection) -> None:
+    """Raise UsageError where the output cannot be written, before any work is done."""
+    if selection.output is not None:
+        writer_for(selection.output)
 
 
 def values(
@@ -187,14 +187,14 @@ def resident_values(
 
 
 def _values(
-    found: Iterable[_Scored],
+    blocks: Iterable[_Scored],
     query: NDArray[np.float32],
     errors: SketchError | None,
     catalog: Snapshot,
     where: str | None,
 ) -> Values:
     """Scored blocks after each other, of samples that meet `where`, with standard errors."""
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    columns = [np.concatenate(column) for column in zip(*blocks, strict=True)]
     if not columns:
         return NO_VALUES
     ids, scores, *squares = columns

@@ -5,6 +5,7 @@ import pytest
 
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
 from forvalue_index.settings import ModelIdentity, Settings
+from forvalue_index.store.agreement import refuse_other_model, refuse_other_settings
 from forvalue_index.store.catalog.addresses import CATALOG, catalog_address
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.manifest import (
@@ -14,8 +15,6 @@ from forvalue_index.store.manifest import (
     open_catalog,
     read_manifest,
     refuse_occupied,
-    refuse_other_model,
-    refuse_other_settings,
 )
 
 IDENTITY = ModelIdentity("w" * 32, "t" * 32, vocab_size=288, hidden_size=32)

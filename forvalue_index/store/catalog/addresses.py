@@ -9,8 +9,6 @@ from forvalue_index.exceptions import UsageError
 from forvalue_index.settings import DEFAULT_CATALOG
 
 CATALOG = "catalog.sqlite"
-
-
 POSTGRESQL = "postgresql+psycopg"
 # None of these reads a file; host may be the directory of a socket.
 POSTGRESQL_OPTIONS = {"connect_timeout", "host", "port", "sslmode"}

@@ -17,7 +17,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from forvalue_index.exceptions import BrokenIndexError, UsageError
+from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.sources.sample import Sample, Source
 from forvalue_index.store.catalog.database import (
@@ -33,8 +33,9 @@ from forvalue_index.store.catalog.database import (
 )
 from forvalue_index.store.catalog.runs import finish_run, start_run
 from forvalue_index.store.catalog.sample_rows import chunks, pack, revise, with_facts_of
-from forvalue_index.store.catalog.schema import LIVE, indexes, samples, segments, sources
+from forvalue_index.store.catalog.schema import LIVE, indexes, samples, segments
 from forvalue_index.store.catalog.snapshot import Snapshot
+from forvalue_index.store.catalog.sources import refer_to, source_ids
 from forvalue_index.store.records import SegmentRecord, Texts
 
 
@@ -109,26 +110,16 @@ class Catalog:
             snapshot.version()  # databases settle on a state with the first read
             yield snapshot
 
-    def refer_to(self, found: Sequence[Source]) -> None:
+    def refer_to(self, referred: Sequence[Source]) -> None:
         """Note where the texts of sources lie, in a catalog that only refers to them.
 
         Raises UsageError where they cannot be referred to, or a name stands for another file.
         """
         if self._texts is None:
             return
-        located = {source.name: self._texts.locate(source.name, source.path) for source in found}
+        located = {s.name: self._texts.locate(s.name, s.path) for s in referred}
         with self._writing() as connection:
-            ids = self._source_ids(connection, set(located))
-            for source in found:
-                mine = sources.c.id == ids[source.name]
-                before = connection.scalar(sa.select(sources.c.path).where(mine))
-                if before not in (None, located[source.name]):
-                    raise UsageError(
-                        f"{source.name} stands for {before} in this index, and is now "
-                        f"{located[source.name]}; give its full path"
-                    )
-                place = {"path": located[source.name], "columns": dict(source.columns)}
-                connection.execute(sa.update(sources).where(mine).values(place))
+            refer_to(connection, self._id, referred, located)
 
     def start_run(self, source_names: Sequence[str]) -> int:
         """Begin an `add` of these sources, or go on with one that was stopped; returns its id."""
@@ -159,13 +150,13 @@ class Catalog:
             with self._writing() as connection:
                 first_id = self._allocate(connection, len(new))
                 segment_id = self._insert_segment(connection, segment, first_id)
-                source_ids = self._source_ids(connection, {sample.source for sample in new})
+                ids = source_ids(connection, self._id, {sample.source for sample in new})
                 rows = [
                     pack(first_id + offset, sample, measured, referenced=self._texts is not None)
                     | {
                         "index_id": self._id,
                         "segment_id": segment_id,
-                        "source_id": source_ids[sample.source],
+                        "source_id": ids[sample.source],
                     }
                     for offset, (sample, measured) in enumerate(zip(new, statistics, strict=True))
                 ]
@@ -199,13 +190,13 @@ class Catalog:
             stored = snapshot.samples(restored)
         with self._writing() as connection:
             self._allocate(connection, 0)
-            source_ids = self._source_ids(connection, {s.source for s in restored.values()})
+            ids = source_ids(connection, self._id, {s.source for s in restored.values()})
             for id_, sample in restored.items():
-                found = sample
+                changed = sample
                 if not stored[id_].referenced:
-                    found = with_facts_of(sample, stored[id_].sample)
-                values = revise(dataclasses.replace(stored[id_], sample=found))
-                values |= {"removed": False, "source_id": source_ids[sample.source]}
+                    changed = with_facts_of(sample, stored[id_].sample)
+                values = revise(dataclasses.replace(stored[id_], sample=changed))
+                values |= {"removed": False, "source_id": ids[sample.source]}
                 connection.execute(self._update(id_, values))
 
     def update_metadata(self, changed: Mapping[int, Mapping[str, Any]]) -> None:
@@ -233,10 +224,10 @@ class Catalog:
         segment holds the rows of all others. Raises CatalogError, and changes nothing, where it
         does not.
         """
-        mine = self._own(segments) & segments.c.uid.in_(old)
+        own = self._own(segments) & segments.c.uid.in_(old)
         with self._writing() as connection:
             self._allocate(connection, 0)
-            old_ids = list(connection.scalars(sa.select(segments.c.id).where(mine)))
+            old_ids = list(connection.scalars(sa.select(segments.c.id).where(own)))
             members = self._own(samples) & samples.c.segment_id.in_(old_ids)
             gone = sa.delete(samples).where(members, samples.c.removed)
             for part in [None] if forget is None else chunks(forget):
@@ -253,7 +244,7 @@ class Catalog:
                     f"The samples of segments {', '.join(old)} changed while their rows were "
                     "written anew; nothing has changed. Run the same again"
                 )
-            connection.execute(sa.delete(segments).where(mine))
+            connection.execute(sa.delete(segments).where(own))
 
     def complaints(self) -> list[str]:
         """What is wrong with the database itself: nothing, where it is sound."""
@@ -292,11 +283,3 @@ class Catalog:
         row = dataclasses.asdict(segment) | {"index_id": self._id, "first_id": first_id}
         insert = sa.insert(segments).values(row).returning(segments.c.id)
         return int(connection.execute(insert).scalar_one())
-
-    def _source_ids(self, connection: sa.Connection, names: set[str]) -> dict[str, int]:
-        query = sa.select(sources.c.name, sources.c.id).where(self._own(sources))
-        ids = {row.name: row.id for row in connection.execute(query)}
-        for name in sorted(names - ids.keys()):
-            insert = sa.insert(sources).values(index_id=self._id, name=name)
-            ids[name] = connection.execute(insert.returning(sources.c.id)).scalar_one()
-        return ids

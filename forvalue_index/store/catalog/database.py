@@ -26,12 +26,12 @@ from forvalue_index.store.catalog.sqlite import (
     NO_SHARED_FILE,
     as_it_lies,
     errorname,
-    is_unreadable,
     log_of,
     sqlite_engine,
     sqlite_path,
     to_json,
 )
+from forvalue_index.store.permissions import is_unreadable
 
 _MIGRATION_LOCK = 0x666F7276  # any number that nobody else takes
 _DAMAGED = ("not a database", "malformed", "disk image")

@@ -256,9 +256,9 @@ def _metadata(node: exp.Expression) -> tuple[ColumnElement[Any], ...]:
 
 def _metadata_as(node: exp.Expression, kind: str) -> ColumnElement[Any]:
     """Give the value under a key where it has that kind, else NULL."""
-    place = _metadata(node)
-    value: ColumnElement[Any] = _JsonValue(*place)
+    column_and_path = _metadata(node)
+    value: ColumnElement[Any] = _JsonValue(*column_and_path)
     if kind != "string":
         value = sa.cast(value, sa.Boolean if kind == "boolean" else sa.Numeric)
     # CASE alone promises that the cast is not tried on values of another type.
-    return sa.case((_JsonType(*place).in_(_JSON_TYPES[kind]), value))
+    return sa.case((_JsonType(*column_and_path).in_(_JSON_TYPES[kind]), value))

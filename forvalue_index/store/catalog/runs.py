@@ -24,7 +24,7 @@ def finish_run(connection: sa.Connection, index_id: int, run_id: int) -> None:
     """Record that a run is done, and with it each stopped one of its sources."""
     unfinished = sa.select(runs.c.id, runs.c.sources).where(_unfinished(index_id))
     names = {row.id: set(row.sources) for row in connection.execute(unfinished)}
-    stored = [id_ for id_, found in names.items() if found <= names.get(run_id, set())]
+    stored = [id_ for id_, own in names.items() if own <= names.get(run_id, set())]
     ended = sa.update(runs).where(_unfinished(index_id), runs.c.id.in_(stored))
     connection.execute(ended.values(finished_at=datetime.now(UTC)))
 

@@ -102,15 +102,29 @@ def unpack(row: Any, text_found: tuple[Message, ...] | str = "") -> StoredSample
         offset=row.offset,
     )
     try:
-        found = _checksum(row._mapping, row.source, text)
+        checksum = _checksum(row._mapping, row.source, text)
     except TypeError as error:  # a text that has become bytes
         raise _damaged(row.id, str(error)) from error
-    if row.checksum not in (None, found):
-        raise _damaged(row.id, f"its checksum is {found}, and was {row.checksum}")
+    if row.checksum not in (None, checksum):
+        raise _damaged(row.id, f"its checksum is {checksum}, and was {row.checksum}")
     statistics = SampleStatistics(*(getattr(row, name) for name in _MEASURED))
     return StoredSample(
         row.id, sample, statistics, row.segment, row.removed, referenced, text_error=lost
     )
+
+
+def with_facts_of(sample: Sample, stored: Sample) -> Sample:
+    """A stored sample with what changes of an equal one: its position, metadata and images.
+
+    The messages are equal, though the order of their fields may not be.
+    """
+    names = ("source", "position", "offset", "metadata")
+    given = {name: getattr(sample, name) for name in names}
+    messages = tuple(
+        dataclasses.replace(message, images=given_message.images)
+        for message, given_message in zip(stored.messages, sample.messages, strict=True)
+    )
+    return dataclasses.replace(stored, messages=messages, **given)
 
 
 def changed_metadata(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -233,8 +247,8 @@ def _message(fields: dict[str, Any]) -> Message:
     if not _are_images(images):
         return Message(fields["role"], fields["content"], extra)
     del extra["images"]
-    found = tuple(_image(image, len(fields["content"])) for image in images)
-    return Message(fields["role"], fields["content"], extra, found)
+    kept_images = tuple(_image(image, len(fields["content"])) for image in images)
+    return Message(fields["role"], fields["content"], extra, kept_images)
 
 
 def _image(fields: dict[str, Any], length: int) -> Image:
@@ -269,17 +283,3 @@ def _are_images(value: Any) -> bool:
         and bool(value)
         and all(isinstance(one, dict) and "digest" in one for one in value)
     )
-
-
-def with_facts_of(sample: Sample, stored: Sample) -> Sample:
-    """A stored sample with what changes of an equal one: its place, metadata and images.
-
-    The messages are equal, though the order of their fields may not be.
-    """
-    names = ("source", "position", "offset", "metadata")
-    given = {name: getattr(sample, name) for name in names}
-    messages = tuple(
-        dataclasses.replace(mine, images=theirs.images)
-        for mine, theirs in zip(stored.messages, sample.messages, strict=True)
-    )
-    return dataclasses.replace(stored, messages=messages, **given)

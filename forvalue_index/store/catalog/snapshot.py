@@ -85,8 +85,8 @@ class Snapshot:
     def live_among(self, ids: Iterable[int]) -> NDArray[np.int64]:
         """List in order those of some ids whose samples are live."""
         query = sa.select(samples.c.id).where(self._own(samples), LIVE)
-        found = (self._ids(query.where(samples.c.id.in_(chunk))) for chunk in chunks(sorted(ids)))
-        return np.concatenate([np.empty(0, np.int64), *found])
+        parts = (self._ids(query.where(samples.c.id.in_(chunk))) for chunk in chunks(sorted(ids)))
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     def removed_ids(self) -> NDArray[np.int64]:
         """List the ids of removed samples in order."""
@@ -100,8 +100,8 @@ class Snapshot:
     def norms(self, uid: str) -> dict[int, float]:
         """Norms of the rows of a segment when they were made, by id."""
         query = sa.select(samples.c.id, samples.c.norm).select_from(samples.join(segments))
-        mine = query.where(self._own(samples), segments.c.uid == uid)
-        return {row.id: row.norm for row in self._connection.execute(mine)}
+        of_segment = query.where(self._own(samples), segments.c.uid == uid)
+        return {row.id: row.norm for row in self._connection.execute(of_segment)}
 
     def every_sample(self) -> Iterator[tuple[int, StoredSample | str]]:
         """Read every sample, removed ones too, by id; or why one is not what was stored."""
@@ -128,15 +128,15 @@ class Snapshot:
         for sample in candidates:
             # The first of several samples of one key counts.
             contents.setdefault(clean_text(sample.key), sample.content_hash)
-        found: dict[str, KnownSample] = {}
+        known: dict[str, KnownSample] = {}
         # One query for each index over keys; what is live comes last and wins.
         for state in (REMOVED, LIVE):
             query = _KNOWN.where(self._own(samples), state)
             for keys in chunks(contents):
                 for row in self._connection.execute(query.where(samples.c.key.in_(keys))):
                     if not row.removed or row.content_hash == contents.get(row.key):
-                        found[row.key] = self._known(row)
-        return found
+                        known[row.key] = self._known(row)
+        return known
 
     def samples(self, ids: Iterable[int] | NDArray[np.int64]) -> dict[int, StoredSample]:
         """Read samples by id, removed ones too; ids that were never given are left out."""
@@ -150,13 +150,13 @@ class Snapshot:
     def sample(self, name: str) -> StoredSample:
         """Find a sample by key, a live one first, or else by id. Raises CatalogError."""
         id_ = self.sample_id(name)
-        found = self.samples([id_]).get(id_)
-        if found is None or (found.sample.key != clean_text(name) and _as_id(name) != id_):
+        stored = self.samples([id_]).get(id_)
+        if stored is None or (stored.sample.key != clean_text(name) and _as_id(name) != id_):
             raise BrokenIndexError(
                 f"The catalog does not find the sample {name!r} any more: it is damaged. "
                 "Run: forvalue check INDEX --repair"
             )
-        return found
+        return stored
 
     def sample_id(self, name: str) -> int:
         """Find the id of a sample as `sample` does, though what is stored of it be damaged."""
@@ -166,9 +166,9 @@ class Snapshot:
             named.append(samples.c.id == number)
         for match in (state & same for state in (LIVE, REMOVED) for same in named):
             latest = query.where(match).order_by(samples.c.id.desc()).limit(1)
-            found = self._connection.execute(latest).scalar_one_or_none()
-            if found is not None:
-                return int(found)
+            id_ = self._connection.execute(latest).scalar_one_or_none()
+            if id_ is not None:
+                return int(id_)
         raise CatalogError(
             f"There is no sample with the key or id {name!r} in the index. List them with: "
             "forvalue list"
@@ -215,8 +215,8 @@ class Snapshot:
         return summarise(self._connection, self._id)
 
     def _known(self, row: Any) -> KnownSample:
-        place = None if self._texts is None else (row.source, row.position, row.offset)
-        return KnownSample(row.id, row.content_hash, row.removed, row.metadata, place)
+        location = None if self._texts is None else (row.source, row.position, row.offset)
+        return KnownSample(row.id, row.content_hash, row.removed, row.metadata, location)
 
     def _stored(self, query: sa.Select[Any]) -> list[StoredSample]:
         rows = self._connection.execute(query).all()
@@ -234,13 +234,13 @@ class Snapshot:
         )
 
     def _source_id(self, name: str) -> int:
-        mine = sa.select(sources.c.id).where(self._own(sources), sources.c.name == name)
-        found = self._connection.execute(mine).scalar_one_or_none()
-        if found is None:
+        query = sa.select(sources.c.id).where(self._own(sources), sources.c.name == name)
+        id_ = self._connection.execute(query).scalar_one_or_none()
+        if id_ is None:
             raise CatalogError(
                 f"There is no source {name!r} in the index. See them with: forvalue info"
             )
-        return int(found)
+        return int(id_)
 
     def _ids(self, query: sa.Select[Any]) -> NDArray[np.int64]:
         # Sorted here, so that the database may go through the smallest index; of the driver's own

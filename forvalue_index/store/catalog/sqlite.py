@@ -14,6 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 
+from forvalue_index.store.permissions import is_unreadable
+
 BUSY_S = 30
 # FULL, not NORMAL: in WAL mode NORMAL may lose the last commits in a power cut, and a commit says
 # that samples are stored. One commit covers a whole segment, so its fsync costs nothing that shows.
@@ -82,18 +84,8 @@ def sqlite_engine(url: URL) -> sa.Engine:
 
 def as_it_lies(connection: sa.Connection) -> AsItLies | None:
     """What a connection reads without locks, if it does."""
-    found: AsItLies | None = connection.info.get(_AS_IT_LIES)
-    return found
-
-
-def is_unreadable(path: Path) -> bool:
-    """Whether the right to read a file is lacking."""
-    # Not by opening it: to close it would let go of all locks of this process on it.
-    try:
-        path.stat()
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return not os.access(path, os.R_OK)
+    lies: AsItLies | None = connection.info.get(_AS_IT_LIES)
+    return lies
 
 
 def log_of(path: Path) -> Path:
@@ -111,10 +103,10 @@ def _log_size(path: Path) -> int:
 
 def _state(path: Path) -> tuple[int, ...]:
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return ()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _connect_read_only(

@@ -19,8 +19,8 @@ MOST_IDS = 2**16
 
 def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
     """Count and measure; run it in one transaction, or the numbers may not fit together."""
-    mine = samples.c.index_id == index_id
-    live = sa.and_(mine, LIVE)
+    own = samples.c.index_id == index_id
+    live = sa.and_(own, LIVE)
     by_source = _by_source(connection, live)
     n_live = sum(source.samples for source in by_source)
     n_segments, n_bytes = connection.execute(
@@ -28,7 +28,7 @@ def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
             segments.c.index_id == index_id
         )
     ).one()
-    gone = sa.select(sa.func.count()).select_from(samples).where(mine, REMOVED)
+    gone = sa.select(sa.func.count()).select_from(samples).where(own, REMOVED)
     removed = int(connection.execute(gone).scalar_one())
     return CatalogSummary(
         samples=n_live,
@@ -40,6 +40,28 @@ def summarise(connection: sa.Connection, index_id: int) -> CatalogSummary:
         label_error_mass=median_error_mass(connection, index_id, n_live),
         stopped=stopped_runs(connection, index_id),
     )
+
+
+def median_error_mass(connection: sa.Connection, index_id: int, count: int) -> float | None:
+    """The median label error mass of `count` live samples, estimated where there are many.
+
+    Its column has no index, which would cost a tenth of the time to add.
+    """
+    if not count:
+        return None
+    following = sa.select(indexes.c.next_sample_id).where(indexes.c.id == index_id)
+    n_ids = int(connection.execute(following).scalar_one())
+    # Removed samples leave gaps.
+    wanted = min(n_ids, MOST_IDS, MEDIAN_SAMPLES * n_ids // count)
+    ids = sorted(random.Random(0).sample(range(n_ids), wanted))
+    live = (samples.c.index_id == index_id, LIVE)
+    query = sa.select(samples.c.label_error_mass).where(*live)
+    masses = [
+        value
+        for chunk in chunks(ids)
+        for value in connection.scalars(query.where(samples.c.id.in_(chunk)))
+    ]
+    return statistics.median(masses) if masses else None
 
 
 def _by_source(
@@ -64,25 +86,3 @@ def _median(
     query = sa.select(column).where(live).order_by(column)
     middle = connection.scalars(query.limit(2 - count % 2).offset((count - 1) // 2)).all()
     return float(sum(middle) / len(middle))
-
-
-def median_error_mass(connection: sa.Connection, index_id: int, count: int) -> float | None:
-    """The median label error mass of `count` live samples, estimated where there are many.
-
-    Its column has no index, which would cost a tenth of the time to add.
-    """
-    if not count:
-        return None
-    following = sa.select(indexes.c.next_sample_id).where(indexes.c.id == index_id)
-    n_ids = int(connection.execute(following).scalar_one())
-    # Removed samples leave gaps.
-    wanted = min(n_ids, MOST_IDS, MEDIAN_SAMPLES * n_ids // count)
-    ids = sorted(random.Random(0).sample(range(n_ids), wanted))
-    mine = (samples.c.index_id == index_id, LIVE)
-    query = sa.select(samples.c.label_error_mass).where(*mine)
-    found = [
-        value
-        for chunk in chunks(ids)
-        for value in connection.scalars(query.where(samples.c.id.in_(chunk)))
-    ]
-    return statistics.median(found) if found else None

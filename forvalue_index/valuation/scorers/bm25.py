@@ -46,7 +46,7 @@ def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> Matrix:
 def _words(texts: Sequence[str]) -> list[list[str]]:
     if not texts:
         return []  # of which bm25s makes an error
-    found: list[list[str]] = bm25s.tokenize(
+    words: list[list[str]] = bm25s.tokenize(
         list(texts),
         lower=True,
         token_pattern=TOKEN,
@@ -55,4 +55,4 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
         return_ids=False,
         show_progress=False,
     )
-    return found
+    return words

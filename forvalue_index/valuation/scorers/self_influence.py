@@ -16,12 +16,12 @@ def self_influences(view: View, ids: Sequence[int]) -> dict[str, NDArray[np.floa
     TracIn (Pruthi et al. 2020, section 4.1) finds mislabelled samples by them.
     """
     wanted = np.asarray(ids, dtype=np.int64)
-    found: dict[str, NDArray[np.float64]] = {}
+    by_geometry: dict[str, NDArray[np.float64]] = {}
     for geometry in view.manifest.settings.geometries:
-        mine = np.empty(len(wanted))
-        found[geometry] = mine
+        products = np.empty(len(wanted))
+        by_geometry[geometry] = products
         for block in view.blocks(geometry):
             here = np.isin(block.ids, wanted)
             rows = block.rows.numpy()[here].astype(np.float64)
-            mine[np.searchsorted(wanted, block.ids[here])] = (rows * rows).sum(axis=1)
-    return found
+            products[np.searchsorted(wanted, block.ids[here])] = (rows * rows).sum(axis=1)
+    return by_geometry
