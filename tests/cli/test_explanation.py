@@ -150,10 +150,10 @@ def test_colours_follow_the_sign(monkeypatch):
     """Green backgrounds help, red ones hurt, context is dim."""
     from rich.console import Console
 
-    from forvalue_index.cli import explanation
+    from forvalue_index.cli import explanation as shown_explanation
 
     console = Console(force_terminal=True, color_system="truecolor", width=200, no_color=False)
-    monkeypatch.setattr(explanation, "readable_console", lambda: console)
+    monkeypatch.setattr(shown_explanation, "readable_console", lambda: console)
     with console.capture() as capture:
         print_explanation(explanation([*TOKENS, ("!", 0.0, 1.0)]))
     said = capture.get()
