@@ -5,7 +5,6 @@ import pytest
 
 from forvalue_index.exceptions import BrokenIndexError, SettingsMismatchError
 from forvalue_index.settings import ModelIdentity, Settings
-from forvalue_index.store.agreement import refuse_other_model, refuse_other_settings
 from forvalue_index.store.catalog.addresses import CATALOG, catalog_address
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.manifest import (
@@ -119,26 +118,3 @@ def test_other_files_are_an_obstacle(tmp_path):
         refuse_occupied(tmp_path)
     with pytest.raises(BrokenIndexError, match=r"thesis\.tex is a file; name a directory"):
         refuse_occupied(tmp_path / "thesis.tex")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("dim", 256), ("seed", 1), ("labels", "all"), ("template", "plain"), ("max_length", 9)],
-)
-def test_other_settings_are_refused_by_name(tmp_path, field, value):
-    wanted = dataclasses.replace(SETTINGS, **{field: value})
-    stored = getattr(SETTINGS, field)
-    with pytest.raises(SettingsMismatchError, match=f"{field} {stored!r}, .* {value!r}.*frozen"):
-        refuse_other_settings(tmp_path, SETTINGS, wanted)
-
-
-def test_a_wish_for_auto_is_met_by_what_it_became(tmp_path):
-    refuse_other_settings(tmp_path, SETTINGS, Settings(model="owner/name"))
-
-
-def test_another_model_is_refused_by_what_differs(tmp_path):
-    refuse_other_model(tmp_path, IDENTITY, IDENTITY)
-    for field in ("weights_digest", "tokenizer_digest"):
-        other = dataclasses.replace(IDENTITY, **{field: "x" * 32})
-        with pytest.raises(SettingsMismatchError, match=f"its {field.replace('_', ' ')} is"):
-            refuse_other_model(tmp_path, IDENTITY, other)
