@@ -153,7 +153,9 @@ def kill_at_random(drivers, work, points, fresh, seconds):
         begun, late_before = len(held) + len(late), len(late)
         assert begun < 4 * points + 40, f"{len(late)} of {begun} ended before they were killed"
         some = range(begun, begun + min(ROUND, points - len(held)))
-        drivers.each(trial, [(number, dice.random() * seconds) for number in some])
+        # Late moments twice as often as early ones: most of the time passes before a first commit.
+        moments = [max(dice.random(), dice.random()) for _ in some]
+        drivers.each(trial, [*zip(some, (seconds * at for at in moments), strict=True)])
         # A machine that is busy with other things takes longer than it took at first. Some come
         # too late where the moments cover all of an ingestion.
         late_share = (len(late) - late_before) / len(some)
@@ -169,7 +171,7 @@ def test_an_ingestion_killed_at_random_points_goes_on(request, drivers, large, t
 
     held = kill_at_random(drivers, large, points, fresh, large.seconds)
     # The kills struck early, late and in between.
-    assert len(set(held)) >= min(points // 4, 5)
+    assert len(set(held)) >= min(max(points // 10, 2), 5)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
