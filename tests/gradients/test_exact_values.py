@@ -9,6 +9,7 @@ from exact_readers import (
     BROKEN,
     CERTAIN,
     VALIDATION,
+    breakable,  # noqa: F401 - a fixture
     certain_reader,
     geometry,
     prepared,
@@ -226,7 +227,7 @@ def test_no_samples_have_no_values():
 # What cannot be valued.
 
 
-def test_a_sample_without_usable_numbers_is_named(breakable):
+def test_a_sample_without_usable_numbers_is_named(breakable):  # noqa: F811
     read, used = breakable, geometry("fisher", breakable)
     good = prepared(read)
     target = validation_gradient(read, used, good)
