@@ -324,7 +324,7 @@ def test_a_log_that_cannot_grow_leaves_readers_and_the_last_commit_alone(index, 
         ValuationIndex.open(index) as writer,
         ValuationIndex.open(index) as reader,
         filled(disk, but=200 * KB),
-        reader._storage.view() as view,
+        reader.storage.view() as view,
     ):
         # While a state is being read, the log is not folded back and only grows.
         for marks in range(1000):
