@@ -61,7 +61,7 @@ def _measured(model: IndexModel, data: Data) -> Calibration:
     if not choice.samples():
         names = ", ".join(source.name for source in sources)
         raise SourceError(f"{names} has no row to calibrate on")
-    tables = model.storage.frozen.tables()
+    tables = model.storage.frozen.hash_tables()
     return measured_calibration(
         model.reader, tables, settings, choice.samples(), on_progress=model.on_progress
     )

@@ -40,7 +40,7 @@ class Embedders:
         storage = self._model.storage
         calibration = calibrate(
             self._model.reader,
-            storage.frozen.tables(),
+            storage.frozen.hash_tables(),
             storage.manifest.settings,
             self._choice.samples(),
             on_progress=self._model.on_progress,

@@ -175,7 +175,7 @@ def _lost_image(storage: Storage, stored: StoredSample) -> str | None:
 
 def _tables(storage: Storage) -> Iterator[Finding]:
     try:
-        storage.frozen.tables()
+        storage.frozen.hash_tables()
     except BrokenIndexError as error:
         yield Finding("damaged hash tables", str(error), "restore the file from a backup")
 

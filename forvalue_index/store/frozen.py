@@ -40,11 +40,11 @@ class FrozenParts:
         """Read all files anew when they are needed next."""
         self._read = {}
 
-    def tables(self) -> HashTables:
+    def hash_tables(self) -> HashTables:
         """The sketch's hash tables. Raises BrokenIndexError where they are not the index's own."""
         digest = self._manifest.sketch_digest
-        tables = self._once(TABLES, lambda path: read_tables(path, digest))
-        return read_tables(self._path / TABLES, digest) if tables is None else tables
+        tables = self._once(TABLES, lambda path: read_hash_tables(path, digest))
+        return read_hash_tables(self._path / TABLES, digest) if tables is None else tables
 
     def calibration(self) -> Calibration | None:
         """What rows are calibrated with, or None where nothing was added yet.
@@ -70,7 +70,7 @@ class FrozenParts:
         """How far scores of rows of a geometry are from exact ones."""
         calibration = self.calibration()
         directions = None if calibration is None else calibration.directions.get(geometry)
-        tables = geometry_tables(self.tables(), geometry, directions)
+        tables = geometry_tables(self.hash_tables(), geometry, directions)
         measured = {} if calibration is None else calibration.error_scale
         widths = part_widths(tables, self._manifest.settings.dim)
         return SketchError(widths, measured.get(geometry, ErrorScale()))
@@ -91,12 +91,12 @@ class FrozenParts:
         return content
 
 
-def tables_file(tables: HashTables) -> bytes:
+def hash_tables_file(tables: HashTables) -> bytes:
     """The contents of a file of hash tables."""
     return save({name: np.asarray(table) for name, table in tables.items()})
 
 
-def read_tables(path: Path, digest: str) -> HashTables:
+def read_hash_tables(path: Path, digest: str) -> HashTables:
     """The hash tables in a file. Raises BrokenIndexError where it has another digest."""
     try:
         tables = load_file(path)

@@ -154,7 +154,9 @@ class IndexModel:
         key = (name, frozen.calibration_digest())
         if key not in self._sketches:
             device = self.reader.vocab_order.device
-            made = sketch_of(name, frozen.tables(), frozen.calibration(), dim=dim, device=device)
+            made = sketch_of(
+                name, frozen.hash_tables(), frozen.calibration(), dim=dim, device=device
+            )
             self._sketches[key] = made
         return self._sketches[key]
 
@@ -164,7 +166,7 @@ def embedder_of(storage: Storage, reader: ModelReader) -> Embedder:
     names = storage.manifest.settings.geometries
     refuse_uncalibrated(storage, names)
     frozen, settings = storage.frozen, storage.manifest.settings
-    features = features_of(reader, frozen.tables(), settings, frozen.calibration(), names)
+    features = features_of(reader, frozen.hash_tables(), settings, frozen.calibration(), names)
     return Embedder(reader, features)
 
 
@@ -201,7 +203,7 @@ def load_on_other_gpus(storage: Storage, access: ModelAccess) -> list[Backbone]:
 
 def reader_of(storage: Storage, backbone: Backbone) -> ModelReader:
     """What reads samples for an index."""
-    tables, settings = storage.frozen.tables(), storage.manifest.settings
+    tables, settings = storage.frozen.hash_tables(), storage.manifest.settings
     return make_reader(backbone, settings, tables, storage.media.open)
 
 

@@ -30,7 +30,7 @@ from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.database import NoRoomError
 from forvalue_index.store.catalog.snapshot import Snapshot
 from forvalue_index.store.durable import interrupts_held, write_durably
-from forvalue_index.store.frozen import FrozenParts, tables_file
+from forvalue_index.store.frozen import FrozenParts, hash_tables_file
 from forvalue_index.store.manifest import (
     CALIBRATION,
     MANIFEST,
@@ -97,7 +97,7 @@ class Storage:
                 for name in settings.geometries
             },
         )
-        write_durably(path / TABLES, tables_file(tables))
+        write_durably(path / TABLES, hash_tables_file(tables))
         manifest = Manifest(uuid.uuid4().hex, catalog, settings, model, tables_digest(tables))
         opened = Catalog.create(
             catalog_address(path, catalog),

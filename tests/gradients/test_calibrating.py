@@ -454,7 +454,7 @@ def test_a_calibration_is_what_calibrate_gives(calibrated):
         choice.offer(one)
     found = calibrate(
         calibrated.model.reader,
-        calibrated.storage.frozen.tables(),
+        calibrated.storage.frozen.hash_tables(),
         calibrated.manifest.settings,
         choice.samples(),
     )

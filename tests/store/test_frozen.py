@@ -85,7 +85,7 @@ def test_a_calibration_that_another_process_froze_is_seen(tmp_path, model_dir):
 def test_a_file_that_changed_is_read_anew(mapped, name):
     with ValuationIndex.open(mapped) as index:
         frozen = index.storage.frozen
-        read = frozen.tables if name == TABLES else frozen.calibration
+        read = frozen.hash_tables if name == TABLES else frozen.calibration
         first, content = read(), (mapped / name).read_bytes()
         assert read() is first
         os.truncate(mapped / name, len(content) - 5)

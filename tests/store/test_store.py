@@ -77,7 +77,7 @@ def test_what_is_opened_is_what_was_created(storage, tmp_path):
     opened = Storage.open(tmp_path / "ix")
     assert opened.manifest == storage.manifest
     assert all_rows(opened)[1].equal(all_rows(storage)[1])
-    tables = opened.frozen.tables()
+    tables = opened.frozen.hash_tables()
     assert set(tables) == {"vocab_order", "vocab_sign", "hidden_bucket", "hidden_sign"}
     opened.close()
 
@@ -156,7 +156,7 @@ def test_the_hash_tables_of_another_index_are_refused(storage, tmp_path):
     other.close()
     shutil.copy(other.path / TABLES, storage.path / TABLES)
     with pytest.raises(BrokenIndexError, match="is not the file that this index was created with"):
-        storage.frozen.tables()
+        storage.frozen.hash_tables()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 9])
@@ -165,7 +165,7 @@ def test_hash_tables_that_cannot_be_read(storage, content):
     if content is not None:
         (storage.path / TABLES).write_bytes(content)
     with pytest.raises(BrokenIndexError, match=r"sketch\.safetensors cannot be read .* restore"):
-        storage.frozen.tables()
+        storage.frozen.hash_tables()
 
 
 @pytest.mark.parametrize(
