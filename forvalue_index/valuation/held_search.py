@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from forvalue_index.devices import gpus, is_out_of_memory, release_memory
 from forvalue_index.progress import OnProgress
@@ -41,8 +41,7 @@ class HeldSearch:
     def current(self, scoring: Scoring) -> Iterator[tuple[RowScorer, Snapshot]]:
         """A scorer over the index as it is now, and a snapshot of the same state."""
         with self._current(scoring, self._search_index) as current:
-            assert current is not None  # noqa: S101 - there is always some search index
-            yield current
+            yield cast("tuple[RowScorer, Snapshot]", current)  # there is always some search index
 
     @contextmanager
     def on_gpus(self, scoring: Scoring) -> Iterator[tuple[RowScorer, GpuIndex, Snapshot] | None]:
