@@ -113,8 +113,8 @@ def fidelity(demo, thorough):
     folder, _ = demo
     data = "data/start.jsonl data/more.jsonl"
     if not thorough:
-        lines = [line for name in data.split() for line in (folder / name).open()]
-        (folder / "third.jsonl").write_text("".join(lines[::3]))
+        lines = [line for name in data.split() for line in (folder / name).read_text().splitlines()]
+        (folder / "third.jsonl").write_text("\n".join(lines[::3]) + "\n")
         data = "third.jsonl"
     validation = "data/sentences_validation.jsonl data/math_validation.jsonl"
     run(f"forvalue init exact --model ../.cache/{MODEL.name} --geometry raw,fisher", folder)
