@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config, items):
 
     What is marked `thorough` is no part of an ordinary run.
     """
-    items.sort(key=lambda item: "system" not in item.path.parts)
+    items.sort(key=lambda i: (i.path.name != "test_real_model.py", "system" not in i.path.parts))
     if config.getoption("--thorough"):
         return
     left = [item for item in items if item.get_closest_marker("thorough")]

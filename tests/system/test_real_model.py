@@ -156,17 +156,10 @@ def test_the_code_of_a_page_runs(demo, page, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def fidelity(demo, thorough):
-    """What `evaluate fidelity` says of an index of the session's data, by method and reference.
-
-    Of a third of it in an ordinary run.
-    """
+def fidelity(demo):
+    """What `evaluate fidelity` says of an index of the session's data, by method and reference."""
     folder, _ = demo
     data = "data/start.jsonl data/more.jsonl"
-    if not thorough:
-        lines = [line for name in data.split() for line in (folder / name).open()]
-        (folder / "third.jsonl").write_text("".join(lines[::3]))
-        data = "third.jsonl"
     validation = "data/sentences_validation.jsonl data/math_validation.jsonl"
     run(f"forvalue init exact --model ../.cache/{MODEL.name} --geometry raw,fisher", folder)
     run(f"forvalue add exact {data}", folder)
