@@ -62,7 +62,8 @@ class ValuationIndex:
         self.storage = model.storage
         self.path = self.storage.path
         self.manifest = self.storage.manifest
-        self._samples = IndexSamples(self.path, self.manifest, self.storage.catalog)
+        catalog, report = self.storage.catalog, model.report
+        self._samples = IndexSamples(self.path, self.manifest, catalog, on_progress=report)
         self._search = HeldSearch(self.storage, model.on_progress)
 
     @classmethod
@@ -102,8 +103,8 @@ class ValuationIndex:
     ) -> ValuationIndex:
         """Open an index. `model` says where the model lies now, if it has moved.
 
-        An index made with `trust_remote_code` loads its model only if that is said here again.
-        Raises BrokenIndexError where there is none, or a damaged one, or one of a newer version.
+        One made with `trust_remote_code` loads its model only if that is said here again. Raises
+        BrokenIndexError where there is none, or a damaged one, or one of a newer version.
         """
         access = ModelAccess(model, trust_remote_code)
         return cls(IndexModel(Storage.open(Path(path)), access, on_progress=on_progress))
@@ -312,7 +313,6 @@ class ValuationIndex:
         """Remove samples by key or id, or all of a `source` or a filter `where`; returns how many.
 
         They no longer count, and come back where they are added again. `compact` forgets them.
-        Where they are not as many as `expected`, nothing is removed.
         """
         return self._samples.remove(names, wait=wait, **chosen)
 

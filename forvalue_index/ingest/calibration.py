@@ -29,7 +29,7 @@ def calibrate(model: IndexModel, data: Data) -> CalibrationSummary:
 
     Raises:
         UsageError: the index holds samples, whose rows depend on its calibration.
-        BadSampleError: a row is not usable and bad rows are not skipped.
+        BadSampleError: a row is not usable, whatever `on_bad` says.
         SourceError: there is no row to calibrate on.
         SettingsMismatchError: the other index is of another model, sketch or geometry.
     """
@@ -54,10 +54,9 @@ def _measured(model: IndexModel, data: Data) -> Calibration:
     choice = CalibrationSample(settings.seed)
     sources = model.sources(data)
     for row in rows_of(model.reader, sources):
-        if isinstance(row, Prepared):
-            choice.offer(row)
-        elif data.on_bad == "fail":
+        if not isinstance(row, Prepared):
             raise BadSampleError(f"{row}. Mend the row")
+        choice.offer(row)
     if not choice.samples():
         names = ", ".join(source.name for source in sources)
         raise SourceError(f"{names} has no row to calibrate on")

@@ -1,7 +1,7 @@
 """What is embedded waits here, batch by batch, and is stored together as one segment.
 
-It is stored after whole batches: before the next one would end later than COMMIT_S after the first
-one began, or where COMMIT_BYTES are full.
+It is stored after whole batches: before the next one would end later than COMMIT_S after the last
+time, or after the first batch of an `add` began, or where COMMIT_BYTES are full.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Unstored:
         self._storage = storage
         self._tally = tally
         self._batches: list[EmbeddedSamples] = []
-        self._since = time.perf_counter()
+        self._since: float | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self._batches))
 
     def append(self, batch: EmbeddedSamples, seconds: float) -> None:
         """Keep a batch that took so many seconds until it is stored."""
-        if not self._batches:
+        if self._since is None:
             self._since = time.perf_counter() - seconds
         if len(batch):
             self._batches.append(batch)
@@ -72,7 +72,7 @@ class Unstored:
     def is_due(self, batch_s: float = 0.0) -> bool:
         """Whether to store them now, if the next batch takes so many seconds."""
         n_bytes = len(self) * self._storage.manifest.sample_bytes
-        seconds = time.perf_counter() - self._since
+        seconds = 0.0 if self._since is None else time.perf_counter() - self._since
         return n_bytes >= COMMIT_BYTES or seconds + batch_s > COMMIT_S
 
     def store(self) -> None:
@@ -84,6 +84,7 @@ class Unstored:
             self._batches, segment = [], _joined(self._batches).in_order_of_reading()
             self._storage.append(segment.rows, segment.samples, segment.statistics)
             self._count(segment.statistics)
+        self._since = time.perf_counter()
 
     def _count(self, statistics: Sequence[SampleStatistics]) -> None:
         self._tally.segments += 1

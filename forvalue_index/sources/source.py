@@ -47,7 +47,7 @@ ROWS_AT_ONCE = 64
 
 @dataclass(eq=False)
 class RowSource:
-    """The sample.Source over whatever `read` yields: positions with rows.
+    """A `Source` over whatever `read` yields: positions with rows.
 
     Images that rows name are opened by `images`.
     """

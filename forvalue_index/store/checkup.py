@@ -1,8 +1,4 @@
-"""Checking an index: SQL against segments against what was written, and mending what can be.
-
-Rows are a function of what the catalog holds, so a lost segment is embedded again from there.
-Nothing that the catalog refers to is ever deleted.
-"""
+"""Checking an index: SQL against segments against what was written. Nothing is changed here."""
 
 from __future__ import annotations
 

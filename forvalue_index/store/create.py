@@ -1,4 +1,4 @@
-"""From what a user asks for to a model at work: places, resolved settings, the embedder."""
+"""Making an index, or opening the one that is there: places, resolved settings, the model."""
 
 from __future__ import annotations
 

@@ -82,6 +82,8 @@ class FrozenParts:
             stat = path.stat()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise BrokenIndexError(f"{path} cannot be read ({error}); {CURE}") from error
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         known = self._read.get(name)
         if known is not None and known[0] == stamp:

@@ -83,12 +83,17 @@ class IndexModel:
         self._geometries: dict[tuple[str, str | None], Geometry] = {}
         self._sketches: dict[tuple[str, str | None], Sketch] = {}
 
+    def report(self, progress: Progress) -> None:
+        """Tell `on_progress`, whichever it is by now."""
+        self.on_progress(progress)
+
     def sources(self, data: Data) -> list[RowSource]:
         """Data opened for this model, which reads images or text alone."""
         return data.open(images=self.storage.manifest.model.reads_images)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Let go of the model, and of what was read and made for it."""
+        self.storage.frozen.forget()
         self._backbone = self._reader = self._other_readers = None
         self._geometries, self._sketches = {}, {}
 

@@ -1,4 +1,8 @@
-"""Mending what `check` finds: lost rows are embedded again, strange files deleted."""
+"""Mending what `check` finds: lost rows are embedded again, strange files deleted.
+
+Rows are a function of what the catalog holds, so a lost segment is embedded again from there.
+Nothing that the catalog refers to is ever deleted.
+"""
 
 from __future__ import annotations
 

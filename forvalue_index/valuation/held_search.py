@@ -55,15 +55,15 @@ class HeldSearch:
             else:
                 yield current[0], search, current[1]
 
-    def with_or_without_gpus(self, ask: Callable[[], Result]) -> Result:
-        """What `ask` gives, where need be once more on the CPU.
+    def with_or_without_gpus(self, scoring: Scoring, ask: Callable[[], Result]) -> Result:
+        """What `ask` gives of scores of a kind, where need be once more on the CPU.
 
         Where the memory of the GPUs is too small for it, the CPU searches from then on.
         """
         try:
             return ask()
         except (MemoryError, RuntimeError) as error:
-            if not self._holds_gpus() or not is_out_of_memory(error):
+            if not self._on_gpus(scoring) or not is_out_of_memory(error):
                 raise
         # Only here, where the error has let go of what it held.
         LOG.warning("No memory on the GPUs to score rows; going on with the CPU")
@@ -72,8 +72,9 @@ class HeldSearch:
         release_memory()
         return ask()
 
-    def _holds_gpus(self) -> bool:
-        return any(isinstance(scorer.search, GpuIndex) for scorer in self._held.values())
+    def _on_gpus(self, scoring: Scoring) -> bool:
+        scorer = self._held.get(scoring)
+        return scorer is not None and isinstance(scorer.search, GpuIndex)
 
     @contextmanager
     def _current(

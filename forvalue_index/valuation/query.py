@@ -119,7 +119,9 @@ def query(
             on_progress=model.on_progress,
         )
     question = Question(validation, embedded, counts, rescore, where)
-    result = search.with_or_without_gpus(partial(_opened_and_answered, search, scoring, question))
+    result = search.with_or_without_gpus(
+        scoring, partial(_opened_and_answered, search, scoring, question)
+    )
     return replace(result, seconds={**seconds, **result.seconds})
 
 

@@ -24,15 +24,19 @@ Rows = NDArray[np.float32]
 
 
 class ValidationSamples(NamedTuple):
-    """The samples of a validation set as they were read, before a model is needed.
+    """The rows of a validation set as they were read, in order, before a model is needed.
 
-    `sources` names what they were read from. With `on_bad` of "fail" nothing was rejected.
+    `sources` names what they were read from. With `on_bad` of "fail" none is bad.
     """
 
-    samples: tuple[Sample, ...]
-    rejected: tuple[BadRow, ...]
+    rows: tuple[Sample | BadRow, ...]
     sources: str
     on_bad: str
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Those that are samples."""
+        return [row for row in self.rows if isinstance(row, Sample)]
 
 
 class ValidationSet(NamedTuple):
@@ -97,17 +101,11 @@ def read_samples(sources: Sequence[Source], on_bad: str = "fail") -> ValidationS
         BadSampleError: a row is not usable and `on_bad` is "fail".
         SourceError: no row is usable, or a source cannot be read.
     """
-    samples: list[Sample] = []
-    rejected: list[BadRow] = []
-    for row in (row for source in sources for row in source.samples()):
-        if isinstance(row, Sample):
-            samples.append(row)
-        else:
-            rejected.append(_refused_or(row, on_bad))
+    rows = [_usable_or_skipped(row, on_bad) for source in sources for row in source.samples()]
     names = ", ".join(source.name for source in sources)
-    read = ValidationSamples(tuple(samples), tuple(rejected), names, on_bad)
-    if not samples:
-        raise _nothing_usable(read)
+    read = ValidationSamples(tuple(rows), names, on_bad)
+    if not read.samples:
+        raise _nothing_usable(read, [row for row in rows if isinstance(row, BadRow)])
     return read
 
 
@@ -119,14 +117,16 @@ def tokenised(reader: ModelReader, read: ValidationSamples) -> ValidationSet:
         SourceError: no row is usable.
     """
     prepared: list[Prepared] = []
-    rejected = list(read.rejected)
-    for row in map(reader.prepare, read.samples):
-        if isinstance(row, Prepared):
-            prepared.append(row)
+    rejected: list[BadRow] = []
+    for row in read.rows:
+        one = reader.prepare(row) if isinstance(row, Sample) else row
+        if isinstance(one, Prepared):
+            prepared.append(one)
         else:
-            rejected.append(_refused_or(row, read.on_bad))
+            _usable_or_skipped(one, read.on_bad)
+            rejected.append(one)
     if not prepared:
-        raise _nothing_usable(read._replace(rejected=tuple(rejected)))
+        raise _nothing_usable(read, rejected)
     return ValidationSet(tuple(prepared), tuple(_warnings(prepared, rejected)))
 
 
@@ -153,14 +153,13 @@ def embed_validation(
     return ValidationRows(chosen.numpy(), float(np.median(masses)))
 
 
-def _refused_or(row: BadRow, on_bad: str) -> BadRow:
-    if on_bad == "fail":
+def _usable_or_skipped(row: Sample | BadRow, on_bad: str) -> Sample | BadRow:
+    if isinstance(row, BadRow) and on_bad == "fail":
         raise BadSampleError(f"{row}. Mend the row, or use --on-bad skip")
     return row
 
 
-def _nothing_usable(read: ValidationSamples) -> SourceError:
-    rejected = read.rejected
+def _nothing_usable(read: ValidationSamples, rejected: Sequence[BadRow]) -> SourceError:
     what = f"{len(rejected)} bad, first {rejected[0]}" if rejected else "none at all"
     return SourceError(f"{read.sources} has no usable row to validate with ({what}); mend the file")
 

@@ -83,7 +83,7 @@ def values(
         return _exact_values(model, scoring, validation, selection)
     embedded = embedded_rows(model, scoring, validation)
     return search.with_or_without_gpus(
-        partial(_sketched_values, model, search, scoring, embedded, selection)
+        scoring, partial(_sketched_values, model, search, scoring, embedded, selection)
     )
 
 
@@ -117,12 +117,15 @@ def _sketched_values(
                 scorer, rows, snapshot = resident
                 scored = resident_values(scorer, rows, embedded, snapshot, selection.where)
                 return _written(scored, snapshot, selection)
+    errors = SketchError(())
+    if embedded is not None:
+        errors = model.storage.frozen.sketch_error(scoring.geometry)
     with model.storage.view() as view:
         scored = scanned_values(
             view,
             embedded,
             scoring,
-            errors=model.storage.frozen.sketch_error(scoring.geometry),
+            errors=errors,
             where=selection.where,
             on_progress=model.on_progress,
         )

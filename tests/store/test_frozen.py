@@ -62,7 +62,8 @@ def test_rows_of_a_kept_geometry_are_those_of_a_new_one(mapped):
         kept = index.query(VALIDATION)
     with ValuationIndex.open(mapped) as index:
         new = index.query(VALIDATION)
-    assert [(h.id, h.score) for h in kept.helpful] == [(h.id, h.score) for h in new.helpful]
+    for one, other in ((kept.helpful, new.helpful), (kept.harmful, new.harmful)):
+        assert [(hit.id, hit.score) for hit in one] == [(hit.id, hit.score) for hit in other]
 
 
 def test_a_calibration_that_another_process_froze_is_seen(tmp_path, model_dir):
@@ -75,8 +76,11 @@ def test_a_calibration_that_another_process_froze_is_seen(tmp_path, model_dir):
         assert reader.calibration() is None
         first = writer.calibrate(rows(5))
         assert reader.calibration() == first
+        geometry = reader.model.geometry("fisher")
+        assert reader.model.geometry("fisher") is geometry
         second = writer.calibrate(rows(5, seed=7))
         assert reader.calibration() == second != first
+        assert reader.model.geometry("fisher") is not geometry
         writer.add(rows(6))
         assert len(reader.query(VALIDATION).helpful) == 6
 

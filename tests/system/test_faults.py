@@ -186,7 +186,7 @@ def test_so_does_one_with_its_catalog_in_postgresql(
 
     first = fresh("first")  # which makes the tables, before two could do so at the same time
     seconds = drivers.run(first, large.add, log=tmp_path / "log").seconds
-    held = kill_at_random(drivers, large, 10 if thorough else 4, fresh, seconds)
+    held = kill_at_random(drivers, large, 10 if thorough else 6, fresh, seconds)
     assert len(set(held)) >= 2
 
 

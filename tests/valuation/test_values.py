@@ -359,7 +359,9 @@ def test_an_empty_index_has_nothing_to_score(tmp_path, model_dir, geometry):
             result = index.query(VALIDATION, rerank=100, per_sample=True)
             assert (result.reranked, result.helpful, len(result.per_sample)) == (0, (), 3)
             assert index.query(VALIDATION, whiten=True).helpful == ()
-            for how in ({}, {"exact": True}, {"whiten": True}, {"normalize": True}):
+            # Of another geometry, too, which exact scores can have.
+            other = {"exact": True, "geometry": GEOMETRIES[GEOMETRIES.index(geometry) - 1]}
+            for how in ({}, {"exact": True}, other, {"whiten": True}, {"normalize": True}):
                 output = tmp_path / "v.csv"
                 assert len(index.values(VALIDATION, output=output, **how).ids) == 0
                 assert len(output.read_text("utf-8").splitlines()) <= 1
