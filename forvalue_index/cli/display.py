@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,8 @@ def print_sample(stored: StoredSample, page: Path | None = None) -> None:
     )
     for name, value in sample.metadata.items():
         console.print(f"[dim]{shown(str(name))}[/] {shown(str(value))}")
+    if sample.tools:
+        console.print(f"[cyan]tools[/] {shown(json.dumps(sample.tools, ensure_ascii=False))}")
     for message in sample.messages:
         text = message.text(lambda image: f"[{image}] ")
         console.print(f"[cyan]{shown(message.role)}[/] {shown(text)}", soft_wrap=True)

@@ -178,6 +178,7 @@ def sample_document(stored: StoredSample) -> dict[str, Any]:
         "norm": statistics.norm,
         "metadata": dict(sample.metadata),
         "messages": [message.as_dict() for message in sample.messages],
+        "tools": list(sample.tools),
         "text_error": stored.text_error,
     }
 

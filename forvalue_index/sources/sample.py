@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-TEXT_ROLE = "text"
+TEXT_ROLE, ASSISTANT = "text", "assistant"
+# The field of a turn that says, where it is false, that the model is not trained to say it.
+TRAINED = "train"
 PREVIEW_CHARACTERS = 80
 # What data sets write where an image belongs, whatever the model.
 IMAGE_MARK = "<image>"
@@ -59,6 +61,11 @@ class Message:
     extra: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[Image, ...] = ()
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model is trained to say this: what the assistant says, unless data say no."""
+        return self.role == ASSISTANT and self.extra.get(TRAINED, True) is not False
+
     def as_dict(self) -> dict[str, Any]:
         """The message as JSON."""
         images = {"images": [image.as_dict() for image in self.images]} if self.images else {}
@@ -104,6 +111,7 @@ class Sample:
 
     `key` is the row's own id where it has one, else the content hash. `position` counts from 1:
     the line in a text file, the row elsewhere. `offset` is where its line begins, in bytes.
+    `tools` describe what the assistant may call, as a chat template takes them.
     """
 
     messages: tuple[Message, ...]
@@ -112,14 +120,18 @@ class Sample:
     own_id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     offset: int | None = field(default=None, compare=False)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @cached_property
     def content_hash(self) -> str:
-        """128-bit BLAKE2b over the messages alone: id, source and metadata do not enter.
+        """128-bit BLAKE2b over messages and tools alone: id, source and metadata do not enter.
 
         Of images their pixels and places do, and where their files lie does not.
         """
-        content = json.dumps([m._hashed() for m in self.messages], sort_keys=True, default=str)
+        hashed: list[Any] = [message._hashed() for message in self.messages]
+        if self.tools:
+            hashed.append({"tools": self.tools})
+        content = json.dumps(hashed, sort_keys=True, default=str)
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     @property
@@ -174,7 +186,8 @@ def bad_row(sample: Sample, reason: str) -> BadRow:
     """Why a row that was read as a sample cannot be used, with all that it held."""
     own_id = {} if sample.own_id is None else {"id": sample.own_id}
     messages = [message.as_row() for message in sample.messages]
-    raw = {**own_id, **sample.metadata, "messages": messages}
+    tools = {"tools": list(sample.tools)} if sample.tools else {}
+    raw = {**own_id, **sample.metadata, "messages": messages, **tools}
     return BadRow(sample.source, sample.position, reason, raw)
 
 

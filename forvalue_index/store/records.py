@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.sources.sample import Message, Sample
@@ -19,9 +19,16 @@ class Texts(Protocol):
         """A file's path as the catalog stores it. Raises UsageError where none can be stored."""
         ...
 
-    def read(self, references: Sequence[Reference]) -> list[tuple[Message, ...] | str]:
-        """The messages of each sample, or why they are not there any more."""
+    def read(self, references: Sequence[Reference]) -> list[Conversation | str]:
+        """What each sample says, or why it is not there any more."""
         ...
+
+
+class Conversation(NamedTuple):
+    """What a sample says: its messages, and the tools that the assistant may call."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forvalue_index.exceptions import SourceError, UsageError
-from forvalue_index.sources.sample import BadRow, Message, Sample
+from forvalue_index.sources.sample import BadRow, Sample
 from forvalue_index.sources.source import RowSource, open_sources
-from forvalue_index.store.records import Reference
+from forvalue_index.store.records import Conversation, Reference
 
 File = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -39,20 +39,20 @@ class FileTexts:
             )
         return file.relative_to(self._root).as_posix()
 
-    def read(self, references: Sequence[Reference]) -> list[tuple[Message, ...] | str]:
-        """The messages of each sample, or why they are not there any more."""
+    def read(self, references: Sequence[Reference]) -> list[Conversation | str]:
+        """What each sample says, or why it is not there any more."""
         wanted: dict[File, list[Reference]] = {}
         for reference in references:
             file = (reference.path, tuple(reference.columns.items()))
             wanted.setdefault(file, []).append(reference)
-        texts: dict[Reference, tuple[Message, ...] | str] = {}
+        texts: dict[Reference, Conversation | str] = {}
         for (path, columns), group in wanted.items():
             texts.update(self._read_file(path, dict(columns), group))
         return [texts[reference] for reference in references]
 
     def _read_file(
         self, name: str, columns: Mapping[str, str], wanted: Sequence[Reference]
-    ) -> dict[Reference, tuple[Message, ...] | str]:
+    ) -> dict[Reference, Conversation | str]:
         try:
             source = self._source(name, columns)
             samples = source.samples_at({(r.position, r.offset) for r in wanted})
@@ -72,9 +72,9 @@ class FileTexts:
         return sources[0]
 
 
-def _checked(reference: Reference, row: Sample | BadRow | None) -> tuple[Message, ...] | str:
+def _checked(reference: Reference, row: Sample | BadRow | None) -> Conversation | str:
     if isinstance(row, Sample) and row.content_hash == reference.content_hash:
-        return row.messages
+        return Conversation(row.messages, row.tools)
     reason = f" ({row.reason})" if isinstance(row, BadRow) else ""
     return (
         f"{reference.path}:{reference.position} has changed since it was added{reason}; restore "

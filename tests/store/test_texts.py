@@ -72,7 +72,7 @@ def test_texts_of_every_format_are_found_again(tmp_path, name):
         Reference(name, {}, s.position, s.offset, s.content_hash) for s in reversed(samples)
     ]
     found = FileTexts(tmp_path).read(references)
-    assert found == [s.messages for s in reversed(samples)]
+    assert found == [(s.messages, s.tools) for s in reversed(samples)]
     plain_lines = name.endswith(".jsonl")
     assert all((s.offset is not None) == plain_lines for s in samples)
 
@@ -86,9 +86,9 @@ def test_a_text_that_is_another_now_is_named(tmp_path):
     found = FileTexts(tmp_path).read(references)
     changed = "d.jsonl:4 has changed since it was added; restore the file or add it again"
     assert found == [
-        *(s.messages for s in samples[:3]),
+        *((s.messages, s.tools) for s in samples[:3]),
         changed,
-        *(s.messages for s in samples[4:]),
+        *((s.messages, s.tools) for s in samples[4:]),
     ]
     path.write_bytes(path.read_bytes()[:20])
     assert all("has changed" in text for text in FileTexts(tmp_path).read(references))

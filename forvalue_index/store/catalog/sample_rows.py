@@ -18,7 +18,7 @@ from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.sources.cell_values import UNSTORABLE
 from forvalue_index.sources.images import MOST_PIXELS
 from forvalue_index.sources.sample import TEXT_ROLE, Image, Message, Sample
-from forvalue_index.store.records import StoredSample
+from forvalue_index.store.records import Conversation, StoredSample
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def unstorable(sample: Sample) -> str | None:
     return None
 
 
-def unpack(row: Any, text_found: tuple[Message, ...] | str = "") -> StoredSample:
+def unpack(row: Any, text_found: Conversation | str = "") -> StoredSample:
     """Rebuild a sample from its row joined with the names of its source and segment.
 
     `text_found` is the text of a referenced sample, or why there is none. Raises BrokenIndexError
@@ -90,11 +90,14 @@ def unpack(row: Any, text_found: tuple[Message, ...] | str = "") -> StoredSample
     """
     referenced = row.payload is None
     text = b"" if referenced else _decompress(row.id, row.payload)
-    messages = text_found if referenced else _messages(row.id, text)
-    lost = messages if isinstance(messages, str) else None
+    found = text_found if referenced else _conversation(row.id, text)
+    lost = found if isinstance(found, str) else None
+    if isinstance(found, str):
+        found = Conversation((Message(TEXT_ROLE, f"[{lost}]"),))
     keyed = row.key == row.content_hash and lost is None
     sample = Sample(
-        messages=(Message(TEXT_ROLE, f"[{lost}]"),) if isinstance(messages, str) else messages,
+        messages=found.messages,
+        tools=found.tools,
         source=row.source,
         position=row.position,
         own_id=None if keyed else row.key,
@@ -192,8 +195,10 @@ def _without_half_pairs(text: str) -> str:
 
 
 def _text(sample: Sample) -> bytes:
+    """The messages; in an object where there are tools beside them."""
     messages = [message.as_dict() for message in sample.messages]
-    return _WRITTEN(messages).encode("utf-8", "surrogatepass")
+    whole = {"messages": messages, "tools": sample.tools} if sample.tools else messages
+    return _WRITTEN(whole).encode("utf-8", "surrogatepass")
 
 
 def _decompress(id_: int, payload: bytes) -> bytes:
@@ -203,9 +208,12 @@ def _decompress(id_: int, payload: bytes) -> bytes:
         raise _damaged(id_, str(error)) from error
 
 
-def _messages(id_: int, text: bytes) -> tuple[Message, ...]:
+def _conversation(id_: int, text: bytes) -> Conversation:
     try:
-        return tuple(_message(fields) for fields in json.loads(text or b"[]"))
+        whole = json.loads(text or b"[]")
+        held = whole if isinstance(whole, dict) else {"messages": whole, "tools": []}
+        messages = tuple(_message(fields) for fields in held["messages"])
+        return Conversation(messages, tuple(map(dict, held["tools"])))
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(id_, repr(error)) from error
 
@@ -244,10 +252,10 @@ def _canonical(value: Any) -> Any:
 def _message(fields: dict[str, Any]) -> Message:
     extra = {name: value for name, value in fields.items() if name not in ("role", "content")}
     images: Any = extra.get("images")
-    if not _are_images(images):
-        return Message(fields["role"], fields["content"], extra)
-    del extra["images"]
-    kept_images = tuple(_image(image, len(fields["content"])) for image in images)
+    kept_images: tuple[Image, ...] = ()
+    if _are_images(images):
+        del extra["images"]
+        kept_images = tuple(_image(image, len(fields["content"])) for image in images)
     return Message(fields["role"], fields["content"], extra, kept_images)
 
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from sqlalchemy.sql.visitors import iterate
 
 from forvalue_index.exceptions import BrokenIndexError
-from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.sources.sample import Sample
 from forvalue_index.store.catalog.database import CatalogError
 from forvalue_index.store.catalog.sample_rows import chunks, clean_text, unpack
 from forvalue_index.store.catalog.schema import LIVE, REMOVED, indexes, samples, segments, sources
 from forvalue_index.store.catalog.summary import median_error_mass, summarise
 from forvalue_index.store.records import (
+    Conversation,
     KnownSample,
     Reference,
     SegmentRecord,
@@ -222,7 +223,7 @@ class Snapshot:
         rows = self._connection.execute(query).all()
         return [unpack(row, text) for row, text in zip(rows, self._read(rows), strict=True)]
 
-    def _read(self, rows: Sequence[Any]) -> Sequence[tuple[Message, ...] | str]:
+    def _read(self, rows: Sequence[Any]) -> Sequence[Conversation | str]:
         """The texts of rows that only refer to them; nothing for the others."""
         if self._texts is None:
             return [""] * len(rows)
