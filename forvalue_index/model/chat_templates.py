@@ -1,43 +1,32 @@
-"""From a conversation to the text that a model reads, and to where in it the assistant speaks."""
+"""From a conversation to the text that a model reads."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from itertools import groupby
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.contracts import Tokenizer
-from forvalue_index.sources.sample import Image, Message
+from forvalue_index.model.template_source import with_fixed_date
+from forvalue_index.sources.sample import ASSISTANT, Image, Message, Sample
 
-Span = tuple[int, int]
-Conversation = list[dict[str, Any]]
-
-# Some chat templates print the date of today; a row must not depend on it.
-TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
-DATE_DIRECTIVES = ("-d", "-m", "-H", "-I", "-M", *"aAbBcdFHIjmMpSTUwWxXyYZ")
+# What a known turn says, by which a template's headers are found.
 SENTINEL = "\N{OBJECT REPLACEMENT CHARACTER}content"
-GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ASKED, SAID = "user", "assistant"
+USER = "user"
+_ASKED, _SAID = Message(USER, "x"), Message(ASSISTANT, SENTINEL)
 
 
-_ASKED, _SAID = Message(ASKED, "x"), Message(SAID, SENTINEL)
+class Chat(NamedTuple):
+    """A conversation as templates take it: turns, and the tools that the assistant may call."""
 
+    turns: list[dict[str, Any]]
+    tools: list[Mapping[str, Any]] | None = None
 
-def _conversations_with(role: str) -> Iterator[list[Message]]:
-    """Conversations in which a role says something known, where templates may expect it."""
-    known = Message(role, SENTINEL)
-    if role == ASKED:
-        yield [known, Message(SAID, "x")]
-    elif role == SAID:
-        yield [_ASKED, known]
-    else:
-        yield [known, _ASKED, Message(SAID, "x")]
-        yield [_ASKED, Message(SAID, "x"), known, Message(SAID, "x")]
+    def until(self, turn: int) -> Chat:
+        """What is said before a turn."""
+        return self._replace(turns=self.turns[:turn])
 
 
 class ChatTemplate:
@@ -50,67 +39,92 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer, *, image_token: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._image_token = image_token
-        special = set(tokenizer.all_special_tokens)
-        if image_token:  # processors of images replace that list by one of their own tokens
-            added = tokenizer.added_tokens_decoder.values()
-            special |= {token.content for token in added if token.special}
-        self._special = tuple(token for token in special if token)
-        self._fixed_date = _fixed_date(tokenizer.chat_template)
-        self._marks_turns = bool(GENERATION_BLOCK.search(str(tokenizer.chat_template)))
+        added = tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        self.special = tuple(
+            token for token in special | set(tokenizer.all_special_tokens) if token
+        )
         # By role, whether content is to be a list of parts.
         self._takes_parts: dict[str, bool] = {}
+        self._sources: dict[bool, str] = {}
+        self._mentioned: dict[str, bool] = {}
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation.
+    def chat(self, sample: Sample) -> Chat:
+        """A sample as the template takes it."""
+        turns = [self._turn(message) for message in sample.messages]
+        return Chat(turns, list(sample.tools) or None)
 
-        Raises BadSampleError where the template refuses it, or, of a model of images, leaves out
-        what somebody says.
+    def known_answer(self) -> dict[str, Any]:
+        """A turn in which the assistant says SENTINEL."""
+        return self._turn(_SAID)
+
+    def question(self) -> dict[str, Any]:
+        """A turn in which the user says something."""
+        return self._turn(_ASKED)
+
+    def rendered(
+        self, chat: Chat, *, generation_prompt: bool = False, source: str | None = None
+    ) -> str:
+        """The text of a conversation, by this template or a changed `source` of it.
+
+        Raises BadSampleError where the template refuses it.
         """
-        text: str = self._rendered([self._turn(message) for message in messages])
-        for message in messages if self._image_token else ():
-            lost = [p for p in message.parts if isinstance(p, str) and p.strip() not in text]
-            if lost:
-                raise BadSampleError(
-                    f"the chat template leaves out what the role {message.role} says; use a model "
-                    "whose template renders it, or leave that turn out"
-                )
+        source = source or self.source(tools=chat.tools is not None)
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                chat.turns,
+                tools=chat.tools,
+                chat_template=source,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        except Exception as error:  # A template is a program, and fails as programs do.
+            roles = ", ".join(str(turn["role"]) for turn in chat.turns)
+            raise BadSampleError(f"the chat template refuses the roles {roles}: {error}") from error
         return text
+
+    def source(self, *, tools: bool) -> str:
+        """The template that is used with or without tools, as some models have one for each.
+
+        Raises BadSampleError where there is none.
+        """
+        if tools not in self._sources:
+            try:
+                chosen = self._tokenizer.get_chat_template(None, [{}] if tools else None)
+            except Exception as error:
+                raise BadSampleError(f"there is no chat template: {error}") from error
+            self._sources[tools] = with_fixed_date(str(chosen))
+        return self._sources[tools]
+
+    def mentions(self, name: str) -> bool:
+        """Whether the template speaks of a field of that name at all."""
+        if name not in self._mentioned:
+            word = re.compile(rf"\b{re.escape(name)}\b")
+            sources = (self.source(tools=tools) for tools in (False, True))
+            self._mentioned[name] = any(word.search(source) for source in sources)
+        return self._mentioned[name]
+
+    @cached_property
+    def generation_prompt(self) -> str | None:
+        """What the template writes before an answer when asked for one, None if nobody knows."""
+        asked = Chat([self.question()])
+        try:
+            before, after = (self.rendered(asked, generation_prompt=on) for on in (False, True))
+        except BadSampleError:
+            return None
+        return after[len(before) :] if after.startswith(before) else None
 
     def image_mark(self) -> str:
         """What the template writes for an image between two texts."""
         token = self._image_token or ""
         image = Image("", 1, 1, at=len(SENTINEL))
+        asked = self._turn(Message(USER, 2 * SENTINEL, images=(image,)))
         try:
-            text = self._rendered(
-                [
-                    self._turn(Message(ASKED, 2 * SENTINEL, images=(image,))),
-                    self._turn(Message(SAID, "x")),
-                ]
-            )
+            text = self.rendered(Chat([asked, self._turn(Message(ASSISTANT, "x"))]))
         except BadSampleError:
             return token
         between = text.split(SENTINEL)
         return between[1] if len(between) == 3 and between[1].count(token) == 1 else token
-
-    def assistant_spans(self, messages: Sequence[Message], text: str) -> list[Span]:
-        """Where the rendered text holds what the assistant says, end token included.
-
-        A turn starts where the conversation before it, with the generation prompt, ends. It ends
-        where the conversation up to it ends. Raises BadSampleError where this cannot be told.
-        """
-        conversation = [self._turn(message) for message in messages]
-        if self._marks_turns:
-            return list(self._marked_spans(conversation, text))
-        spans = []
-        for turn, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            content = message.content.strip()
-            start = self._start(conversation, turn, text)
-            upto, last = conversation[: turn + 1], turn + 1 == len(conversation)
-            said = self._rendered_turn(upto, content, text, start, last=last)
-            spans.append((start, start + len(self._without_trailing_space(said))))
-        return spans
 
     def _turn(self, message: Message) -> dict[str, Any]:
         """A message as the template takes it."""
@@ -134,95 +148,19 @@ class ChatTemplate:
 
     def _renders_once(self, conversation: Sequence[Message]) -> bool:
         try:
-            text = self._rendered([self._turn(message) for message in conversation])
+            text = self.rendered(Chat([self._turn(message) for message in conversation]))
         except BadSampleError:
             return False
         return text.count(SENTINEL) == 1 and "'text'" not in text
 
-    def _marked_spans(self, conversation: Conversation, text: str) -> Iterator[Span]:
-        """The characters of the tokens that the template itself marks as the assistant's."""
-        marked = self._rendered(
-            conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        tokens = self._tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        offsets = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        end = 0
-        for is_said, run in groupby(marked["assistant_masks"]):
-            start, end = end, end + len(list(run))
-            if is_said:
-                yield int(offsets[start, 0]), int(offsets[end - 1, 1])
 
-    def _start(self, conversation: Conversation, turn: int, text: str) -> int:
-        """Where in the rendered text the assistant begins to say `turn`, after its header.
-
-        Where the generation prompt is not what the template writes before an answer (that of
-        LLaVA-OneVision lacks a space), the header is what precedes a known answer.
-        """
-        before = ""
-        if turn:  # templates cannot render no turn at all
-            before = self._rendered(conversation[:turn], add_generation_prompt=True)
-        if not before or not text.startswith(before):
-            known = {**conversation[turn], **self._turn(_SAID)}
-            marked: str = self._rendered([*conversation[:turn], known])
-            before = marked.partition(SENTINEL)[0]
-        if not text.startswith(before):
-            raise BadSampleError(
-                f"the chat template renders what precedes turn {turn + 1} otherwise once the turn "
-                "is there, so the assistant's tokens cannot be told apart; use --template plain "
-                "with prompt/response columns, or --labels all"
-            )
-        return len(before)
-
-    def _rendered_turn(
-        self, upto: Conversation, content: str, text: str, start: int, *, last: bool
-    ) -> str:
-        """The rendered last turn of `upto`, which stands in `text` at `start` and has `content`.
-
-        Templates that render the last turn of a conversation in a way of their own (Qwen3 adds
-        an empty thought to it) are met by the content and what follows it.
-        """
-        rendered: str = text if last else self._rendered(upto)
-        if text.startswith(rendered):
-            return rendered[start:]
-        tail = rendered[rendered.rfind(content) + len(content) :]
-        end = text.find(content + tail, start)
-        if not content or end < 0:
-            raise BadSampleError(
-                f"the assistant's turn {len(upto)} is not found in what the chat template renders; "
-                "use --template plain with prompt/response columns, or --labels all"
-            )
-        return text[start : end + len(content + tail)]
-
-    def _without_trailing_space(self, said: str) -> str:
-        """Templates put a line break after the end token that the model never has to say."""
-        stripped: str = said.rstrip()
-        return stripped if stripped.endswith(self._special) else said
-
-    def _rendered(self, conversation: Conversation, **options: Any) -> Any:
-        try:
-            return self._tokenizer.apply_chat_template(
-                conversation,
-                **({"tokenize": False} | self._fixed_date | options),
-            )
-        except Exception as error:  # A template is a program, and fails as programs do.
-            roles = ", ".join(m["role"] for m in conversation)
-            raise BadSampleError(f"the chat template refuses the roles {roles}: {error}") from error
-
-
-def _fixed_date(chat_template: Any) -> dict[str, str]:
-    """The template, where it asks for the date, with a `strftime_now` that says TEMPLATE_DATE.
-
-    The function is written in Jinja, as transformers hands no function of ours to a template.
-    The empty expression after it keeps a line break with which the template may start.
-    """
-    if not isinstance(chat_template, str) or "strftime_now" not in chat_template:
-        return {}
-    replaced = "".join(
-        f"|replace('%{d}', '{TEMPLATE_DATE.strftime(f'%{d}')}')" for d in DATE_DIRECTIVES
-    )
-    macro = (
-        f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}"
-    )
-    return {"chat_template": macro + chat_template}
+def _conversations_with(role: str) -> Iterator[list[Message]]:
+    """Conversations in which a role says something known, where templates may expect it."""
+    known = Message(role, SENTINEL)
+    if role == USER:
+        yield [known, Message(ASSISTANT, "x")]
+    elif role == ASSISTANT:
+        yield [_ASKED, known]
+    else:
+        yield [known, _ASKED, Message(ASSISTANT, "x")]
+        yield [_ASKED, Message(ASSISTANT, "x"), known, Message(ASSISTANT, "x")]

@@ -35,6 +35,10 @@ class Tokenizer(Protocol):
         """The text of tokens."""
         ...
 
+    def get_chat_template(self, chat_template: str | None, tools: Any) -> str:
+        """The template for conversations with or without tools."""
+        ...
+
     def apply_chat_template(self, conversation: Sequence[dict[str, Any]], **options: Any) -> Any:
         """Render a conversation."""
         ...

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.model.chat_templates import ChatTemplate, Span
+from forvalue_index.model.chat_templates import ChatTemplate
 from forvalue_index.model.contracts import Expanded, Tokenizer, Vision
 from forvalue_index.model.encoded import Encoded, Inputs
+from forvalue_index.model.generation_marks import Span
+from forvalue_index.model.labelled_chat import labelled_chat
 from forvalue_index.sources.sample import IMAGE_MARK, Image, Sample
 
 Mask = NDArray[np.bool_]
@@ -32,6 +34,7 @@ class _Rendered(NamedTuple):
     labels: Sequence[Span] | None
     add_special_tokens: bool
     ends: bool = False
+    unrendered: tuple[str, ...] = ()
 
 
 class _Tokens(NamedTuple):
@@ -69,7 +72,7 @@ class PromptEncoder:
         self._image_mark = chat.image_mark() if chat else image_token or ""
         # Why samples with images of some form cannot be read, by the form, once that was tried.
         self._unreadable: dict[tuple[bool, bool], str | None] = {}
-        self._all_labels = labels == "all"
+        self._all_labels, self._last_turn = labels == "all", labels == "last"
         self._max_length = max_length
         self._max_label_tokens = max_label_tokens
 
@@ -128,9 +131,10 @@ class PromptEncoder:
             return _Rendered(text, None, add_special_tokens=True)
         if self._chat is None:
             return self._plain_pair(sample)
-        text = self._chat.render(sample.messages)
-        spans = [] if self._all_labels else self._chat.assistant_spans(sample.messages, text)
-        return _Rendered(text, spans, add_special_tokens=False)
+        chat = labelled_chat(self._chat, sample, labels=not self._all_labels)
+        turns = chat.turns[-1:] if self._last_turn else chat.turns
+        spans = [span for turn in turns for span in turn]
+        return _Rendered(chat.text, spans, add_special_tokens=False, unrendered=chat.unrendered)
 
     def _plain_pair(self, sample: Sample) -> _Rendered:
         """Prompt, response and end token. A token that straddles the border is response."""

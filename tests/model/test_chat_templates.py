@@ -8,7 +8,8 @@ from models import CHATML, GENERATION, NO_SYSTEM, tiny_tokenizer
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.chat_templates import ChatTemplate
-from forvalue_index.sources.sample import Image, Message
+from forvalue_index.model.labelled_chat import labelled_chat
+from forvalue_index.sources.sample import Image, Message, Sample
 
 IMAGE = Image("0" * 32, 4, 3, at=4)
 ASKED = Message("user", "see it?", images=(IMAGE,))
@@ -49,55 +50,46 @@ def template(text, image_token="<image>"):
     return ChatTemplate(tiny_tokenizer(text), image_token=image_token)
 
 
+def read(found, turns):
+    """What a conversation is rendered to, and what of it the assistant is trained to say."""
+    chat = labelled_chat(found, Sample(tuple(turns)))
+    return chat.text, [chat.text[slice(*span)] for spans in chat.turns for span in spans]
+
+
 @pytest.mark.parametrize(
     "text",
     [HEAD + PARTS + TAIL, HEAD + FROM_USER + TAIL, HEAD + EITHER + TAIL, CHATML],
     ids=["lists alone", "lists from the user", "either", "text alone"],
 )
 def test_every_kind_of_template_renders_images_in_their_places(text):
-    found = template(text)
-    rendered = found.render(TURNS)
-    assert rendered == EXPECTED
-    spans = found.assistant_spans(TURNS, rendered)
-    assert [rendered[slice(*span)] for span in spans] == ["yes<|im_end|>", "no<|im_end|>"]
+    assert read(template(text), TURNS) == (EXPECTED, ["yes<|im_end|>", "no<|im_end|>"])
 
 
 def test_a_template_that_marks_turns():
-    found = template(MARKED)
-    rendered = found.render(TURNS)
-    assert rendered == EXPECTED
-    spans = found.assistant_spans(TURNS, rendered)
-    assert [rendered[slice(*span)] for span in spans] == ["yes<|im_end|>", "no<|im_end|>"]
-    plain = template(GENERATION, image_token=None)
-    spans = plain.assistant_spans(TURNS[:2], plain.render(TURNS[:2]))
-    assert len(spans) == 1
+    assert read(template(MARKED), TURNS) == (EXPECTED, ["yes<|im_end|>", "no<|im_end|>"])
+    assert len(read(template(GENERATION, image_token=None), TURNS[:2])[1]) == 1
 
 
 @pytest.mark.parametrize("answer", ["yes", "a", "assistant", "tan", "start", "user", "\n"])
 def test_an_answer_begins_after_its_header_whatever_it_is(answer):
     """Also where the header holds the answer, and the generation prompt is not the header."""
     turns = (ASKED, Message("assistant", answer), Message("user", "?"), Message("assistant", "a"))
-    found = template(UNLIKE)
-    rendered = found.render(turns)
-    spans = found.assistant_spans(turns, rendered)
-    said = [rendered[slice(*span)].removesuffix("<|im_end|>") for span in spans]
-    assert said == [answer, "a"]
+    _, said = read(template(UNLIKE), turns)
+    assert [text.removesuffix("<|im_end|>") for text in said] == [answer, "a"]
 
 
 def test_an_answer_is_found_where_the_generation_prompt_is_another():
-    found = template(UNLIKE)
-    rendered = found.render(TURNS)
+    rendered, said = read(template(UNLIKE), TURNS)
     assert not rendered.startswith(
         "<|im_start|>user \nsee <image>it?<|im_end|><|im_start|>assistant\n"
     )
-    spans = found.assistant_spans(TURNS, rendered)
-    assert [rendered[slice(*span)] for span in spans] == ["yes<|im_end|>", "no<|im_end|>"]
+    assert said == ["yes<|im_end|>", "no<|im_end|>"]
 
 
 def test_without_images_content_is_text():
     """To a template that renders lists as they are written in Python."""
-    assert "type" not in template(CHATML).render(TURNS)
-    assert template(CHATML, image_token=None).render(TURNS[1:]) in EXPECTED
+    assert "type" not in read(template(CHATML), TURNS)[0]
+    assert read(template(CHATML, image_token=None), TURNS[1:])[0] in EXPECTED
 
 
 def test_what_a_template_leaves_out_is_told():
@@ -106,8 +98,8 @@ def test_what_a_template_leaves_out_is_told():
         "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n" + PARTS + TAIL
     )
     with pytest.raises(BadSampleError, match="leaves out what the role system says"):
-        template(silent).render((Message("system", "be kind"), *TURNS))
-    assert template(silent).render(TURNS) == EXPECTED
+        read(template(silent), (Message("system", "be kind"), *TURNS))
+    assert read(template(silent), TURNS)[0] == EXPECTED
 
 
 def test_what_a_template_writes_around_an_image():
@@ -123,4 +115,4 @@ def test_what_a_template_writes_around_an_image():
 def test_a_refusal_is_told():
     system = Message("system", "be kind")
     with pytest.raises(BadSampleError, match="the chat template refuses the roles system, user"):
-        template(NO_SYSTEM).render((system, *TURNS))
+        read(template(NO_SYSTEM), (system, *TURNS))

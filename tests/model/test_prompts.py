@@ -1,4 +1,3 @@
-import dataclasses
 import datetime
 
 import models
@@ -255,23 +254,22 @@ def test_a_conversation_needs_a_chat_template():
     assert "--template chat, or prompt/response columns" in said
 
 
-def test_a_template_that_rewrites_the_past_is_refused():
-    said = reason(TWO_TURNS, models.COUNTING)
-    assert said.startswith("the chat template renders what precedes turn 2 otherwise")
-    assert "--template plain with prompt/response columns, or --labels all" in said
-    assert encode(TWO_TURNS, models.COUNTING, labels="all").n_label_tokens > 0
+def test_turns_are_found_where_the_template_rewrites_the_past():
+    """This one writes before all turns how many there are."""
+    assert labelled(encode(TWO_TURNS, models.COUNTING)) == ["two<|im_end|>", "four<|im_end|>"]
+
+
+def test_turns_are_found_where_the_template_changes_them():
+    """This one writes earlier answers in capitals; the first was searched for in vain."""
+    assert labelled(encode(TWO_TURNS, models.SHOUTING)) == ["TWO<|im_end|>", "four<|im_end|>"]
 
 
 def test_a_turn_that_cannot_be_found_is_refused():
-    """This template writes earlier answers in capitals, so the first one is not found."""
-    sample = Sample(
-        tuple(
-            dataclasses.replace(m, content=m.content.upper()) if m.role == "user" else m
-            for m in TWO_TURNS.messages
-        )
-    )
-    said = reason(sample, models.SHOUTING)
+    """This template writes the last turn first, so that no part of a conversation is its start."""
+    said = reason(TWO_TURNS, models.BACKWARDS)
     assert said.startswith("the assistant's turn 2 is not found in what the chat template renders")
+    assert "--template plain with prompt/response columns, or --labels all" in said
+    assert encode(TWO_TURNS, models.BACKWARDS, labels="all").n_label_tokens > 0
 
 
 LETTERS = st.text(st.sampled_from("abthe onlrc \né😀"), min_size=1, max_size=12)

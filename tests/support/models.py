@@ -103,6 +103,8 @@ SHOUTING = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+BACKWARDS = "{% for m in messages | reverse %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
 
 def tiny_model(kind, dtype=torch.float32, *, seed=0, **options):
     """A causal language model of 2 layers, in eval mode; equal for equal arguments."""
