@@ -10,7 +10,7 @@ from forvalue_index.exceptions import UsageError
 # Tokens, for models that do not say what they read at most.
 DEFAULT_CONTEXT = 4096
 DEFAULT_CATALOG = "sqlite"
-LABELS = ("response", "all")
+LABELS = ("response", "last", "all")
 TEMPLATES = ("auto", "chat", "plain")
 # With the bytes of a float.
 ROW_DTYPES = {"bfloat16": 2, "float32": 4, "int8": 1}
@@ -50,7 +50,11 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "Seed of the sketch."})
     labels: str = field(
         default="response",
-        metadata={"help": "Which tokens are scored.", "choices": LABELS},
+        metadata={
+            "help": "Which tokens are scored: what the assistant says, in its last turn alone, or "
+            "all.",
+            "choices": LABELS,
+        },
     )
     template: str = field(
         default="auto",

@@ -22,7 +22,8 @@ class Encoded:
 
     Image n of the sample is what the tokens from `image_tokens[n][0]` up to `image_tokens[n][1]`
     stand for. `read_inputs` reads the images of a sample that has some; their arrays hold
-    `n_patches` times the values of 14 x 14 pixels, which is what they cost to read.
+    `n_patches` times the values of 14 x 14 pixels, which is what they cost to read. `unrendered`
+    are fields of its turns that the chat template passes over.
     """
 
     token_ids: NDArray[np.int64]
@@ -31,6 +32,7 @@ class Encoded:
     image_tokens: tuple[tuple[int, int], ...] = ()
     read_inputs: Callable[[], Inputs] | None = None
     n_patches: int = 0
+    unrendered: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)

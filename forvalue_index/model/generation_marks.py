@@ -8,9 +8,8 @@ from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.chat_templates import Chat, ChatTemplate
 from forvalue_index.model.marked_turns import CLOSING, MARKS, OPENING, Places
 from forvalue_index.model.template_source import with_generation_marks
+from forvalue_index.model.tokenization import Span
 from forvalue_index.sources.sample import ASSISTANT
-
-Span = tuple[int, int]
 
 
 def generated_spans(

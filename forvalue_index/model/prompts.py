@@ -1,8 +1,10 @@
 """From a sample to token ids and a label mask. The only place that decides what a label is.
 
 * `--labels response`: the tokens that the model is trained to say. In a prompt/response pair the
-  response and the end token; in a conversation every assistant turn and its end token; in a plain
-  text every token but the first.
+  response and the end token; in a conversation every assistant turn and its end token, unless the
+  data say that a turn is not trained (turn_spans has the rule); in a plain text every token but
+  the first.
+* `--labels last`: the same, of a conversation its last assistant turn alone.
 * `--labels all`: every token but the first, as in the authors' text script.
 
 Tokens that stand for images are context, whatever stands around them.
@@ -17,14 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.model.chat_templates import ChatTemplate
+from forvalue_index.model.chat_templates import USER, ChatTemplate
 from forvalue_index.model.contracts import Expanded, Tokenizer, Vision
 from forvalue_index.model.encoded import Encoded, Inputs
-from forvalue_index.model.generation_marks import Span
 from forvalue_index.model.labelled_chat import labelled_chat
-from forvalue_index.sources.sample import IMAGE_MARK, Image, Sample
-
-Mask = NDArray[np.bool_]
+from forvalue_index.model.tokenization import Mask, Span, covered, refuse_straddling, tokenize
+from forvalue_index.sources.sample import ASSISTANT, IMAGE_MARK, Image, Sample
 
 
 class _Rendered(NamedTuple):
@@ -43,6 +43,7 @@ class _Tokens(NamedTuple):
     ids: NDArray[np.int64]
     labels: Mask
     images: Sequence[Span]
+    is_cut: bool = False
 
 
 class PromptEncoder:
@@ -109,9 +110,10 @@ class PromptEncoder:
             tuple(tokens.images),
             read_inputs,
             expanded.n_patches,
+            rendered.unrendered,
         )
         if encoded.n_label_tokens == 0:
-            raise BadSampleError(_no_label(mask, self._max_length))
+            raise BadSampleError(_no_label(mask, self._max_length, is_cut=tokens.is_cut))
         return encoded
 
     def open_images(self, sample: Sample) -> None:
@@ -138,15 +140,24 @@ class PromptEncoder:
 
     def _plain_pair(self, sample: Sample) -> _Rendered:
         """Prompt, response and end token. A token that straddles the border is response."""
-        if [m.role for m in sample.messages] != ["user", "assistant"]:
+        if [m.role for m in sample.messages] != [USER, ASSISTANT]:
             raise BadSampleError(
                 f"a conversation of {len(sample.messages)} turns needs a chat template, and this "
                 "index encodes plain text; use a model whose tokenizer has a chat template and "
                 "--template chat, or prompt/response columns"
             )
+        unread = [name for m in sample.messages for name in sorted(m.extra)]
+        if sample.tools or "tool_calls" in unread or not sample.messages[1].is_trained:
+            raise BadSampleError(
+                f"it has tools, tool_calls or train ({', '.join(unread) or 'tools'}), which plain "
+                "text has no place for; use a model whose tokenizer has a chat template and "
+                "--template chat, or leave them out on purpose with --ignore"
+            )
         prompt, response = (m.text(lambda _: self._image_mark) for m in sample.messages)
         spans = [(len(prompt), len(prompt) + len(response))]
-        return _Rendered(prompt + response, spans, add_special_tokens=True, ends=True)
+        return _Rendered(
+            prompt + response, spans, add_special_tokens=True, ends=True, unrendered=tuple(unread)
+        )
 
     def _expanded(self, text: str, images: Sequence[Image]) -> Expanded:
         if self._vision is None:
@@ -166,17 +177,25 @@ class PromptEncoder:
 
     def _tokens(self, rendered: _Rendered, expanded: Expanded) -> _Tokens:
         """The tokens of an expanded text, with the end token where it ends with one."""
-        ids, offsets = self._tokenize(expanded.text, rendered.add_special_tokens)
-        images = [_first_to_last(_covered(offsets, [after])) for _, after in expanded.spans]
+        ids, offsets, is_cut = tokenize(
+            self._tokenizer,
+            expanded.text,
+            add_special_tokens=rendered.add_special_tokens,
+            most=None if expanded.spans else self._max_length,
+        )
+        images = [_first_to_last(covered(offsets, [after])) for _, after in expanded.spans]
         if rendered.labels is None:
-            return _Tokens(ids, np.ones(len(ids), dtype=bool), images)
-        labels = _covered(offsets, [_moved(span, expanded) for span in rendered.labels])
-        if rendered.ends:
+            return _Tokens(ids, np.ones(len(ids), dtype=bool), images, is_cut)
+        spans = [_moved(span, expanded) for span in rendered.labels]
+        if not rendered.ends:
+            refuse_straddling(expanded.text, offsets, spans)
+        labels = covered(offsets, spans)
+        if rendered.ends and not is_cut:
             end_token = self._end_token
             if end_token is not None and (len(ids) == 0 or ids[-1] != end_token):
                 ids, labels = np.append(ids, end_token), np.append(labels, True)
             labels[-1:] = True
-        return _Tokens(ids, labels, images)
+        return _Tokens(ids, labels, images, is_cut)
 
     def _inputs_of(
         self, sample: Sample, rendered: _Rendered, expected: NDArray[np.int64]
@@ -227,24 +246,6 @@ class PromptEncoder:
                 f"{self._max_length:,}; make them smaller, or build an index with a larger one"
             )
 
-    def _tokenize(
-        self, text: str, add_special_tokens: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids [token] and the characters they stand for [token, (start, end)]."""
-        tokens = self._tokenizer(
-            text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False
-        )
-        offsets = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        return np.array(tokens["input_ids"], dtype=np.int64), offsets
-
-
-def _covered(offsets: NDArray[np.int64], spans: Sequence[Span]) -> Mask:
-    """Which tokens have a character in one of some spans."""
-    mask = np.zeros(len(offsets), dtype=bool)
-    for start, end in spans:
-        mask |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
-    return mask
-
 
 def _first_to_last(mask: Mask) -> Span:
     """The positions from the first to the last one that is set."""
@@ -259,11 +260,12 @@ def _moved(span: Span, expanded: Expanded) -> Span:
     return start, end
 
 
-def _no_label(label_mask: NDArray[np.bool_], max_length: int) -> str:
-    if not label_mask.any():
+def _no_label(label_mask: Mask, max_length: int, *, is_cut: bool) -> str:
+    if not label_mask.any() and not is_cut:
         return f"has {len(label_mask)} token(s) and none to predict, as the first one never is"
-    prompt_tokens = int(np.flatnonzero(label_mask)[0])
+    found = np.flatnonzero(label_mask)
+    prompt_tokens = f"{found[0]:,}" if len(found) else f"more than {max_length:,}"
     return (
-        f"its prompt alone has {prompt_tokens:,} tokens, so no response token is within the "
+        f"its prompt alone has {prompt_tokens} tokens, so no response token is within the "
         f"{max_length:,} of --max-length; shorten the prompt or build an index with a larger one"
     )

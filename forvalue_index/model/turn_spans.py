@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.chat_templates import SENTINEL, Chat, ChatTemplate
-from forvalue_index.model.generation_marks import Span, generated_spans
+from forvalue_index.model.generation_marks import generated_spans
 from forvalue_index.model.marked_turns import FIRST_MARK, Places, marked
 from forvalue_index.model.template_source import marks_generation
+from forvalue_index.model.tokenization import Span
 from forvalue_index.sources.sample import Sample
 
 Render = Callable[[Chat], str | None]
@@ -37,7 +38,19 @@ def assistant_spans(
     else:
         spans = {turn: [_found(span, turn)] for turn, span in own.items()}
     _refuse_strangers(spans, places)
-    return list(spans.values())
+    return [[*first, _ended_once(last, text, template)] for *first, last in spans.values()]
+
+
+def _ended_once(span: Span, text: str, template: ChatTemplate) -> Span:
+    """A span without its last end token where that stands twice, as the data have it, too."""
+    start, end = span
+    said = text[start:end]
+    token = next((token for token in template.special if said.endswith(token)), None)
+    if token is not None:
+        rest = said[: -len(token)].rstrip()
+        if rest.endswith(token):
+            return start, start + len(rest)
+    return span
 
 
 def _found(span: Span | None, turn: int) -> Span:
@@ -119,12 +132,19 @@ class _TurnFinder:
         def alone(chat: Chat) -> str | None:
             return self._rendered(chat.until(turn + 1))
 
+        is_last = turn + 1 == len(self._chat.turns)
+        if is_last and self._closes_once(turn):
+            return self._closed(len(self._text))
         end = self._behind(followed, turn)
         if end is not None and self._closed(end) is not None:
             return self._closed(end)
-        is_last = turn + 1 == len(self._chat.turns)
         end = len(self._text) if is_last else self._behind(alone, turn)
         return None if end is None else self._closed(end) or end
+
+    def _closes_once(self, turn: int) -> bool:
+        """Whether an end token is all that stands behind what a last turn says."""
+        place = next((place for _, place in self._places.of_turn(turn)), None)
+        return place is not None and self._text[place:].strip() in self._template.special
 
     def _closed(self, end: int) -> int | None:
         """The end of the end token that stands before a place, or None where none does.
