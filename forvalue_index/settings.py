@@ -31,6 +31,8 @@ class Settings:
     The options of `init` are made of these fields: their types, defaults, choices and help. `info`
     shows them all.
 
+    `chat_template` is the text of a template: an index does not depend on the file it came from.
+
     `geometry` names one or several, with commas between. `max_label_tokens` keeps the first label
     tokens of a sample alone, `hardest` the share of them with the highest loss.
 
@@ -62,6 +64,13 @@ class Settings:
             "help": "Chat template, or plain prompt + response; auto: the template where there is "
             "one.",
             "choices": TEMPLATES,
+        },
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with a chat template in place of the model's.  [default: the adapter's, "
+            "or else the model's]"
         },
     )
     max_length: int | None = field(

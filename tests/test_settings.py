@@ -10,7 +10,7 @@ from forvalue_index.settings import Settings
     ("field", "value", "said"),
     [
         ("model", "", "--model cannot be ''; name a hub id, a directory or a file"),
-        ("labels", "some", "--labels cannot be 'some'; use one of response, all"),
+        ("labels", "some", "--labels cannot be 'some'; use one of response, last, all"),
         ("template", "xml", "--template cannot be 'xml'; use one of auto, chat, plain"),
         ("row_dtype", "int4", "--row-dtype cannot be 'int4'; use one of bfloat16, float32, int8"),
         ("dtype", "int8", "--dtype cannot be 'int8'; use one of auto, float32, bfloat16, float16"),

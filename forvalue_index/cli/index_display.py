@@ -13,6 +13,8 @@ from forvalue_index.ingest.tally import AddReport
 from forvalue_index.search.contract import TuneReport
 from forvalue_index.store.results import CalibrationSummary, CheckReport
 
+TEMPLATE_SHOWN = 60
+
 
 def print_created(index: Path, document: Mapping[str, Any]) -> None:
     """What `init` made."""
@@ -59,12 +61,19 @@ def print_info(index: Path, document: Mapping[str, Any]) -> None:
         or "none yet",
         "warnings": "\n".join(document["warnings"]),
         "stopped": "\n".join(", ".join(names) for names in document["stopped"]),
+        "chat_template": _first_line(document["chat_template"]),
     }
     names = {"stopped": "stopped, add again"}
     for name, value in {**document, **lists}.items():
         if value is not None and value != "":
             table.add_row(names.get(name, name.replace("_", " ")), shown(_fact(value)))
     readable_console().print(table)
+
+
+def _first_line(text: str | None) -> str | None:
+    """How a chat template begins; all of it is in `--json`."""
+    line = " ".join((text or "").split())
+    return line[:TEMPLATE_SHOWN] + "…" if len(line) > TEMPLATE_SHOWN else line
 
 
 def print_calibration(index: Path, summary: CalibrationSummary | None) -> None:

@@ -10,6 +10,8 @@ from forvalue_index.exceptions import SettingsMismatchError, UsageError
 from forvalue_index.settings import DEFAULT_CATALOG, ModelIdentity, Settings
 from forvalue_index.store.manifest import Manifest
 
+MOST_SHOWN = 80
+
 
 def refuse_other_settings(path: Path, stored: Settings, wanted: Settings) -> None:
     """Raise SettingsMismatchError, naming the first field, where a wish is not what is stored.
@@ -21,9 +23,16 @@ def refuse_other_settings(path: Path, stored: Settings, wanted: Settings) -> Non
     if difference is not None:
         name, own, asked = difference
         raise SettingsMismatchError(
-            f"{path} was built with {name} {own!r}, and this asks for {asked!r}. Settings are "
+            f"{path} was built with {name} {_brief(own)}, and this asks for {_brief(asked)}. "
+            "Settings are "
             "frozen: use the stored ones, or build a new index in another directory"
         )
+
+
+def _brief(value: object) -> str:
+    """A setting in a line; of a chat template, which is a program, the beginning."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def refuse_trust(path: Path, stored: Settings, *, trust_remote_code: bool) -> None:

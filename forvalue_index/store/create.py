@@ -12,6 +12,11 @@ from forvalue_index.exceptions import UsageError
 from forvalue_index.gradients.model_profile import profile_model
 from forvalue_index.model.huggingface.backbone import Backbone, resolve_dtype
 from forvalue_index.model.huggingface.image_check import open_content, refuse_misread_images
+from forvalue_index.model.huggingface.templates import (
+    adapter_template,
+    read_template,
+    refuse_broken,
+)
 from forvalue_index.progress import OnProgress, Progress
 from forvalue_index.settings import DEFAULT_CONTEXT, NO_IMAGES, Settings
 from forvalue_index.store.agreement import refuse_other_catalog, refuse_other_settings
@@ -29,9 +34,13 @@ def wanted_settings(model: str, chosen: Mapping[str, Any]) -> Settings:
 
     However the geometries are spaced, they are the same settings.
     """
-    adapter = chosen.get("adapter")
-    located = None if adapter is None else _located(adapter)
-    settings = Settings(**{**chosen, "model": _located(model), "adapter": located})
+    adapter, template = chosen.get("adapter"), chosen.get("chat_template")
+    located = {
+        "model": _located(model),
+        "adapter": None if adapter is None else _located(adapter),
+        "chat_template": None if template is None else read_template(template),
+    }
+    settings = Settings(**{**chosen, **located})
     return replace(settings, geometry=",".join(settings.geometries))
 
 
@@ -69,6 +78,8 @@ def create_storage(
     """
     refuse_occupied(path)
     on_progress(Progress("loading", 0, 1))
+    if wanted.adapter is not None and wanted.chat_template is None:
+        wanted = replace(wanted, chat_template=adapter_template(wanted.adapter))
     images = wanted.media != NO_IMAGES
     backbone = Backbone.load(wanted, device=default_device(), images=images)
     settings = resolve(wanted, backbone)
@@ -100,6 +111,10 @@ def resolve(wanted: Settings, backbone: Backbone) -> Settings:
     context = backbone.context or wanted.max_length or DEFAULT_CONTEXT
     has_template = bool(backbone.tokenizer.chat_template)
     template = wanted.template
+    if wanted.chat_template is not None:
+        if template == "plain":
+            raise UsageError("--chat-template is not used with --template plain; leave one out")
+        refuse_broken(backbone.tokenizer)
     if template == "auto":
         template = "chat" if has_template else "plain"
     if template == "chat" and not has_template:

@@ -38,6 +38,11 @@ REJECTED = "rejected"
 # What an interrupted creation may leave behind; it is safe to create an index over it.
 PARTS = (TABLES, TABLES + ".partial", MANIFEST + ".partial", SEGMENTS, LOCK)
 FORMAT_VERSION = 3
+# How the model is found and run, and where texts and images lie. The digest of the tokenizer covers
+# the chat template.
+FOUND_AND_RUN = (
+    *("model", "adapter", "revision", "trust_remote_code", "payload", "media", "chat_template"),
+)
 # What indexes were made with before these could be chosen; part of a fingerprint only where other.
 BEFORE = {
     "geometry": "raw",
@@ -92,7 +97,7 @@ class Manifest:
 
     def _row_facts(self) -> dict[str, Any]:
         chosen = asdict(self.settings)
-        for name in ("model", "adapter", "revision", "trust_remote_code", "payload", "media"):
+        for name in FOUND_AND_RUN:
             del chosen[name]
         for name, value in BEFORE.items():
             if chosen.get(name) == value:

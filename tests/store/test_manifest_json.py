@@ -81,13 +81,19 @@ def test_whatever_rows_depend_on_changes_the_fingerprint(other):
         with_settings(trust_remote_code=True),
         with_settings(payload="reference"),
         with_settings(media="copy"),
+        with_settings(chat_template="{{ messages }}"),
         dataclasses.replace(MANIFEST, uid="other"),
         dataclasses.replace(MANIFEST, catalog="postgresql://h/d"),
     ],
-    ids=["model", "revision", "adapter", "trust", "payload", "media", "uid", "catalog"],
+    ids=[
+        *("model", "revision", "adapter", "trust", "payload", "media", "template", "uid"),
+        "catalog",
+    ],
 )
 def test_where_things_lie_does_not_change_the_fingerprint(other):
-    """The digest of the weights, adapter merged, says what the model is."""
+    """The digest of the weights, adapter merged, says what the model is, and that of the tokenizer
+    covers its chat template, wherever it came from.
+    """
     assert other.fingerprint == MANIFEST.fingerprint
 
 
@@ -95,7 +101,7 @@ def test_every_setting_is_either_a_row_fact_or_a_place():
     """A new field must be put on one side, and into one of the two tests above."""
     assert {f.name for f in dataclasses.fields(Settings)} == {
         *("model", "adapter", "revision", "trust_remote_code", "payload", "media"),
-        *("dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
+        *("chat_template", "dim", "seed", "labels", "template", "max_length", "row_dtype", "dtype"),
         *("geometry", "damping", "max_label_tokens", "hardest"),
     }
 

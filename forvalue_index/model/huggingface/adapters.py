@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from forvalue_index.exceptions import ModelError, missing_extra
 from forvalue_index.model.huggingface.files import (
@@ -100,6 +100,18 @@ def _locate(adapter: str) -> Path:
     if not (path / WEIGHTS).is_file():
         raise _no_safe_weights(adapter)
     return path
+
+
+def adapter_file(adapter: str, name: str) -> Path | None:
+    """A file of an adapter beside its weights, or None where it has none such.
+
+    Raises ModelError where there is no such adapter.
+    """
+    directory = _locate(adapter)
+    if not Path(adapter).is_dir():
+        with suppress(EntryNotFoundError, LocalEntryNotFoundError):
+            return Path(huggingface_hub.hf_hub_download(adapter, name))
+    return directory / name if (directory / name).is_file() else None
 
 
 def _downloaded(adapter: str) -> Path:

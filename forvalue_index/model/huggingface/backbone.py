@@ -125,6 +125,8 @@ class Backbone:
                 # One for texts and one for texts with images, which other threads read.
                 tokenizer = copy.deepcopy(processor.tokenizer)
                 tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
+        if settings.chat_template is not None:
+            tokenizer.chat_template = settings.chat_template
         if settings.adapter is not None:
             model = merge_adapter(model, settings.adapter)
         model.to(device)
