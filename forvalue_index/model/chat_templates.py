@@ -44,6 +44,7 @@ class ChatTemplate:
         self.special = tuple(
             token for token in special | set(tokenizer.all_special_tokens) if token
         )
+        self.end_token: str | None = tokenizer.special_tokens_map.get("eos_token")
         # By role, whether content is to be a list of parts.
         self._takes_parts: dict[str, bool] = {}
         self._sources: dict[bool, str] = {}
@@ -112,7 +113,17 @@ class ChatTemplate:
             before, after = (self.rendered(asked, generation_prompt=on) for on in (False, True))
         except BadSampleError:
             return None
-        return after[len(before) :] if after.startswith(before) else None
+        if after.startswith(before):
+            return after[len(before) :]
+        return after[self._shared(before, after) :]
+
+    def _shared(self, text: str, other: str) -> int:
+        """Up to where two texts are equal: the last special token or white space in common."""
+        differs = (at for at, (one, two) in enumerate(zip(text, other, strict=False)) if one != two)
+        common = text[: next(differs, min(len(text), len(other)))]
+        ends = [common.rfind(token) + len(token) for token in self.special if token in common]
+        spaces = [found.end() for found in re.finditer(r"\s", common)]
+        return max([0, *ends, *spaces[-1:]])
 
     def image_mark(self) -> str:
         """What the template writes for an image between two texts."""

@@ -139,7 +139,14 @@ class _TurnFinder:
         if end is not None and self._closed(end) is not None:
             return self._closed(end)
         end = len(self._text) if is_last else self._behind(alone, turn)
-        return None if end is None else self._closed(end) or end
+        return None if end is None else self._closed(end) or self._ended(end)
+
+    def _ended(self, end: int) -> int:
+        """An end that no token closes, or that of the end token that some put between turns."""
+        rest, token = self._text[end:], self._template.end_token
+        if token and rest.lstrip().startswith(token):
+            return end + rest.index(token) + len(token)
+        return end
 
     def _closes_once(self, turn: int) -> bool:
         """Whether an end token is all that stands behind what a last turn says."""
