@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.chat_templates import Chat, ChatTemplate
@@ -12,18 +12,19 @@ from forvalue_index.model.tokenization import Span
 from forvalue_index.sources.sample import ASSISTANT
 
 
-def generated_spans(
+def checked_spans(
     template: ChatTemplate,
     chat: Chat,
     text: str,
     places: Places,
     own: Mapping[int, Span | None],
-) -> dict[int, list[Span]]:
-    """The turns of `own`, as the template's {% generation %} blocks mark them.
+) -> dict[int, Span | None]:
+    """The turns of `own`, where the template's {% generation %} blocks agree with them.
 
-    `own` are the turns that are to be trained, where they were found without the blocks. A block
-    that leaves out the end token of its turn is taken up to there. Raises BadSampleError where a
-    block reaches into another turn, or leaves out what the assistant says.
+    `own` are the turns that are to be trained, as they were found without the blocks, which tell
+    where a turn lies that was not found. Templates mark headers or the white space behind a turn as
+    they like, so that what is said in a turn counts, and not where its block begins or ends. Raises
+    BadSampleError where a block reaches into another turn, or leaves out what the assistant says.
     """
     of_turn: dict[int, list[Span]] = {turn: [] for turn in own}
     for block in _blocks(template, chat, text):
@@ -36,10 +37,16 @@ def generated_spans(
                 raise _disagreement(f"leave out what turn {turn + 1} says")
         if not blocks:
             raise _disagreement(f"leave out turn {turn + 1}")
-        span = own[turn]
-        if span is not None:
-            blocks[-1] = _ended(blocks[-1], span[1], text)
-    return of_turn
+    prompted = bool(template.generation_prompt)
+    return {turn: _agreed(span, of_turn[turn], prompted) for turn, span in own.items()}
+
+
+def _agreed(span: Span | None, blocks: Sequence[Span], prompted: bool) -> Span:
+    """A turn as it was found; where no generation prompt tells its header, as its blocks begin."""
+    start, end = blocks[0][0], blocks[-1][1]
+    if span is None:
+        return start, end
+    return span if prompted else (max(start, span[0]), span[1])
 
 
 def _blocks(template: ChatTemplate, chat: Chat, text: str) -> list[Span]:
@@ -71,12 +78,6 @@ def _turn_of(block: Span, chat: Chat, places: Places, own: Mapping[int, Span | N
         role = chat.turns[turn]["role"]
         raise _disagreement(f"of another turn reach into turn {turn + 1}, of the {role}")
     return said.pop()
-
-
-def _ended(block: Span, end: int, text: str) -> Span:
-    """The last block of a turn, up to its end token; white space behind that may be marked."""
-    start, marked_end = block
-    return start, end if text[end:marked_end].strip() else max(end, marked_end)
 
 
 def _disagreement(how: str) -> BadSampleError:

@@ -14,13 +14,13 @@ from forvalue_index.sources.sample import ASSISTANT, Sample
 
 
 class LabelledChat(NamedTuple):
-    """A rendered conversation; `turns` has the spans of each turn that is to be trained.
+    """A rendered conversation; `turns` has the span of each turn that is to be trained.
 
     `unrendered` are fields of its turns that the template passes over.
     """
 
     text: str
-    turns: list[list[Span]]
+    turns: list[Span]
     unrendered: tuple[str, ...]
 
 

@@ -134,8 +134,7 @@ class PromptEncoder:
         if self._chat is None:
             return self._plain_pair(sample)
         chat = labelled_chat(self._chat, sample, labels=not self._all_labels)
-        turns = chat.turns[-1:] if self._last_turn else chat.turns
-        spans = [span for turn in turns for span in turn]
+        spans = chat.turns[-1:] if self._last_turn else chat.turns
         return _Rendered(chat.text, spans, add_special_tokens=False, unrendered=chat.unrendered)
 
     def _plain_pair(self, sample: Sample) -> _Rendered:

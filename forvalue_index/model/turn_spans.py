@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.chat_templates import SENTINEL, Chat, ChatTemplate
-from forvalue_index.model.generation_marks import generated_spans
+from forvalue_index.model.generation_marks import checked_spans
 from forvalue_index.model.marked_turns import FIRST_MARK, Places, marked
 from forvalue_index.model.template_source import marks_generation
 from forvalue_index.model.tokenization import Span
@@ -25,20 +25,23 @@ Render = Callable[[Chat], str | None]
 
 def assistant_spans(
     template: ChatTemplate, sample: Sample, chat: Chat, text: str, places: Places
-) -> list[list[Span]]:
+) -> list[Span]:
     """Where `text`, the rendered `chat` of a sample, holds what the assistant is trained to say.
 
-    Returns the spans of each turn; `places` are those of what turns say. Raises BadSampleError.
+    Returns a span for each turn; `places` are those of what turns say. Raises BadSampleError.
     """
     finder = _TurnFinder(template, chat, text, places)
     trained = [turn for turn, message in enumerate(sample.messages) if message.is_trained]
-    own = {turn: finder.span(turn) for turn in trained}
+    found = {turn: finder.span(turn) for turn in trained}
     if marks_generation(template.source(tools=chat.tools is not None)):
-        spans = generated_spans(template, chat, text, places, own)
-    else:
-        spans = {turn: [_found(span, turn)] for turn, span in own.items()}
+        found = checked_spans(template, chat, text, places, found)
+    spans: dict[int, Span] = {}
+    for turn, span in found.items():
+        if span is None:
+            raise _not_found(turn)
+        spans[turn] = _ended_once(span, text, template)
     _refuse_strangers(spans, places)
-    return [[*first, _ended_once(last, text, template)] for *first, last in spans.values()]
+    return list(spans.values())
 
 
 def _ended_once(span: Span, text: str, template: ChatTemplate) -> Span:
@@ -50,12 +53,6 @@ def _ended_once(span: Span, text: str, template: ChatTemplate) -> Span:
         rest = said[: -len(token)].rstrip()
         if rest.endswith(token):
             return start, start + len(rest)
-    return span
-
-
-def _found(span: Span | None, turn: int) -> Span:
-    if span is None:
-        raise _not_found(turn)
     return span
 
 
@@ -168,15 +165,11 @@ class _TurnFinder:
             return None
 
 
-def _refuse_strangers(spans: Mapping[int, Sequence[Span]], places: Places) -> None:
+def _refuse_strangers(spans: Mapping[int, Span], places: Places) -> None:
     """Raise where a turn has something in it that another one says, or lacks its own."""
     for slot, positions in places.positions.items():
         for position in positions if len(positions) == 1 else ():
-            holding = [
-                turn
-                for turn, own in spans.items()
-                if any(start < position <= end for start, end in own)
-            ]
+            holding = [turn for turn, (s, e) in spans.items() if s < position <= e]
             if slot.turn in spans and slot.turn not in holding:
                 raise _not_found(slot.turn)
             others = [turn for turn in holding if turn != slot.turn]

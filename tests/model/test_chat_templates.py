@@ -53,7 +53,7 @@ def template(text, image_token="<image>"):
 def read(found, turns):
     """What a conversation is rendered to, and what of it the assistant is trained to say."""
     chat = labelled_chat(found, Sample(tuple(turns)))
-    return chat.text, [chat.text[slice(*span)] for spans in chat.turns for span in spans]
+    return chat.text, [chat.text[slice(*span)] for span in chat.turns]
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,17 @@ def marked(block):
     return HEAD + block + "{% endfor %}" + TAIL
 
 
-def test_white_space_that_is_marked_behind_an_end_token_is_said():
-    """As a trainer that follows the marks trains on it."""
-    assert labels(TWICE, WHOLE) == ["yes<|im_end|>\n", "no<|im_end|>\n"]
+HEADER_TOO = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|im_start|>assistant\n"
+    "{{ m.content }}<|im_end|>\n{% endgeneration %}{% else %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + TAIL
+)
 
 
-def test_a_block_that_leaves_out_the_end_token_is_taken_up_to_there():
-    assert labels(TWICE, WITHOUT_END) == ["yes<|im_end|>", "no<|im_end|>"]
+@pytest.mark.parametrize("template", [WHOLE, HEADER_TOO, WITHOUT_END])
+def test_the_rule_holds_wherever_a_block_begins_and_ends(template):
+    """With marks or without, the same conversation has the same labels."""
+    assert labels(TWICE, template) == ["yes<|im_end|>", "no<|im_end|>"]
 
 
 def test_a_block_at_the_very_beginning_ends_where_it_ends():
@@ -49,18 +53,10 @@ def test_a_block_at_the_very_beginning_ends_where_it_ends():
     assert labels(row, first) == ["B"], "the first token of all is never a label"
 
 
-def test_a_block_that_reaches_beyond_the_end_token_is_taken_up_to_there():
-    ended = WHOLE.replace(
-        "<|im_end|>\n{% end",
-        "<|im_end|>{{ '' if add_generation_prompt or not loop.last else '<|endoftext|>' }}{% end",
-    )
-    assert labels(TWICE, ended) == ["yes<|im_end|>", "no<|im_end|>"]
-
-
 def test_turns_that_are_not_trained_are_context_though_they_are_marked():
     row = conversation("a", "yes", "b", "no")
     row["messages"][1]["train"] = False
-    assert labels(row, WHOLE) == ["no<|im_end|>\n"]
+    assert labels(row, WHOLE) == ["no<|im_end|>"]
 
 
 @pytest.mark.parametrize(
