@@ -15,6 +15,7 @@ from forvalue_index.sources.sample import ASSISTANT, Image, Message, Sample
 # What a known turn says, by which a template's headers are found.
 SENTINEL = "\N{OBJECT REPLACEMENT CHARACTER}content"
 USER = "user"
+TAGS = re.compile(r"(\s|<[^<>]*>)*")
 _ASKED, _SAID = Message(USER, "x"), Message(ASSISTANT, SENTINEL)
 
 
@@ -49,6 +50,7 @@ class ChatTemplate:
         self._takes_parts: dict[str, bool] = {}
         self._sources: dict[bool, str] = {}
         self._mentioned: dict[str, bool] = {}
+        self._leads: dict[bool, str] = {}
 
     def chat(self, sample: Sample) -> Chat:
         """A sample as the template takes it."""
@@ -124,6 +126,29 @@ class ChatTemplate:
         ends = [common.rfind(token) + len(token) for token in self.special if token in common]
         spaces = [found.end() for found in re.finditer(r"\s", common)]
         return max([0, *ends, *spaces[-1:]])
+
+    def lead(self, *, last: bool) -> str:
+        """What the template writes between the generation prompt and an answer.
+
+        As a thought that is empty, or the name of a channel. Where answers do not begin with the
+        generation prompt (it opens a thought), only tags count: other text belongs to the header.
+        """
+        if last not in self._leads:
+            self._leads[last] = self._find_lead([] if last else [self.question()])
+        return self._leads[last]
+
+    def _find_lead(self, following: Sequence[dict[str, Any]]) -> str:
+        asked = Chat([self.question()])
+        try:
+            prompted = self.rendered(asked, generation_prompt=True)
+            text = self.rendered(Chat([*asked.turns, self.known_answer(), *following]))
+        except BadSampleError:
+            return ""
+        before, found, _ = text.partition(SENTINEL)
+        if found and before.startswith(prompted):
+            return before[len(prompted) :]
+        rest = before[self._shared(prompted, before) :] if found else ""
+        return rest if TAGS.fullmatch(rest) else ""
 
     def image_mark(self) -> str:
         """What the template writes for an image between two texts."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.model.chat_templates import ChatTemplate
+from forvalue_index.model.chat_templates import Chat, ChatTemplate
 from forvalue_index.model.left_out import refuse_left_out, unrendered_fields
-from forvalue_index.model.marked_turns import find_places
+from forvalue_index.model.marked_turns import find_places, with_written_arguments
 from forvalue_index.model.tokenization import Span
 from forvalue_index.model.turn_spans import assistant_spans
 from forvalue_index.sources.sample import ASSISTANT, Sample
@@ -30,14 +30,27 @@ def labelled_chat(template: ChatTemplate, sample: Sample, *, labels: bool = True
     Raises BadSampleError where the template refuses it or leaves out what is said, or where a turn
     cannot be told from others.
     """
-    chat = template.chat(sample)
-    text = template.rendered(chat)
+    chat, text = _rendered(template, template.chat(sample))
     places = find_places(template, chat, text)
     refuse_left_out(template, chat, text, places)
     if labels:
         _refuse_untrained(sample)
     turns = assistant_spans(template, sample, chat, text, places) if labels else []
     return LabelledChat(text, turns, tuple(unrendered_fields(template, chat, places)))
+
+
+def _rendered(template: ChatTemplate, chat: Chat) -> tuple[Chat, str]:
+    """A conversation as the template takes it, and its text.
+
+    Most templates take the arguments of calls as objects, and a few as their JSON.
+    """
+    try:
+        return chat, template.rendered(chat)
+    except BadSampleError:
+        written = with_written_arguments(chat)
+        if written == chat:
+            raise
+        return written, template.rendered(written)
 
 
 def _refuse_untrained(sample: Sample) -> None:

@@ -12,6 +12,7 @@ from forvalue_index.model.marked_turns import (
     FIRST_MARK,
     NAME,
     REASONING_FIELDS,
+    THOUGHT,
     Places,
     Slot,
     marked,
@@ -55,9 +56,16 @@ def _is_left_out(template: ChatTemplate, chat: Chat, text: str, places: Places, 
         return False
     if slot not in places.marks:
         return text_of(chat, slot).strip() not in text
-    if slot.field in REASONING_FIELDS:
+    if slot.field in (THOUGHT, *REASONING_FIELDS):
         return _is_never_thought(template, chat, places, slot)
-    return True
+    return slot.field != CALLS or template.rendered(_without_calls(chat, slot.turn)) == text
+
+
+def _without_calls(chat: Chat, turn: int) -> Chat:
+    """A conversation in which a turn calls nothing; some templates give a call's id as its name."""
+    turns = list(chat.turns)
+    turns[turn] = {name: value for name, value in turns[turn].items() if name != CALLS}
+    return chat._replace(turns=turns)
 
 
 def _is_never_thought(template: ChatTemplate, chat: Chat, places: Places, slot: Slot) -> bool:

@@ -6,6 +6,7 @@ counts only where the rest of the text is what it is without marks.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,9 @@ from forvalue_index.model.chat_templates import Chat, ChatTemplate
 # A plane of Unicode that has private characters alone, and what is left of it for other marks.
 FIRST_MARK, MARKS = 0xF0000, re.compile("[\U000f0000-\U000ffffd]")
 OPENING, CLOSING = "\U000ffffc", "\U000ffffd"
-CONTENT, REASONING, NAME, CALLS = "content", "reasoning_content", "name", "tool_calls"
+CONTENT, NAME, CALLS = "content", "name", "tool_calls"
+# The thought with which content may begin, up to this tag.
+THOUGHT, THOUGHT_ENDS = "thought", "</think>"
 # Under these names data hold thoughts, and transformers hands each of them on as the others.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -94,6 +97,8 @@ def slots_of(chat: Chat) -> Iterator[Slot]:
             if _says(turn.get(name)):
                 yield Slot(number, name)
         content = turn.get(CONTENT)
+        if isinstance(content, str) and _says(content.rpartition(THOUGHT_ENDS)[0]):
+            yield Slot(number, THOUGHT)
         parts = content if isinstance(content, list) else [{"text": content}]
         for part_number, part in enumerate(parts):
             if _says(part.get("text")):
@@ -112,7 +117,7 @@ def _thoughts(turn: Mapping[str, Any]) -> list[str]:
 
 def text_of(chat: Chat, slot: Slot) -> str:
     """What a slot holds."""
-    value = chat.turns[slot.turn][slot.field]
+    value = chat.turns[slot.turn][CONTENT if slot.field == THOUGHT else slot.field]
     if isinstance(value, str):
         return value
     entry = value[slot.number]
@@ -125,7 +130,8 @@ def marked(chat: Chat, marks: Sequence[Mark]) -> Chat:
     for number, mark in enumerate(marks):
         slot = mark.slot
         text = text_of(chat._replace(turns=turns), slot)
-        at = len(text) // 2 if mark.in_middle else len(text.rstrip())
+        marked_part = text.partition(THOUGHT_ENDS)[0] if slot.field == THOUGHT else text
+        at = len(marked_part) // 2 if mark.in_middle else len(marked_part.rstrip())
         said = text[:at] + chr(FIRST_MARK + number) + text[at:]
         turns[slot.turn] = _saying(turns[slot.turn], slot, said)
     return chat._replace(turns=turns)
@@ -150,9 +156,10 @@ def _positions(
 
 def _saying(turn: dict[str, Any], slot: Slot, text: str) -> dict[str, Any]:
     """A turn with another text in a slot."""
-    value = turn[slot.field]
+    field = CONTENT if slot.field == THOUGHT else slot.field
+    value = turn[field]
     if isinstance(value, str):
-        return {**turn, slot.field: text}
+        return {**turn, field: text}
     entries = list(value)
     entry = entries[slot.number]
     if slot.field == CONTENT:
@@ -171,6 +178,24 @@ def _function(call: Any) -> Mapping[str, Any]:
         return {}
     inner = call.get("function")
     return inner if isinstance(inner, Mapping) else call
+
+
+def with_written_arguments(chat: Chat) -> Chat:
+    """A conversation with the arguments of calls as JSON text."""
+
+    def written(call: Any) -> Any:
+        function = _function(call)
+        if not isinstance(function.get("arguments"), Mapping):
+            return call
+        text = json.dumps(function["arguments"], ensure_ascii=False)
+        changed = {**function, "arguments": text}
+        return changed if function is call else {**call, "function": changed}
+
+    turns = [
+        {**turn, CALLS: list(map(written, turn[CALLS]))} if turn.get(CALLS) else turn
+        for turn in chat.turns
+    ]
+    return chat._replace(turns=turns)
 
 
 def _says(text: Any) -> bool:

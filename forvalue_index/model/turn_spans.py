@@ -108,7 +108,8 @@ class _TurnFinder:
             def render(chat: Chat) -> str | None:
                 answered = chat._replace(turns=[*chat.turns[:turn], known, *following])
                 before, found, _ = (self._rendered(answered) or "").partition(SENTINEL)
-                return before if found else None
+                lead = self._template.lead(last=not following)
+                return before.removesuffix(lead) if found else None
 
             return render
 
@@ -129,26 +130,29 @@ class _TurnFinder:
         def alone(chat: Chat) -> str | None:
             return self._rendered(chat.until(turn + 1))
 
+        said = max((place for _, place in self._places.of_turn(turn)), default=None)
         is_last = turn + 1 == len(self._chat.turns)
-        if is_last and self._closes_once(turn):
+        if is_last and said is not None and self._text[said:].strip() in self._template.special:
             return self._closed(len(self._text))
         end = self._behind(followed, turn)
-        if end is not None and self._closed(end) is not None:
-            return self._closed(end)
-        end = len(self._text) if is_last else self._behind(alone, turn)
-        return None if end is None else self._closed(end) or self._ended(end)
+        if end is None or self._closed(end) is None:
+            end = len(self._text) if is_last else self._behind(alone, turn)
+        return None if end is None else self._ended(self._closed(end) or end, said)
 
-    def _ended(self, end: int) -> int:
-        """An end that no token closes, or that of the end token that some put between turns."""
-        rest, token = self._text[end:], self._template.end_token
-        if token and rest.lstrip().startswith(token):
+    def _ended(self, end: int, said: int | None) -> int:
+        """An end without what stands behind an end token, or with one that no token closes yet.
+
+        Some templates put a generation prompt behind whatever is said, or an end token between two
+        turns.
+        """
+        token, rest = self._template.end_token, self._text[end:]
+        if not token:
+            return end
+        if said is not None and token in self._text[said:end]:
+            return self._text.index(token, said) + len(token)
+        if self._closed(end) is None and rest.lstrip().startswith(token):
             return end + rest.index(token) + len(token)
         return end
-
-    def _closes_once(self, turn: int) -> bool:
-        """Whether an end token is all that stands behind what a last turn says."""
-        place = next((place for _, place in self._places.of_turn(turn)), None)
-        return place is not None and self._text[place:].strip() in self._template.special
 
     def _closed(self, end: int) -> int | None:
         """The end of the end token that stands before a place, or None where none does.
