@@ -115,9 +115,20 @@ class ChatTemplate:
             before, after = (self.rendered(asked, generation_prompt=on) for on in (False, True))
         except BadSampleError:
             return None
+        if before == after:
+            return self._always_appended()
         if after.startswith(before):
             return after[len(before) :]
         return after[self._shared(before, after) :]
+
+    def _always_appended(self) -> str:
+        """What a template that passes over the wish for a generation prompt puts at the end."""
+        try:
+            text = self.rendered(Chat([self.question(), self.known_answer()]))
+        except BadSampleError:
+            return ""
+        rest = text.rpartition(SENTINEL)[2]
+        return rest.partition(self.end_token)[2].lstrip() if self.end_token else ""
 
     def _shared(self, text: str, other: str) -> int:
         """Up to where two texts are equal: the last special token or white space in common."""

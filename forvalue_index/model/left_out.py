@@ -31,7 +31,7 @@ def refuse_left_out(template: ChatTemplate, chat: Chat, text: str, places: Place
     for slot in slots_of(chat):
         if _is_left_out(template, chat, text, places, slot):
             raise BadSampleError(_leaves_out(chat, slot))
-    if chat.tools is not None and template.rendered(chat._replace(tools=None)) == text:
+    if chat.tools is not None and _renders(template, chat._replace(tools=None), text):
         raise BadSampleError(
             "the chat template leaves out the tools; use a model whose template renders them, give "
             "one with --chat-template, or leave them out on purpose with --ignore tools"
@@ -58,7 +58,15 @@ def _is_left_out(template: ChatTemplate, chat: Chat, text: str, places: Places, 
         return text_of(chat, slot).strip() not in text
     if slot.field in (THOUGHT, *REASONING_FIELDS):
         return _is_never_thought(template, chat, places, slot)
-    return slot.field != CALLS or template.rendered(_without_calls(chat, slot.turn)) == text
+    return slot.field != CALLS or _renders(template, _without_calls(chat, slot.turn), text)
+
+
+def _renders(template: ChatTemplate, chat: Chat, text: str) -> bool:
+    """Whether a conversation is rendered to a text all the same."""
+    try:
+        return template.rendered(chat) == text
+    except BadSampleError:
+        return False
 
 
 def _without_calls(chat: Chat, turn: int) -> Chat:

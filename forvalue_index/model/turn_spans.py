@@ -10,16 +10,18 @@ and is marked. Where neither shows it, BadSampleError names the turn; nothing is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.chat_templates import SENTINEL, Chat, ChatTemplate
 from forvalue_index.model.generation_marks import checked_spans
-from forvalue_index.model.marked_turns import FIRST_MARK, Places, marked
+from forvalue_index.model.marked_turns import CALLS, FIRST_MARK, Places, marked
 from forvalue_index.model.template_source import marks_generation
 from forvalue_index.model.tokenization import Span
 from forvalue_index.sources.sample import Sample
 
+ADJACENT_TAGS = re.compile(r"(<[^<>\s]*>)*")
 Render = Callable[[Chat], str | None]
 
 
@@ -132,12 +134,22 @@ class _TurnFinder:
 
         said = max((place for _, place in self._places.of_turn(turn)), default=None)
         is_last = turn + 1 == len(self._chat.turns)
-        if is_last and said is not None and self._text[said:].strip() in self._template.special:
-            return self._closed(len(self._text))
+        if said is not None and (end := self._end_token_at_once(turn, said)) is not None:
+            return end
         end = self._behind(followed, turn)
         if end is None or self._closed(end) is None:
             end = len(self._text) if is_last else self._behind(alone, turn)
         return None if end is None else self._ended(self._closed(end) or end, said)
+
+    def _end_token_at_once(self, turn: int, said: int) -> int | None:
+        """The end of the end token, where it stands right behind what is said, or behind tags."""
+        token = self._template.end_token
+        if not token or self._chat.turns[turn].get(CALLS):
+            return None
+        found = self._text.find(token, said)
+        between = self._text[said:found]
+        at_once = found >= 0 and (not between.strip() or ADJACENT_TAGS.fullmatch(between))
+        return found + len(token) if at_once else None
 
     def _ended(self, end: int, said: int | None) -> int:
         """An end without what stands behind an end token, or with one that no token closes yet.
