@@ -58,7 +58,7 @@ def _is_left_out(template: ChatTemplate, chat: Chat, text: str, places: Places, 
         return text_of(chat, slot).strip() not in text
     if slot.field in (THOUGHT, *REASONING_FIELDS):
         return _is_never_thought(template, chat, places, slot)
-    return slot.field != CALLS or _renders(template, _without_calls(chat, slot.turn), text)
+    return slot.field != CALLS or _renders(template, _without_call(chat, slot), text)
 
 
 def _renders(template: ChatTemplate, chat: Chat, text: str) -> bool:
@@ -69,10 +69,12 @@ def _renders(template: ChatTemplate, chat: Chat, text: str) -> bool:
         return False
 
 
-def _without_calls(chat: Chat, turn: int) -> Chat:
-    """A conversation in which a turn calls nothing; some templates give a call's id as its name."""
+def _without_call(chat: Chat, slot: Slot) -> Chat:
+    """A conversation that lacks a call; some templates write the id of a call in place of a name."""
     turns = list(chat.turns)
-    turns[turn] = {name: value for name, value in turns[turn].items() if name != CALLS}
+    calls = turns[slot.turn][CALLS]
+    others = [call for number, call in enumerate(calls) if number != slot.number]
+    turns[slot.turn] = {**turns[slot.turn], CALLS: others}
     return chat._replace(turns=turns)
 
 

@@ -10,7 +10,6 @@ and is marked. Where neither shows it, BadSampleError names the turn; nothing is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from forvalue_index.exceptions import BadSampleError
@@ -21,7 +20,6 @@ from forvalue_index.model.template_source import marks_generation
 from forvalue_index.model.tokenization import Span
 from forvalue_index.sources.sample import Sample
 
-ADJACENT_TAGS = re.compile(r"(<[^<>\s]*>)*")
 Render = Callable[[Chat], str | None]
 
 
@@ -142,13 +140,12 @@ class _TurnFinder:
         return None if end is None else self._ended(self._closed(end) or end, said)
 
     def _end_token_at_once(self, turn: int, said: int) -> int | None:
-        """The end of the end token, where it stands right behind what is said, or behind tags."""
+        """The end of the end token, where it stands right behind what is said."""
         token = self._template.end_token
         if not token or self._chat.turns[turn].get(CALLS):
             return None
         found = self._text.find(token, said)
-        between = self._text[said:found]
-        at_once = found >= 0 and (not between.strip() or ADJACENT_TAGS.fullmatch(between))
+        at_once = found >= 0 and not self._text[said:found].strip()
         return found + len(token) if at_once else None
 
     def _ended(self, end: int, said: int | None) -> int:
