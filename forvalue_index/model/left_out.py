@@ -70,7 +70,7 @@ def _renders(template: ChatTemplate, chat: Chat, text: str) -> bool:
 
 
 def _without_call(chat: Chat, slot: Slot) -> Chat:
-    """A conversation that lacks a call; some templates write the id of a call in place of a name."""
+    """A conversation that lacks a call; some templates write its id in place of its name."""
     turns = list(chat.turns)
     calls = turns[slot.turn][CALLS]
     others = [call for number, call in enumerate(calls) if number != slot.number]
