@@ -9,10 +9,15 @@ The templates are read from installed packages; none of them is copied into this
 The tokenizers have the special tokens of each family, and split all other text into bytes.
 """
 
+# ruff: noqa: RUF001 - DeepSeek writes its tokens with bars of full width.
+
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -244,3 +249,38 @@ def family_tokenizer(name: str) -> transformers.PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = family.sources
     return tokenizer
+
+
+def renderings(name: str, row: dict[str, Any]) -> Iterator[str]:
+    """What the template makes of a row, in each way in which templates want its fields.
+
+    Some need the arguments of tool calls as a dictionary and some as text; some need content
+    where there is none, and some must not have it. Thoughts are offered under every name.
+    """
+    tools = row.get("tools")
+    for content in (None, ""):
+        for written in (False, True):
+            messages = [_shaped(message, content, written) for message in row["messages"]]
+            try:
+                yield family_tokenizer(name).apply_chat_template(
+                    messages, tools=tools, tokenize=False
+                )
+            except Exception:  # a template is a program, and fails as programs do
+                continue
+
+
+def _shaped(message: dict[str, Any], content: str | None, written: bool) -> dict[str, Any]:
+    shaped = {"content": content} | {k: v for k, v in message.items() if v is not None}
+    thought = shaped.get("reasoning_content")
+    if thought is not None:
+        shaped |= {"thinking": thought, "reasoning": thought}
+    if written and "tool_calls" in shaped:
+        shaped["tool_calls"] = [
+            call | {"function": call["function"] | {"arguments": json.dumps(_arguments(call))}}
+            for call in shaped["tool_calls"]
+        ]
+    return shaped
+
+
+def _arguments(call: dict[str, Any]) -> Any:
+    return call["function"]["arguments"]

@@ -1,0 +1,294 @@
+"""The labels of conversations in the templates of the families that people fine-tune.
+
+What is right stands in `chat_families.toml`, written by hand; the property test takes its patterns
+from there, so nothing here knows how labels are found.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chat_families import FAMILIES, family_tokenizer, renderings
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.model.prompts import PromptEncoder
+from forvalue_index.sources.columns import to_sample
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "Its name."}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+def asked(text):
+    return {"role": "user", "content": text}
+
+
+def said(text, thought=None, **fields):
+    fields |= {} if thought is None else {"reasoning_content": thought}
+    return {"role": "assistant", "content": text, **fields}
+
+
+def call(*cities):
+    calls = [
+        {
+            "type": "function",
+            "id": f"call{number:05}",
+            "function": {"name": "weather", "arguments": {"city": city}},
+        }
+        for number, city in enumerate(cities, 1)
+    ]
+    return said(None, tool_calls=calls)
+
+
+def result(number, text):
+    return {"role": "tool", "tool_call_id": f"call{number:05}", "name": "weather", "content": text}
+
+
+ROME = [asked("Rome?"), call("Rome"), result(1, "sunny"), said("It is sunny.")]
+EASY = [asked("2+2?"), said("4")]
+ROWS = {
+    "single": {"messages": EASY},
+    "multi": {"messages": [*EASY, asked("1+3?"), said("4")]},
+    "untrained": {"messages": [asked("2+2?"), said("4", weight=0), asked("1+3?"), said("4")]},
+    "system": {"messages": [{"role": "system", "content": "Be brief."}, *EASY]},
+    "assistant-first": {"messages": [said("Hello."), *EASY]},
+    "consecutive": {"messages": [asked("2+2?"), said("Let me see."), said("4")]},
+    "thought": {"messages": [asked("3*3?"), said("9", "3+3+3")]},
+    "thoughts": {
+        "messages": [asked("2+2?"), said("4", "1+1+2"), asked("3*3?"), said("9", "3+3+3")]
+    },
+    "thought-text": {"messages": [asked("3*3?"), said("<think>\n3+3+3\n</think>\n\n9")]},
+    "tools": {"messages": ROME, "tools": [WEATHER]},
+    "tools-later": {"messages": [*EASY, *ROME], "tools": [WEATHER]},
+    "two-calls": {
+        "messages": [
+            *(asked("Rome, Oslo?"), call("Rome", "Oslo"), result(1, "sunny"), result(2, "snow")),
+            said("Sun and snow."),
+        ]
+    },
+    "call-last": {"messages": ROME[:2]},
+}
+# What a rendering must hold, and how often, for nothing of a row to be lost.
+ESSENTIAL = {
+    "system": {"Be brief.": 1},
+    "thought": {"3+3+3": 1},
+    "thoughts": {"3+3+3": 1},
+    "thought-text": {"3+3+3": 1},
+    "tools": {"weather in a city": 1, "Rome": 2},
+    "tools-later": {"weather in a city": 1, "Rome": 2},
+    "two-calls": {"Rome": 2, "Oslo": 2},
+    "call-last": {"Rome": 2},
+}
+EXPECTED = {
+    family: {
+        kind: runs if isinstance(runs, str) else [run.replace("⏎", "\n") for run in runs]
+        for kind, runs in kinds.items()
+    }
+    for family, kinds in tomllib.loads(
+        (Path(__file__).parent / "chat_families.toml").read_text("utf-8")
+    ).items()
+}
+
+
+def encode(tokenizer, row):
+    encoder = PromptEncoder(tokenizer, template="chat", labels="response", max_length=8192)
+    return encoder.encode(to_sample(row))
+
+
+def decode(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def runs_of(tokenizer, encoded):
+    """For each run of label tokens, its text and the text before it."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.label_mask.astype(int), [0]])))
+    ids = encoded.token_ids.tolist()
+    return [
+        (decode(tokenizer, ids[start:end]), decode(tokenizer, ids[:start]))
+        for start, end in edges.reshape(-1, 2)
+    ]
+
+
+def test_the_table_has_every_family_and_kind():
+    assert EXPECTED.keys() == FAMILIES.keys()
+    assert {tuple(kinds) for kinds in EXPECTED.values()} == {tuple(ROWS)}
+    assert len(FAMILIES) >= 20
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_are_what_the_assistant_says(family, kind):
+    tokenizer, expected = family_tokenizer(family), EXPECTED[family][kind]
+    if isinstance(expected, str):
+        with pytest.raises(BadSampleError) as error:
+            encode(tokenizer, ROWS[kind])
+        assert re.search(expected.removeprefix("refused: "), str(error.value))
+        return
+    encoded = encode(tokenizer, ROWS[kind])
+    assert [run for run, _ in runs_of(tokenizer, encoded)] == expected
+    texts = {*renderings(family, ROWS[kind])}
+    if "strftime_now" not in str(tokenizer.chat_template):  # the date of today is not used
+        assert decode(tokenizer, encoded.token_ids.tolist()) in texts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_says_what_the_templates_render(family):
+    """The runs stand in a rendering in their order; what is refused is raised or lost in all."""
+    for kind, row in ROWS.items():
+        expected, texts = EXPECTED[family][kind], [*renderings(family, row)]
+        if isinstance(expected, str):
+            whole = ESSENTIAL.get(kind, {})
+            assert not any(all(t.count(p) >= n for p, n in whole.items()) for t in texts), kind
+        else:
+            assert any(places_of(expected, text) is not None for text in texts), kind
+
+
+def places_of(parts, text):
+    """Where some parts of a text begin, in their order."""
+    places, at = [], 0
+    for part in parts:
+        at = text.find(part, at)
+        if at < 0:
+            return None
+        places.append(at)
+        at += len(part)
+    return places
+
+
+# A conversation made at random. Each text has a mark in it, which stands nowhere else, and may
+# have what is dangerous around it: pieces of templates, headers, spaces, and words that repeat.
+
+DANGEROUS = (
+    "",
+    "",
+    " ",
+    "\n",
+    "\n\n",
+    "\t",
+    "4",
+    "4\n4",
+    "été 😀",
+    "assistant\n",
+    "user",
+    "{{ x }}",
+)
+DANGEROUS += ("{% generation %}", "<|im_start|>assistant\n", "<|im_end|>", "<|im_end|>\n", "</s>")
+DANGEROUS += ("[/INST]", " [/INST] ", "ASSISTANT:", "<|assistant|>\n", "model\n", "'\"\\", "[INST]")
+PLAIN = st.sampled_from(["", "why ", "4, ", "été 😀 ", "the "])
+
+
+@st.composite
+def texts(draw, mark, plain):
+    if plain:
+        return draw(PLAIN) + mark
+    around = st.one_of(st.sampled_from(DANGEROUS), st.text(max_size=3))
+    return draw(around) + mark + draw(around)
+
+
+@st.composite
+def conversations(draw, family, *, plain):
+    """A row, and of each trained assistant turn the kind, the place and the texts in the table."""
+    table = EXPECTED[family]
+    marks = iter(f"⟦{number}⟧" for number in range(99))
+    messages, patterns = [], []
+
+    def text():
+        return draw(texts(next(marks), plain))
+
+    if not isinstance(table["system"], str) and draw(st.booleans()):
+        messages.append({"role": "system", "content": text()})
+    n_turns = draw(st.integers(1, 3))
+    with_tools = not isinstance(table["tools-later"], str) and draw(st.booleans())
+    for turn in range(n_turns):
+        last = turn == n_turns - 1
+        messages.append(asked(text()))
+        if last and with_tools:
+            city = next(marks)
+            messages += [call(city), result(1, text())]
+            patterns.append(("tools", 0, {"Rome": city}))
+            answer = said(text())
+            patterns.append(("tools", 1, {"It is sunny.": answer["content"]}))
+        elif not isinstance(table["thoughts"], str) and not with_tools and draw(st.booleans()):
+            answer = said(text(), next(marks))
+            thought, number = ("3+3+3", "9") if last else ("1+1+2", "4")
+            filled = {thought: answer["reasoning_content"], number: answer["content"]}
+            patterns.append(("thoughts", int(last), filled))
+        else:
+            answer = said(text())
+            patterns.append(("multi", int(last), {"4": answer["content"]}))
+        messages.append(answer)
+    said_by_it = [m for m in messages if m["role"] == "assistant"]
+    trained = draw(st.lists(st.booleans(), min_size=len(patterns), max_size=len(patterns)))
+    trained = trained if any(trained) else [True] * len(patterns)
+    for message, is_trained in zip(said_by_it, trained, strict=True):
+        if not is_trained:
+            message["weight"] = 0
+    kept = [pattern for pattern, keep in zip(patterns, trained, strict=True) if keep]
+    return {"messages": messages} | ({"tools": [WEATHER]} if with_tools else {}), kept
+
+
+def filled(pattern, values):
+    """A regular expression of a run of the table, with other texts in it.
+
+    Templates may strip the white space at the ends of what somebody says.
+    """
+    pieces = re.split("(" + "|".join(re.escape(known) for known in values) + ")", pattern)
+    return "".join(
+        rf"\s*{re.escape(values[piece].strip())}\s*" if piece in values else re.escape(piece)
+        for piece in pieces
+    )
+
+
+def header_of(family, kind, place):
+    """What a template writes before a run of the table, after what the user says."""
+    row, runs = ROWS[kind], EXPECTED[family][kind]
+    for text in renderings(family, row):
+        places = places_of(runs, text)
+        if places is not None:
+            before = text[: places[place]]
+            question = [m["content"] for m in row["messages"] if m["role"] == "user"][-1:]
+            question += [m["content"] for m in row["messages"] if m["role"] == "user"][:1]
+            starts = [before.rfind(q) + len(q) for q in question if q in before]
+            return before[max(starts) :]
+    raise AssertionError(f"no rendering of {kind} by {family} has the runs of the table")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_other_token_is_a_label_and_no_turn_lacks_its_end(family, plain, thorough):
+    """A sample that is refused has no label at all; one whose texts are plain may not be."""
+    tokenizer = family_tokenizer(family)
+
+    @settings(deadline=None, max_examples=300 if thorough else 3, database=None)
+    @given(conversations(family, plain=plain))
+    def hold(drawn):
+        row, patterns = drawn
+        try:
+            encoded = encode(tokenizer, row)
+        except BadSampleError:
+            assert not plain
+            return
+        runs = runs_of(tokenizer, encoded)
+        assert len(runs) == len(patterns), runs
+        for (run, before), (kind, place, values) in zip(runs, patterns, strict=True):
+            assert re.fullmatch(filled(EXPECTED[family][kind][place], values), run), (kind, run)
+            if place == 0 or kind != "tools":
+                header = header_of(family, kind, place)
+                assert before.endswith(header.split("⏎")[-1][-12:]), (header, before[-40:])
+        if "strftime_now" not in str(tokenizer.chat_template):
+            assert decode(tokenizer, encoded.token_ids.tolist()) in {*renderings(family, row)}
+
+    hold()
