@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chat_families import FAMILIES, family_tokenizer, renderings
+from chat_families import FAMILIES, all_templates, family_tokenizer, renderings, tokenizer_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -105,7 +105,7 @@ EXPECTED = {
 
 
 def encode(tokenizer, row):
-    encoder = PromptEncoder(tokenizer, template="chat", labels="response", max_length=8192)
+    encoder = PromptEncoder(tokenizer, template="chat", labels="response", max_length=32768)
     return encoder.encode(to_sample(row))
 
 
@@ -140,7 +140,7 @@ def test_labels_are_what_the_assistant_says(family, kind):
         return
     encoded = encode(tokenizer, ROWS[kind])
     assert [run for run, _ in runs_of(tokenizer, encoded)] == expected
-    texts = {*renderings(family, ROWS[kind])}
+    texts = {*renderings(tokenizer, ROWS[kind])}
     if "strftime_now" not in str(tokenizer.chat_template):  # the date of today is not used
         assert decode(tokenizer, encoded.token_ids.tolist()) in texts
 
@@ -149,7 +149,7 @@ def test_labels_are_what_the_assistant_says(family, kind):
 def test_the_table_says_what_the_templates_render(family):
     """The runs stand in a rendering in their order; what is refused is raised or lost in all."""
     for kind, row in ROWS.items():
-        expected, texts = EXPECTED[family][kind], [*renderings(family, row)]
+        expected, texts = EXPECTED[family][kind], [*renderings(family_tokenizer(family), row)]
         if isinstance(expected, str):
             whole = ESSENTIAL.get(kind, {})
             assert not any(all(t.count(p) >= n for p, n in whole.items()) for t in texts), kind
@@ -258,7 +258,7 @@ def header_of(family, kind, place):
     """The last characters that a template writes between what the user says and a run."""
     row, runs = ROWS[kind], EXPECTED[family][kind]
     asked_for = [m["content"] for m in row["messages"] if m["role"] == "user"]
-    for text in renderings(family, row):
+    for text in renderings(family_tokenizer(family), row):
         places = places_of(runs, text)
         if places is not None:
             before = text[: places[place]]
@@ -292,6 +292,29 @@ def test_no_other_token_is_a_label_and_no_turn_lacks_its_end(family, plain, thor
             if place == 0 or kind != "tools":
                 assert before.endswith(header_of(family, kind, place)), (kind, run)
         if "strftime_now" not in str(tokenizer.chat_template):
-            assert decode(tokenizer, encoded.token_ids.tolist()) in {*renderings(family, row)}
+            assert decode(tokenizer, encoded.token_ids.tolist()) in {*renderings(tokenizer, row)}
 
     hold()
+
+
+def test_in_any_template_each_answer_is_a_run_and_nothing_else_is(thorough):
+    """Templates of hundreds of other models, most of them little known, as they are."""
+    words = ["⟦1⟧ why?", "⟦2⟧ so", "⟦3⟧ why?", "⟦4⟧ so"]
+    turns = [asked(words[0]), said(words[1]), asked(words[2]), said(words[3])]
+    wrong, refused, n_read = [], [], 0
+    for family in all_templates()[:: 1 if thorough else 16]:
+        tokenizer = tokenizer_of(family)
+        try:
+            encoded = encode(tokenizer, {"messages": turns})
+        except BadSampleError:
+            texts = [*renderings(tokenizer, {"messages": turns})]
+            if any(places_of(words, text) is not None for text in texts):
+                refused.append(family.template)
+            continue
+        n_read += 1
+        runs = [run for run, _ in runs_of(tokenizer, encoded)]
+        found = [re.findall("⟦.⟧", run) for run in runs]
+        if found != [["⟦2⟧"], ["⟦4⟧"]] or any(words[0] in run for run in runs):
+            wrong.append((family.template, runs))
+    assert not wrong
+    assert len(refused) <= n_read / 50, refused

