@@ -12,6 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_families import FAMILIES, all_templates, family_tokenizer, renderings, tokenizer_of
+from family_rows import (
+    ROWS,
+    WEATHER,
+    asked,
+    call,
+    result,
+    said,
+    with_nulls,
+    with_text_arguments,
+    with_thoughts_as,
+)
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -19,69 +30,6 @@ from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.prompts import PromptEncoder
 from forvalue_index.sources.columns import to_sample
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather in a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "description": "Its name."}},
-            "required": ["city"],
-        },
-    },
-}
-
-
-def asked(text):
-    return {"role": "user", "content": text}
-
-
-def said(text, thought=None, **fields):
-    fields |= {} if thought is None else {"reasoning_content": thought}
-    return {"role": "assistant", "content": text, **fields}
-
-
-def call(*cities):
-    calls = [
-        {
-            "type": "function",
-            "id": f"call{number:05}",
-            "function": {"name": "weather", "arguments": {"city": city}},
-        }
-        for number, city in enumerate(cities, 1)
-    ]
-    return said(None, tool_calls=calls)
-
-
-def result(number, text):
-    return {"role": "tool", "tool_call_id": f"call{number:05}", "name": "weather", "content": text}
-
-
-ROME = [asked("Rome?"), call("Rome"), result(1, "sunny"), said("It is sunny.")]
-EASY = [asked("2+2?"), said("4")]
-ROWS = {
-    "single": {"messages": EASY},
-    "multi": {"messages": [*EASY, asked("1+3?"), said("4")]},
-    "untrained": {"messages": [asked("2+2?"), said("4", weight=0), asked("1+3?"), said("4")]},
-    "system": {"messages": [{"role": "system", "content": "Be brief."}, *EASY]},
-    "assistant-first": {"messages": [said("Hello."), *EASY]},
-    "consecutive": {"messages": [asked("2+2?"), said("Let me see."), said("4")]},
-    "thought": {"messages": [asked("3*3?"), said("9", "3+3+3")]},
-    "thoughts": {
-        "messages": [asked("2+2?"), said("4", "1+1+2"), asked("3*3?"), said("9", "3+3+3")]
-    },
-    "thought-text": {"messages": [asked("3*3?"), said("<think>\n3+3+3\n</think>\n\n9")]},
-    "tools": {"messages": ROME, "tools": [WEATHER]},
-    "tools-later": {"messages": [*EASY, *ROME], "tools": [WEATHER]},
-    "two-calls": {
-        "messages": [
-            *(asked("Rome, Oslo?"), call("Rome", "Oslo"), result(1, "sunny"), result(2, "snow")),
-            said("Sun and snow."),
-        ]
-    },
-    "call-last": {"messages": ROME[:2]},
-}
 # What a rendering must hold, and how often, for nothing of a row to be lost.
 ESSENTIAL = {
     "system": {"Be brief.": 1},
@@ -155,6 +103,33 @@ def test_the_table_says_what_the_templates_render(family):
             assert not any(all(t.count(p) >= n for p, n in whole.items()) for t in texts), kind
         else:
             assert any(places_of(expected, text) is not None for text in texts), kind
+
+
+@pytest.mark.parametrize(
+    ("respell", "kind"),
+    [
+        (with_text_arguments, "tools"),
+        (with_text_arguments, "call-last"),
+        (with_nulls, "tools"),
+        (with_nulls, "two-calls"),
+        (with_nulls, "thought"),
+        (with_nulls, "multi"),
+        (with_thoughts_as("thinking"), "thought"),
+        (with_thoughts_as("reasoning"), "thoughts"),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", value).split(".")[0],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_however_a_row_is_spelled_its_labels_are_the_same(family, kind, respell):
+    tokenizer, row, expected = family_tokenizer(family), ROWS[kind], EXPECTED[family][kind]
+    spelled = row | {"messages": [respell(message) for message in row["messages"]]}
+    if isinstance(expected, str):
+        with pytest.raises(BadSampleError):
+            encode(tokenizer, spelled)
+        return
+    encoded = encode(tokenizer, spelled)
+    assert [run for run, _ in runs_of(tokenizer, encoded)] == expected
+    assert encoded.token_ids.tolist() == encode(tokenizer, row).token_ids.tolist()
 
 
 def places_of(parts, text):
@@ -317,4 +292,4 @@ def test_in_any_template_each_answer_is_a_run_and_nothing_else_is(thorough):
         if found != [["⟦2⟧"], ["⟦4⟧"]] or any(words[0] in run for run in runs):
             wrong.append((family.template, runs))
     assert not wrong
-    assert len(refused) <= n_read / 50, refused
+    assert len(refused) <= n_read / 20, refused  # judges of what others said have no turns

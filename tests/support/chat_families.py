@@ -240,7 +240,7 @@ def tokenizer_of(family: Family) -> transformers.PreTrainedTokenizerFast:
     backend = Tokenizer(
         tokenizer_models.BPE(
             vocab={piece: i for i, piece in enumerate(pieces)},
-            merges=[tuple(m.split()) for m in MERGES],
+            merges=[(left, right) for left, right in map(str.split, MERGES)],
         )
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
