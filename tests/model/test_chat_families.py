@@ -132,6 +132,18 @@ def test_however_a_row_is_spelled_its_labels_are_the_same(family, kind, respell)
     assert encoded.token_ids.tolist() == encode(tokenizer, row).token_ids.tolist()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_an_unknown_role_says_is_rendered_or_refused(family):
+    tokenizer = family_tokenizer(family)
+    row = {"messages": [{"role": "critic", "content": "⟦D⟧"}, *ROWS["multi"]["messages"]]}
+    if any("⟦D⟧" in text for text in renderings(tokenizer, row)):
+        runs = [run for run, _ in runs_of(tokenizer, encode(tokenizer, row))]
+        assert runs == EXPECTED[family]["multi"]
+    else:
+        with pytest.raises(BadSampleError, match="critic"):
+            encode(tokenizer, row)
+
+
 def places_of(parts, text):
     """Where some parts of a text begin, in their order."""
     places, at = [], 0
