@@ -1,7 +1,7 @@
 """The labels of conversations in the templates of the families that people fine-tune.
 
-What is right stands in `chat_families.toml`, written by hand; the property test takes its patterns
-from there, so nothing here knows how labels are found.
+What is right stands in `chat_families.toml`, read off the templates; the property test takes its
+patterns from there, so nothing here knows how labels are found.
 """
 
 import re
