@@ -52,9 +52,9 @@ EXPECTED = {
 }
 
 
-def encode(tokenizer, row):
+def encode(tokenizer, row, **options):
     encoder = PromptEncoder(tokenizer, template="chat", labels="response", max_length=32768)
-    return encoder.encode(to_sample(row))
+    return encoder.encode(to_sample(row, **options))
 
 
 def decode(tokenizer, ids):
@@ -84,7 +84,7 @@ def test_labels_are_what_the_assistant_says(family, kind):
     if isinstance(expected, str):
         with pytest.raises(BadSampleError) as error:
             encode(tokenizer, ROWS[kind])
-        assert re.search(expected.removeprefix("refused: "), str(error.value))
+        assert re.search(expected.partition(": ")[2], str(error.value))
         return
     encoded = encode(tokenizer, ROWS[kind])
     assert [run for run, _ in runs_of(tokenizer, encoded)] == expected
@@ -99,6 +99,8 @@ def test_the_table_says_what_the_templates_render(family):
     for kind, row in ROWS.items():
         expected, texts = EXPECTED[family][kind], [*renderings(family_tokenizer(family), row)]
         if isinstance(expected, str):
+            if expected.startswith("untold: "):
+                continue  # rendered, and in a way that does not tell turns apart
             whole = ESSENTIAL.get(kind, {})
             assert not any(all(t.count(p) >= n for p, n in whole.items()) for t in texts), kind
         else:
@@ -123,11 +125,12 @@ def test_the_table_says_what_the_templates_render(family):
 def test_however_a_row_is_spelled_its_labels_are_the_same(family, kind, respell):
     tokenizer, row, expected = family_tokenizer(family), ROWS[kind], EXPECTED[family][kind]
     spelled = row | {"messages": [respell(message) for message in row["messages"]]}
+    options = {"of_arrow": respell is with_nulls}
     if isinstance(expected, str):
         with pytest.raises(BadSampleError):
-            encode(tokenizer, spelled)
+            encode(tokenizer, spelled, **options)
         return
-    encoded = encode(tokenizer, spelled)
+    encoded = encode(tokenizer, spelled, **options)
     assert [run for run, _ in runs_of(tokenizer, encoded)] == expected
     assert encoded.token_ids.tolist() == encode(tokenizer, row).token_ids.tolist()
 
@@ -175,6 +178,7 @@ DANGEROUS = (
 )
 DANGEROUS += ("{% generation %}", "<|im_start|>assistant\n", "<|im_end|>", "<|im_end|>\n", "</s>")
 DANGEROUS += ("[/INST]", " [/INST] ", "ASSISTANT:", "<|assistant|>\n", "model\n", "'\"\\", "[INST]")
+TWICE = ("<|im_end|>", "\n<|im_end|>", "</s>")
 PLAIN = st.sampled_from(["", "why ", "4, ", "été 😀 ", "the "])
 
 
@@ -275,7 +279,9 @@ def test_no_other_token_is_a_label_and_no_turn_lacks_its_end(family, plain, thor
         runs = runs_of(tokenizer, encoded)
         assert len(runs) == len(patterns), runs
         for (run, before), (kind, place, values) in zip(runs, patterns, strict=True):
-            assert re.fullmatch(filled(EXPECTED[family][kind][place], values), run), (kind, run)
+            expected = filled(EXPECTED[family][kind][place], values)
+            # An end token with which a text ends is the label, and that of the template is none.
+            assert any(re.fullmatch(expected, run + end) for end in ("", *TWICE)), (kind, run)
             if place == 0 or kind != "tools":
                 assert before.endswith(header_of(family, kind, place)), (kind, run)
         if "strftime_now" not in str(tokenizer.chat_template):
@@ -304,4 +310,4 @@ def test_in_any_template_each_answer_is_a_run_and_nothing_else_is(thorough):
         if found != [["⟦2⟧"], ["⟦4⟧"]] or any(words[0] in run for run in runs):
             wrong.append((family.template, runs))
     assert not wrong
-    assert len(refused) <= n_read / 20, refused  # judges of what others said have no turns
+    assert len(refused) <= n_read / 10, refused  # judges of what others said have no turns
