@@ -1,0 +1,13 @@
+"""Tokens that a model is tried with. Nothing is taken for granted of what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import cycle
+
+
+def plain_tokens(vocab_size: int, avoided: Collection[int] = ()) -> Iterator[int]:
+    """Token ids from all over a vocabulary, again and again, none of them one of those avoided."""
+    step = 7 if vocab_size % 7 else 1
+    wanted = (i * step % vocab_size for i in range(1, vocab_size + 1))
+    return cycle(i for i in wanted if i not in avoided)
