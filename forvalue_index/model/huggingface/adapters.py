@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,13 @@ def merge_adapter(model: Any, adapter: str) -> Any:
     with quiet(), model_errors(adapter, *ADAPTER), without_pickle(adapter):
         directory = _locate(adapter)
         _refuse_dangerous(adapter, (directory / CONFIG).read_text(encoding="utf-8"))
-        adapted = _attached(PeftModel, model, directory, adapter)
-        refuse_unread_weights(adapted, adapter, directory)
-        return merged_as_trained(adapted, adapter)
+        # What PEFT and torch remark on the way is checked here, or is for whoever trains.
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, str(directory)).eval()
+            _refuse_missing_weights(adapter, [str(remark.message) for remark in remarks])
+            refuse_unread_weights(adapted, adapter, directory)
+            return merged_as_trained(adapted, adapter)
 
 
 @contextmanager
@@ -94,19 +98,13 @@ def attached_lora(model: Any, *, rank: int, seed: int = 0) -> Iterator[list[torc
         adapted.unload()
 
 
-def _attached(peft_model: Any, model: Any, directory: Path, adapter: str) -> Any:
-    with warnings.catch_warnings():
-        # Of ends that share a weight PEFT warns, and they are parted before they are merged.
-        for expected in ("tie_word_embeddings", "ensure_weight_tying"):
-            warnings.filterwarnings("ignore", f"(?s).*{expected}", UserWarning)
-        warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
-        try:
-            return peft_model.from_pretrained(model, str(directory)).eval()
-        except UserWarning as error:
+def _refuse_missing_weights(adapter: str, remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        if "missing adapter keys" in remark:
             raise ModelError(
-                f"{adapter} lacks weights that its {CONFIG} asks for ({first_line(error)[:200]}); "
-                "save it anew with the PEFT that it was trained with"
-            ) from error
+                f"{adapter} lacks weights that its {CONFIG} asks for ({remark[:200]}); save it "
+                "anew with the PEFT that it was trained with"
+            )
 
 
 def _locate(adapter: str) -> Path:

@@ -37,7 +37,7 @@ from forvalue_index.model.huggingface.files import (
     without_pickle,
 )
 from forvalue_index.model.huggingface.heads import heads_of, relative_gap, tolerance, trunk_of
-from forvalue_index.model.huggingface.probes import plain_tokens
+from forvalue_index.model.huggingface.probes import plain_tokens, probe_errors
 from forvalue_index.model.huggingface.processors import load_processor
 from forvalue_index.model.huggingface.shared_prefix import can_share_prefix, states_after
 from forvalue_index.model.huggingface.vision import (
@@ -152,7 +152,8 @@ class Backbone:
     def context(self) -> int | None:
         """The most tokens that the model reads, or None where it does not say."""
         for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if size := getattr(self._model.config.get_text_config(), field, None):
+            size = getattr(self._model.config.get_text_config(), field, None)
+            if size and size > 0:  # XLNet, which reads any number, says -1
                 return int(size)
         return None
 
@@ -247,19 +248,14 @@ class Backbone:
     def _choose_head(self, others: Sequence[Head]) -> None:
         """Take the head that gives the model's own logits, or refuse a model that has none such."""
         vocab_size, width = self.head.weight.shape
-        plain = list(islice(plain_tokens(vocab_size, self.placeholders), 8))
+        plain = list(islice(plain_tokens(vocab_size, self.placeholders), min(8, self.context or 8)))
         token_ids = torch.tensor([plain], device=self.device)
         mask = torch.ones_like(token_ids)
         kind = type(self._model).__name__
-        try:
+        with probe_errors(self.name, self._model):
             options = {"attention_mask": mask, "use_cache": False}
             theirs = self._model(input_ids=token_ids, **options).logits[0]
             states = self._states(token_ids, mask)[0]
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise ModelError(
-                f"{self.name}: {kind} does not read tokens alone, or not as its configuration "
-                f"says: {' '.join(str(error).split())}; use another model"
-            ) from error
         if states.shape[-1] != width:
             raise ModelError(
                 f"{self.name}: {kind} has a layer between its hidden states, of {states.shape[-1]} "

@@ -18,7 +18,7 @@ from forvalue_index.model.batching import collate
 from forvalue_index.model.encoded import Encoded
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.model.huggingface.heads import tolerance
-from forvalue_index.model.huggingface.probes import plain_tokens
+from forvalue_index.model.huggingface.probes import plain_tokens, probe_errors
 
 TOKENS = 32
 # Where later tokens begin. Primes are no bounds of blocks, within which some models look ahead.
@@ -39,7 +39,8 @@ def refuse_looking_ahead(backbone: Backbone) -> None:
     sample = Encoded(np.array(list(islice(plain, length))), np.arange(length) > 0)
     changes = []
     for start in [start for start in STARTS if start < length - 1] or [max(1, length // 2)]:
-        change = change_by_later_tokens(backbone, sample, start)
+        with probe_errors(backbone.name, backbone.model):
+            change = change_by_later_tokens(backbone, sample, start)
         if change <= tolerance(backbone.head.weight.dtype):
             return
         changes.append(change)
