@@ -80,7 +80,8 @@ def change_by_later_tokens(backbone: Backbone, sample: Encoded, start: int) -> f
 def _refuse_prefix_model(backbone: Backbone) -> None:
     """A prefix language model is causal where it is not told what the prompt is."""
     config = backbone.model.config.get_text_config()
-    if getattr(config, "prefix_lm", False):
+    attention = getattr(config, "attn_config", None)  # where MPT says it
+    if any(getattr(part, "prefix_lm", False) for part in (config, attention)):
         raise ModelError(
             f"{backbone.name}: {type(backbone.model).__name__} was trained to look ahead within "
             "prompts (prefix_lm in its config.json), which is not done here; use a causal model, "

@@ -125,12 +125,13 @@ def test_however_far_a_model_looks_back(monkeypatch, sees):
 
 
 def test_a_model_trained_with_prefixes_that_look_ahead_is_refused_by_its_word():
-    config = transformers.HrmTextConfig(**_SMALL | _BERT)
-    assert config.prefix_lm
+    """Without being told what the prompt is, it reads from left to right."""
+    assert transformers.HrmTextConfig().prefix_lm
     backbone = backbone_of("llama")
     backbone.model.config.prefix_lm = True
-    assert reason(backbone) == (
-        "runs/a: LlamaForCausalLM was trained to look ahead within prompts (prefix_lm in its "
+    assert "was trained to look ahead within prompts" in reason(backbone)
+    assert reason(backbone_of("mpt", attn_config={"prefix_lm": True})) == (
+        "runs/a: MptForCausalLM was trained to look ahead within prompts (prefix_lm in its "
         "config.json), which is not done here; use a causal model, or set prefix_lm to false if it "
         "was trained as one"
     )
