@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def attached_lora(model: Any, *, rank: int, seed: int = 0) -> Iterator[list[torc
         adapted.unload()
 
 
-def _refuse_missing_weights(adapter: str, remarks: Sequence[str]) -> None:
+def _refuse_missing_weights(adapter: str, remarks: list[str]) -> None:
     for remark in remarks:
         if "missing adapter keys" in remark:
             raise ModelError(
