@@ -11,6 +11,7 @@ from forvalue_index.devices import default_device
 from forvalue_index.exceptions import UsageError
 from forvalue_index.gradients.model_profile import profile_model
 from forvalue_index.model.huggingface.backbone import Backbone, resolve_dtype
+from forvalue_index.model.huggingface.causality import refuse_looking_ahead
 from forvalue_index.model.huggingface.image_check import open_content, refuse_misread_images
 from forvalue_index.model.huggingface.templates import (
     adapter_template,
@@ -87,6 +88,7 @@ def create_storage(
         # Neither cut nor labelled in part, whatever samples of the index will be.
         whole = replace(settings, max_length=backbone.context, max_label_tokens=None)
         refuse_misread_images(backbone, make_encoder(backbone, whole, open_content))
+    refuse_looking_ahead(backbone)
     on_progress(Progress("loading", 1, 1))
     storage = Storage.create(
         path,

@@ -60,10 +60,66 @@ CONFIGS = {
         "Qwen3Moe",
         _LLAMA | _UNTIED | _EXPERTS | {"head_dim": 8, "moe_intermediate_size": 24},
     ),
+    # Layers of chunked and of full attention, the second one with experts.
+    "llama4": (
+        "Llama4Text",
+        _LLAMA
+        | _UNTIED
+        | _EXPERTS
+        | {
+            "head_dim": 8,
+            "intermediate_size_mlp": 48,
+            "attention_chunk_size": 16,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layers": [1, 0],
+        },
+    ),
     "mamba": ("Mamba", _WIDE | _ENDS | _STATE),
     "falcon-mamba": ("FalconMamba", _WIDE | _ENDS | _STATE),
 }
 KINDS = tuple(CONFIGS)
+# Of these only the heads are of interest: what is done to logits has names of its own.
+HEADS = {
+    # Their caps bite: without them logits pass 1.
+    "recurrent-gemma": (
+        "RecurrentGemma",
+        _LLAMA
+        | {
+            "lru_width": HIDDEN,
+            "attention_window_size": 16,
+            "num_hidden_layers": 3,
+            "w_init_variance_scale": 1.0,
+            "logits_soft_cap": 1.0,
+        },
+    ),
+    "xlstm": (
+        "xLSTM",
+        _ENDS
+        | _UNTIED
+        | {
+            "vocab_size": VOCAB,
+            "hidden_size": HIDDEN,
+            "num_hidden_layers": 2,
+            "num_heads": 4,
+            "output_logit_soft_cap": 1.0,
+        },
+    ),
+    # Transformers' own MPT does not heed its scale; what comes with models on the hub does.
+    "mpt": (
+        "Mpt",
+        _WIDE
+        | _ENDS
+        | {
+            "d_model": HIDDEN,
+            "n_layers": 2,
+            "n_heads": 4,
+            "max_seq_len": 512,
+            "logit_scale": "inv_sqrt_d_model",
+        },
+    ),
+    "hyperclovax": ("HyperCLOVAX", _LLAMA | _UNTIED | {"logits_scaling": 1.7}),
+}
+CONFIGS |= HEADS
 TIED = ("llama-tied", "qwen3", "gpt2", "gemma2", "gemma3", "cohere", "opt", "mamba", "falcon-mamba")
 # Their code turns the logits into float32, whatever the model's precision is.
 FLOAT32_LOGITS = ("mamba", "falcon-mamba")

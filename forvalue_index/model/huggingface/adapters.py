@@ -25,6 +25,7 @@ from forvalue_index.model.huggingface.files import (
     quiet,
     without_pickle,
 )
+from forvalue_index.model.huggingface.merging import merged_as_trained, refuse_unread_weights
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +35,12 @@ PICKLED_WEIGHTS = "adapter_model.bin"
 KINDS = (
     *("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "HRA", "VERA", "VBLORA", "RANDLORA"),
     *("FOURIERFT", "WAVEFT", "LN_TUNING", "SHIRA", "C3A", "MISS", "ROAD", "DELORA", "GRALORA"),
+    *("ADAMSS", "BEFT", "DEFT", "GLORA", "HIRA", "OSF", "PEANUT", "PSOFT", "PVERA"),
+    *("SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA"),
+)
+ADAPTER = (
+    "an adapter of this model",
+    f"a hub id or a directory with {CONFIG} and {WEIGHTS}, trained on this model",
 )
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
@@ -46,19 +53,22 @@ def merge_adapter(model: Any, adapter: str) -> Any:
 
     Raises:
         ModelError: there is no such adapter, or it is one of another model or of a kind that
-            cannot be merged safely.
+            cannot be merged safely, or the model would say something else with it merged.
     """
     try:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftModel
     except ImportError as error:
         raise missing_extra(f"--adapter {adapter} needs PEFT;", "models") from error
-    with quiet(), model_errors(adapter), without_pickle(adapter):
+    with quiet(), model_errors(adapter, *ADAPTER), without_pickle(adapter):
         directory = _locate(adapter)
         _refuse_dangerous(adapter, (directory / CONFIG).read_text(encoding="utf-8"))
-        config = PeftConfig.from_pretrained(str(directory))
-        if not getattr(config, "ensure_weight_tying", False):
-            _untie(model)
-        return PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+        # What PEFT and torch remark on the way is checked here, or is for whoever trains.
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, str(directory)).eval()
+            _refuse_missing_weights(adapter, [str(remark.message) for remark in remarks])
+            refuse_unread_weights(adapted, adapter, directory)
+            return merged_as_trained(adapted, adapter)
 
 
 @contextmanager
@@ -86,6 +96,15 @@ def attached_lora(model: Any, *, rank: int, seed: int = 0) -> Iterator[list[torc
         yield [p for p in adapted.parameters() if p.requires_grad]
     finally:
         adapted.unload()
+
+
+def _refuse_missing_weights(adapter: str, remarks: list[str]) -> None:
+    for remark in remarks:
+        if "missing adapter keys" in remark:
+            raise ModelError(
+                f"{adapter} lacks weights that its {CONFIG} asks for ({remark[:200]}); save it "
+                "anew with the PEFT that it was trained with"
+            )
 
 
 def _locate(adapter: str) -> Path:
@@ -149,15 +168,3 @@ def _refuse_dangerous(adapter: str, text: str) -> None:
             f"{adapter} asks for the module {config.get('megatron_core')!r} to be run "
             "(megatron_config); use an adapter without it"
         )
-
-
-def _untie(model: Any) -> None:
-    """Give the head a weight of its own where it is the embedding's.
-
-    An adapter of the head alone, merged into a weight that both share, would change what the
-    model reads as well.
-    """
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and head.weight is embedding.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        model.config.get_text_config().tie_word_embeddings = False

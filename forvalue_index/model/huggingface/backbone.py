@@ -36,7 +36,8 @@ from forvalue_index.model.huggingface.files import (
     refuse_text_alone,
     without_pickle,
 )
-from forvalue_index.model.huggingface.heads import heads_of, relative_gap, tolerance
+from forvalue_index.model.huggingface.heads import heads_of, relative_gap, tolerance, trunk_of
+from forvalue_index.model.huggingface.probes import plain_tokens, probe_errors
 from forvalue_index.model.huggingface.processors import load_processor
 from forvalue_index.model.huggingface.shared_prefix import can_share_prefix, states_after
 from forvalue_index.model.huggingface.vision import (
@@ -82,7 +83,7 @@ class Backbone:
             )
         self.tokenizer = tokenizer
         self._model = model.eval().requires_grad_(False)
-        self._trunk = model.base_model
+        self._trunk = trunk_of(model)
         # Models of images count positions by the images.
         names = inspect.signature(self._trunk.forward).parameters
         self._takes_positions = processor is None and "position_ids" in names
@@ -153,7 +154,8 @@ class Backbone:
     def context(self) -> int | None:
         """The most tokens that the model reads, or None where it does not say."""
         for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if size := getattr(self._model.config.get_text_config(), field, None):
+            size = getattr(self._model.config.get_text_config(), field, None)
+            if size and size > 0:  # XLNet, which reads any number, says -1
                 return int(size)
         return None
 
@@ -247,24 +249,24 @@ class Backbone:
     @torch.inference_mode()
     def _choose_head(self, others: Sequence[Head]) -> None:
         """Take the head that gives the model's own logits, or refuse a model that has none such."""
-        vocab_size = self.head.weight.shape[0]
-        wanted = (i * 7 % vocab_size for i in range(1, vocab_size + 1))
-        plain = list(islice((i for i in wanted if i not in self.placeholders), 8))
+        vocab_size, width = self.head.weight.shape
+        plain = list(islice(plain_tokens(vocab_size, self.placeholders), min(8, self.context or 8)))
         token_ids = torch.tensor([plain], device=self.device)
         mask = torch.ones_like(token_ids)
         kind = type(self._model).__name__
-        try:
+        with probe_errors(self.name, self._model):
             options = {"attention_mask": mask, "use_cache": False}
             theirs = self._model(input_ids=token_ids, **options).logits[0]
             states = self._states(token_ids, mask)[0]
-            gaps = [relative_gap(head.logits(states), theirs) for head in (self.head, *others)]
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if states.shape[-1] != width:
             raise ModelError(
-                f"{self.name}: {kind} does not read tokens alone, or not as its configuration "
-                f"says: {' '.join(str(error).split())}; use another model"
-            ) from error
-        gap, at = min((gap, at) for at, gap in enumerate(gaps))
-        self.head = (self.head, *others)[at]
+                f"{self.name}: {kind} has a layer between its hidden states, of {states.shape[-1]} "
+                f"numbers, and its head, which reads {width}, so its samples cannot be valued; use "
+                "another model"
+            )
+        heads = (self.head, *others)
+        gap, at = min((relative_gap(h.logits(states), theirs), i) for i, h in enumerate(heads))
+        self.head = heads[at]
         if not gap <= tolerance(self.head.weight.dtype):
             raise ModelError(
                 f"{self.name}: {kind} has a head that is more than scale, bias and soft-capping "

@@ -176,8 +176,15 @@ def without_pickle(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def model_errors(name: str) -> Iterator[None]:
-    """Turn what transformers raises for a model it cannot load into one line."""
+def model_errors(
+    name: str,
+    kind: str = "a language model",
+    wanted: str = (
+        "a hub id as OWNER/NAME, a directory with config.json, weights and tokenizer, or a GGUF "
+        "file"
+    ),
+) -> Iterator[None]:
+    """Turn what transformers or PEFT raises for what it cannot load into one line."""
     try:
         yield
     except ForValueError:
@@ -186,8 +193,7 @@ def model_errors(name: str) -> Iterator[None]:
         raise missing_extra(f"{name}: {first_line(error)};", "models") from error
     except Exception as error:  # Every file format has errors of its own for a damaged file.
         raise ModelError(
-            f"{name} cannot be loaded as a language model: {first_line(error)} Give a hub "
-            "id as OWNER/NAME, a directory with config.json, weights and tokenizer, or a GGUF file"
+            f"{name} cannot be loaded as {kind}: {first_line(error)} Give {wanted}"
         ) from error
 
 

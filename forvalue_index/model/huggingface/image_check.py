@@ -18,6 +18,7 @@ from forvalue_index.exceptions import ModelError
 from forvalue_index.model.batching import collate
 from forvalue_index.model.encoded import Encoded
 from forvalue_index.model.huggingface.backbone import Backbone
+from forvalue_index.model.huggingface.causality import change_by_later_tokens
 from forvalue_index.model.huggingface.heads import relative_gap, tolerance
 from forvalue_index.model.huggingface.vision import KNOWN_SIZES, known_image
 from forvalue_index.model.prompts import PromptEncoder
@@ -41,18 +42,21 @@ def refuse_misread_images(backbone: Backbone, encoder: PromptEncoder) -> None:
         samples = [encoder.encode(sample) for sample in _samples()]
         alone = [backbone.differentiable_states(collate([one], [0])) for one in samples]
         together = backbone.differentiable_states(collate(samples[:2], [0, 1]))
-        logits, later = _logits(backbone, samples[1]), _without_last(samples[1])
-        earlier = backbone.differentiable_states(collate([later], [0]))
+        logits = _logits(backbone, samples[1])
+        first, *_, last = np.flatnonzero(samples[1].label_mask)
+        # In the middle of the response: its last token is read for no prediction.
+        ahead = change_by_later_tokens(backbone, samples[1], int(first + last) // 2)
     except Exception as error:  # Each family fails in its own way.
         raise _refusal(backbone, f"it cannot read them: {_told(error)}") from error
-    for computed, expected, problem in (
-        (together, torch.cat(alone[:2]), "what it makes of one sample depends on its batch"),
-        (earlier, alone[1][: len(earlier)], "it looks ahead at later tokens of the response"),
-        (backbone.head.logits(alone[1]), logits, "its head is of an unknown kind"),
+    mixed = relative_gap(together, torch.cat(alone[:2]))
+    misread = relative_gap(backbone.head.logits(alone[1]), logits)
+    for gap, problem in (
+        (mixed, "what it makes of one sample depends on its batch"),
+        (ahead, "it looks ahead at later tokens of the response"),
+        (misread, "its head is of an unknown kind"),
     ):
-        gap = relative_gap(computed, expected)
         if not gap <= tolerance(backbone.head.weight.dtype):
-            raise _refusal(backbone, f"{problem} (by {gap:.1e} of the largest number)")
+            raise _refusal(backbone, f"{problem} (by {gap:.1e} of the numbers' size)")
 
 
 def _samples() -> list[Sample]:
@@ -83,18 +87,6 @@ def _logits(backbone: Backbone, sample: Encoded) -> Tensor:
     )
     logits: Tensor = output.logits[0, torch.from_numpy(batch.label_columns)]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _without_last(sample: Encoded) -> Encoded:
-    """The same before its last label."""
-    cut = slice(int(np.flatnonzero(sample.label_mask)[-1]))
-    return Encoded(
-        sample.token_ids[cut],
-        sample.label_mask[cut],
-        image_tokens=sample.image_tokens,
-        read_inputs=sample.read_inputs,
-        n_patches=sample.n_patches,
-    )
 
 
 def _told(error: Exception) -> str:

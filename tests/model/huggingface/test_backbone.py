@@ -221,6 +221,12 @@ def test_the_context_is_what_the_model_reads_at_most(kind, context):
     assert Backbone(tiny_model(kind), tiny_tokenizer()).context == context
 
 
+def test_a_model_that_says_minus_one_reads_any_number_of_tokens():
+    backbone = Backbone(tiny_model("llama"), tiny_tokenizer())
+    backbone.model.config.max_position_embeddings = -1  # as XLNet has it
+    assert backbone.context is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_dtype_that_is_named_is_taken(llama, dtype):
     assert resolve_dtype(dtype, CPU) == dtype
@@ -285,6 +291,19 @@ def test_a_head_that_is_not_understood_is_refused(model_class):
         Backbone(model, tiny_tokenizer(), name="runs/odd")
     assert str(error.value).startswith(
         f"runs/odd: {model_class.__name__} has a head that is more than scale, bias and "
+    )
+
+
+def test_a_layer_between_trunk_and_head_is_named():
+    """As ELECTRA has one, where its embeddings are narrower than its layers."""
+    model = tiny_model("llama")
+    model.lm_head = torch.nn.Sequential(torch.nn.Linear(HIDDEN, 8), torch.nn.Linear(8, VOCAB))
+    model.lm_head.weight = model.lm_head[1].weight
+    with pytest.raises(ModelError) as error:
+        Backbone(model, tiny_tokenizer(), name="runs/narrow")
+    assert str(error.value) == (
+        "runs/narrow: LlamaForCausalLM has a layer between its hidden states, of 32 numbers, and "
+        "its head, which reads 8, so its samples cannot be valued; use another model"
     )
 
 
