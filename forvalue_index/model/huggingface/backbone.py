@@ -8,7 +8,6 @@ never valued wrongly.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from forvalue_index.devices import computes_in_bfloat16, none_if_out_of_memory
 from forvalue_index.exceptions import ModelError
@@ -27,19 +26,11 @@ from forvalue_index.model.batching import halves, shared_tokens
 from forvalue_index.model.encoded import Batch
 from forvalue_index.model.huggingface.adapters import merge_adapter
 from forvalue_index.model.huggingface.digests import tokenizer_digest, weights_digest
-from forvalue_index.model.huggingface.files import (
-    image_model_type,
-    locate_model,
-    model_errors,
-    quiet,
-    refuse_own_code,
-    refuse_text_alone,
-    without_pickle,
-)
+from forvalue_index.model.huggingface.files import model_errors, quiet, without_pickle
 from forvalue_index.model.huggingface.heads import heads_of, relative_gap, tolerance, trunk_of
 from forvalue_index.model.huggingface.probes import plain_tokens, probe_errors
-from forvalue_index.model.huggingface.processors import load_processor
 from forvalue_index.model.huggingface.shared_prefix import can_share_prefix, states_after
+from forvalue_index.model.huggingface.tokenizers import ModelTokenizer, context_of, image_tokens
 from forvalue_index.model.huggingface.vision import (
     REPLACED_TOKEN,
     placeholders,
@@ -107,31 +98,17 @@ class Backbone:
         """
         name, trusted = settings.model, settings.trust_remote_code
         dtype = getattr(torch, resolve_dtype(settings.dtype, device))
-        files = locate_model(settings)
+        read = ModelTokenizer.load(settings, images=images)
+        kind = AutoModelForCausalLM if read.image_type is None else AutoModelForImageTextToText
         with quiet(), model_errors(name), without_pickle(name):
-            if not trusted:
-                refuse_own_code(files)
-            # Said in so many words: where nothing is said, transformers asks on the terminal.
-            tokenizer = AutoTokenizer.from_pretrained(**files.location, trust_remote_code=trusted)
-            if not images:
-                refuse_text_alone(files)
-            image_type = image_model_type(files) if images else None
-            kind = AutoModelForCausalLM if image_type is None else AutoModelForImageTextToText
             model = kind.from_pretrained(
-                **files.location, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
+                **read.files.location, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
             )
-            processor = None
-            if image_type is not None:
-                processor = load_processor(files, tokenizer, model_type=image_type, trusted=trusted)
-                # One for texts and one for texts with images, which other threads read.
-                tokenizer = copy.deepcopy(processor.tokenizer)
-                tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
-        if settings.chat_template is not None:
-            tokenizer.chat_template = settings.chat_template
         if settings.adapter is not None:
             model = merge_adapter(model, settings.adapter)
         model.to(device)
-        return cls(model, tokenizer, processor=processor, name=name, revision=files.revision)
+        revision = read.files.revision
+        return cls(model, read.tokenizer, processor=read.processor, name=name, revision=revision)
 
     @property
     def model(self) -> Any:
@@ -141,7 +118,7 @@ class Backbone:
     @property
     def placeholders(self) -> set[int]:
         """The ids of tokens that stand for something else, such as a part of an image."""
-        return set() if self.processor is None else placeholders(self._model.config.to_dict())
+        return image_tokens(self.processor, self._model.config)
 
     @property
     def replaced_tokens(self) -> set[int]:
@@ -153,11 +130,7 @@ class Backbone:
     @property
     def context(self) -> int | None:
         """The most tokens that the model reads, or None where it does not say."""
-        for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            size = getattr(self._model.config.get_text_config(), field, None)
-            if size and size > 0:  # XLNet, which reads any number, says -1
-                return int(size)
-        return None
+        return context_of(self._model.config)
 
     def identity(self) -> ModelIdentity:
         """Digests of the weights in memory, of tokenizer and processor, wherever they came from."""
