@@ -41,6 +41,11 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing, or text or a list or an object with nothing in it."""
+    return is_absent(value) or (isinstance(value, str | list | tuple | Mapping) and not value)
+
+
 def is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """Whether a value is a list, as JSON or as Python has it."""
     return isinstance(value, list | tuple)

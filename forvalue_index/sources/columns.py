@@ -14,13 +14,14 @@ from typing import Any
 
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.sources.cell_values import (
-    is_absent,
+    is_empty,
     is_whole_number,
     kind_of,
     storable,
     text_of,
 )
 from forvalue_index.sources.conventions import FIELDS, IGNORED, Layout, layout_of
+from forvalue_index.sources.dialogues import beside_texts
 from forvalue_index.sources.image_places import holds_nothing
 from forvalue_index.sources.images import ImageFiles
 from forvalue_index.sources.messages import messages_of
@@ -45,12 +46,16 @@ def parse_columns(text: str) -> dict[str, str]:
                 f"with fields {', '.join(FIELDS)}"
             )
         columns[field] = column
-    return checked_columns(columns)
+    return _known(columns, FIELDS)
 
 
 def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
     """A mapping of fields to columns, as it is. Raises UsageError for a field there is not."""
-    unknown = sorted(columns.keys() - {*FIELDS, IGNORED})
+    return _known(columns, (*FIELDS, IGNORED))
+
+
+def _known(columns: Mapping[str, str], fields: tuple[str, ...]) -> dict[str, str]:
+    unknown = sorted(columns.keys() - set(fields))
     if unknown:
         raise UsageError(
             f"columns names unknown fields: {', '.join(unknown)}; use {', '.join(FIELDS)}"
@@ -58,12 +63,13 @@ def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
     return dict(columns)
 
 
-def ignoring(columns: Mapping[str, str] | None, names: Iterable[str]) -> dict[str, str]:
-    """A mapping that leaves out the columns, and fields of turns, of some names.
+def ignoring(columns: Mapping[str, str] | None, names: str | Iterable[str]) -> dict[str, str]:
+    """A mapping that leaves out the columns, and fields of turns, of some names, listed or in text.
 
     Raises UsageError for a name that is none, and for what a turn cannot do without.
     """
-    lower = [name.strip().lower() for name in names]
+    listed = names.split(",") if names and isinstance(names, str) else names
+    lower = [name.strip().lower() for name in listed]
     for name in lower:
         if not name or "," in name or name in NEEDED:
             raise UsageError(
@@ -120,7 +126,11 @@ def _reading(ignored: str, of_arrow: bool) -> Reading:
 def _beside_fields(row: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """What a row holds in columns that play no part."""
     named = layout.images
-    return {n: row[n] for n in layout.beside if n not in named or not holds_nothing(row[n])}
+    found = {n: row[n] for n in layout.beside if n not in named or not holds_nothing(row[n])}
+    texts = layout.columns.get("texts")
+    if texts is not None and (beside := beside_texts(row[texts])):
+        found[texts] = beside
+    return found
 
 
 def _unread(row: Mapping[str, Any], layout: Layout, messages: Iterable[Message]) -> tuple[str, ...]:
@@ -134,8 +144,8 @@ def _unread(row: Mapping[str, Any], layout: Layout, messages: Iterable[Message])
         is_text = isinstance(value, str)
         if not (is_text and len(value) > LONG_TEXT) and name not in layout.typical:
             continue
-        nothing = not value.strip() if is_text else is_absent(value) or holds_nothing(value)
-        said = is_text and any(value.strip() == message.content.strip() for message in messages)
+        nothing = not value.strip() if is_text else is_empty(value)
+        said = is_text and any(value == message.content for message in messages)
         if not nothing and not said and name not in layout.silent:
             found.append(name)
     return tuple(found)

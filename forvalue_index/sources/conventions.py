@@ -237,8 +237,10 @@ def _may_be_another(field: str, column: str) -> bool:
 
 def _fits(field: str, value: Any) -> bool:
     """Whether a cell is what a field that was found by its name holds."""
-    if is_absent(value) or field == "system":
-        return value is None or isinstance(value, str)
+    if is_absent(value):
+        return True
+    if field == "system":
+        return isinstance(value, str)
     if field == "input":
         return isinstance(value, str) or _texts(value)
     found = parsed(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,13 @@ def alternating_turns(value: Any, column: str) -> list[Turn]:
     return turns
 
 
+def beside_texts(value: Any) -> list[dict[str, Any]]:
+    """What turns of `{user, assistant}` hold beside what is said; nothing of texts."""
+    turns = [turn for turn in parsed(value) if isinstance(turn, Mapping)]
+    others = [{k: v for k, v in turn.items() if k not in SPEAKERS} for turn in turns]
+    return others if any(others) else []
+
+
 def alternates(value: Any) -> bool:
     """Whether a cell is what `alternating_turns` reads."""
     value = parsed(value)
@@ -55,7 +63,7 @@ def best_path(tree: Any, column: str) -> list[Turn]:
     """
     turns: list[Turn] = []
     message = parsed(tree)
-    while message is not None:
+    while message is not None or not turns:
         where = f"message {len(turns) + 1} of '{column}'"
         if not isinstance(message, Mapping) or not {"text", "role"} <= message.keys():
             raise BadSampleError(f"{where} is {kind_of(message)}, wanted an object with text, role")
@@ -72,6 +80,6 @@ def _counts(reply: Any) -> bool:
     return isinstance(reply, Mapping) and not reply.get("deleted")
 
 
-def _rank(reply: Mapping[str, Any]) -> float:
+def _rank(reply: Mapping[str, Any]) -> int | float:
     rank = reply.get("rank")
-    return float(rank) if isinstance(rank, int | float) else float("inf")
+    return rank if isinstance(rank, int | float) else math.inf

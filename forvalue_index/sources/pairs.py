@@ -9,6 +9,7 @@ from typing import Any
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.cell_values import (
     is_absent,
+    is_empty,
     is_list,
     is_whole_number,
     kind_of,
@@ -18,6 +19,7 @@ from forvalue_index.sources.cell_values import (
 from forvalue_index.sources.image_places import Turn
 from forvalue_index.sources.roles import USER
 from forvalue_index.sources.sample import ASSISTANT
+from forvalue_index.sources.tool_calls import CALLS, calls_in
 from forvalue_index.sources.turns import Reading, as_context, read_turns
 
 Cells = Mapping[str, Any]
@@ -26,13 +28,15 @@ Columns = Mapping[str, str]
 
 def pair_turns(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
     """The turns of a row with prompt and response. Raises BadSampleError."""
-    choices = _choices(cells.get("choices"), columns.get("choices", ""))
+    choices = _choices(cells["choices"], columns["choices"]) if "choices" in cells else None
     prompt = prompt_turns(cells, columns, how, choices)
     response, column = cells["response"], columns["response"]
     if choices:
         response = _chosen(response, choices, column)
     elif column.lower() in ("answer", "answers") and not isinstance(response, str):
         response = _first_answer(response, column)
+    elif column.lower() == "answers" and (calls := calls_in(response)):
+        return [*prompt, Turn(ASSISTANT, [""], {CALLS: calls})]  # as xLAM's sets have them
     return prompt + read_turns(response, column, ASSISTANT, how)
 
 
@@ -44,11 +48,12 @@ def prompt_turns(
     Answers of a `history` are, as LLaMA-Factory trains them.
     """
     prompt, column = cells["prompt"], columns["prompt"]
-    more = [_passage(cells["input"], columns["input"])] if "input" in cells else []
+    more = _passage(cells["input"], columns["input"]) if "input" in cells else ""
+    if more:
+        prompt = f"{text_of(prompt, repr(column))}\n\n{more}"
     if choices:
-        more.append("\n".join(f"{label}. {text}" for label, text in choices.items()))
-    if any(more):
-        prompt = "\n\n".join([text_of(prompt, f"'{column}'"), *filter(None, more)])
+        listed = "\n".join(f"{label}. {text}" for label, text in choices.items())
+        prompt = f"{text_of(prompt, repr(column))}\n\n{listed}"
     turns = read_turns(prompt, column, USER, how)
     if is_list(prompt):
         turns = as_context(turns)
@@ -68,7 +73,7 @@ def _passage(value: Any, column: str) -> str:
 def _history(value: Any, column: str, how: Reading) -> list[Turn]:
     """Earlier turns: pairs of question and answer, or messages."""
     value = parsed(value)
-    if is_absent(value) or value == "":
+    if is_empty(value):
         return []
     if not is_list(value):
         raise BadSampleError(f"'{column}' is {kind_of(value)}, wanted pairs of question and answer")
@@ -87,7 +92,7 @@ def _history(value: Any, column: str, how: Reading) -> list[Turn]:
 def _choices(value: Any, column: str) -> dict[str, str]:
     """Label -> text of choices: a list, ARC's object of texts and labels, or label -> text."""
     value = parsed(value)
-    if is_absent(value) or value in ("", [], {}, ()):
+    if is_empty(value):
         return {}
     texts, labels = value, None
     if isinstance(value, Mapping):
@@ -100,8 +105,10 @@ def _choices(value: Any, column: str) -> dict[str, str]:
         raise BadSampleError(f"'{column}' is {kind_of(value)}, wanted a list of texts")
     if labels is None:
         labels = _letters(texts, column)
-    if len(labels) != len(texts):
-        raise BadSampleError(f"'{column}' has {len(texts)} texts and {len(labels)} labels")
+    if len(set(map(str, labels))) != len(texts):
+        raise BadSampleError(
+            f"'{column}' has {len(texts)} texts and {len(labels)} labels; give each its own"
+        )
     where = f"'{column}'"
     return {text_of(k, where): text_of(v, where) for k, v in zip(labels, texts, strict=True)}
 

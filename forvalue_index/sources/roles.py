@@ -34,5 +34,5 @@ def role_of(name: str, location: str, *, sharegpt: bool) -> str:
         if sharegpt and lower == OBSERVATION:
             return TOOL
         if lower in ("", TEXT_ROLE):
-            raise BadSampleError(f"the role of {location} is '{name}', wanted user, assistant, ...")
+            raise BadSampleError(f"the role of {location} is {name!r}, wanted user, assistant, ...")
     return role

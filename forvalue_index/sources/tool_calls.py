@@ -13,6 +13,7 @@ from typing import Any
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.cell_values import (
     is_absent,
+    is_empty,
     is_list,
     kind_of,
     parsed,
@@ -86,7 +87,7 @@ def tools_of(value: Any, column: str, *, of_arrow: bool) -> tuple[Mapping[str, A
     Descriptions stay as they are, for templates render them so; those of OpenAI's `functions` and
     of Anthropic get the outer object of their successor. Raises BadSampleError for what is none.
     """
-    if is_absent(value) or value in ("", [], {}, ()):
+    if is_empty(value):
         return ()
     found = parsed(without_nulls(value) if of_arrow else value)
     found = [found] if isinstance(found, Mapping) else found

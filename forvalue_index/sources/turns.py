@@ -65,13 +65,13 @@ def _turns(turn: Any, location: str, how: Reading) -> list[Turn]:
         raise BadSampleError(
             f"{location} is {kind_of(turn)}, wanted an object with role and content"
         )
-    sharegpt = "from" in turn and "role" not in turn
+    sharegpt = "from" in turn and turn.get("role") is None
     names = SHAREGPT if sharegpt else OPENAI
     is_plain = len(turn) == 2 and names[0] in turn and names[1] in turn
     extra = {} if is_plain else _fields(turn, names, how)
     images = taken_images(extra, location) if extra else []
     if extra:
-        extra = with_calls({k: storable(v) for k, v in extra.items()}, location)
+        extra = with_calls(storable(extra), location)
     missing = [name for name in names if name not in turn]
     if missing and not (missing == ["content"] and extra.get(CALLS)):
         raise BadSampleError(_told_of_missing(turn, missing, location))
@@ -84,9 +84,9 @@ def _turns(turn: Any, location: str, how: Reading) -> list[Turn]:
         if content is None and role == ASSISTANT and extra.get(CALLS):
             content = ""
     if isinstance(content, list | tuple) and any(map(_is_anthropic, content)):
+        if images:
+            raise BadSampleError(f"{location} has images beside parts that are calls; use parts")
         return list(_anthropic(role, content, extra, location))
-    if missing and content is None:
-        raise BadSampleError(_told_of_missing(turn, missing, location))
     parts = _parts(content, location)
     return [Turn(role, with_images(parts, images, location) if images else parts, extra)]
 
@@ -96,9 +96,9 @@ def _fields(turn: Mapping[Any, Any], names: tuple[str, str], how: Reading) -> di
 
     A null one is how Parquet spells an absent one: dropping it keeps hashes equal over formats.
     """
-    found = {k: v for k, v in turn.items() if k not in names and v is not None}
+    found = {str(k): v for k, v in turn.items() if k not in names and v is not None}
     if how.ignore:
-        found = {k: v for k, v in found.items() if str(k).lower() not in how.ignore}
+        found = {k: v for k, v in found.items() if k.lower() not in how.ignore}
     if how.of_arrow:
         found = {k: without_nulls(v) for k, v in found.items()}
     return found
@@ -130,7 +130,7 @@ def _is_anthropic(part: Any) -> bool:
 def _anthropic(
     role: str, content: Sequence[Any], extra: Mapping[str, Any], location: str
 ) -> Iterator[Turn]:
-    """The turns of a message with parts for calls, their results and thoughts.
+    """The turns of a message with parts for calls, their results and thoughts (Anthropic).
 
     Results come before what the user says, calls after what the assistant says.
     """
@@ -187,7 +187,9 @@ def _part(part: Any, location: str) -> str | Slot:
     kind = part.get("type") or ("text" if part.get("text") is not None else "image")
     known = kind if isinstance(kind, str) else None
     if known in TEXT_PARTS:
-        return text_of(part.get("text"), f"the text of {location}")
+        text = part.get("text")
+        text = part.get("value") if text is None else text  # as LLaMA-Factory v1 has it
+        return text_of(text, f"the text of {location}")
     if known in IMAGE_PARTS:
         return image_slot(part, location)
     raise BadSampleError(f"{location} has the type {kind!r}, and only text and images are read")
