@@ -274,9 +274,8 @@ def _refuse_messages_as_rows(names: tuple[str, ...]) -> None:
 def _told_of_none(names: tuple[str, ...]) -> str:
     if "input_ids" in names:
         return (
-            "the row has input_ids, the tokens of some tokenizer, and its text is needed: images, "
-            "spans and keys come from it; decode them to text, or to prompt and response where "
-            "labels are -100 up to the response"
+            "the row has input_ids, tokens without the text that a sample is made of; decode them, "
+            "to prompt and response where labels are -100 up to the response, else to text"
         )
     return (
         f"no messages, no prompt with response, and no text among the columns: {_listed(names)}; "

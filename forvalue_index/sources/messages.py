@@ -60,11 +60,14 @@ def _turns_of(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
 
 def _messages(value: Any, column: str, how: Reading) -> list[Turn]:
     value = parsed(value, "[")
-    if not isinstance(value, list | tuple):
-        usual = column.lower() in (MESSAGES, "conversations")
-        hint = "" if usual else "; map columns with --columns, as in prompt=QUESTION,response=REPLY"
-        raise BadSampleError(f"'{column}' is {kind_of(value)}, wanted a list{hint}")
-    return read_turns(value, column, USER, how)
+    if isinstance(value, list | tuple):
+        return read_turns(value, column, USER, how)
+    told = kind_of(value)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        told = "text that is no JSON"
+    usual = column.lower() in (MESSAGES, "conversations")
+    hint = "" if usual else "; map columns with --columns, as in prompt=QUESTION,response=REPLY"
+    raise BadSampleError(f"'{column}' is {told}, wanted a list{hint}")
 
 
 def _with_system(turns: list[Turn], value: Any, column: str) -> list[Turn]:

@@ -38,8 +38,8 @@ def marked(extra: dict[str, Any], role: str, location: str) -> dict[str, Any]:
 
 
 def context_only(extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of a turn of the assistant that belongs to a prompt."""
-    return extra if TRAINED in extra else {**extra, TRAINED: False}
+    """The fields of the assistant's turn in a prompt, which is no label unless they say so."""
+    return extra if any(name in extra for name in MARKS) else {**extra, TRAINED: False}
 
 
 def _is_label(name: str, value: Any, role: str, location: str) -> bool:

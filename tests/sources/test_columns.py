@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.sources.columns import ignoring, parse_columns, to_sample
-from forvalue_index.sources.conventions import CONVENTIONS
+from forvalue_index.sources.conventions import BY_VALUE, CONVENTIONS
 from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
 from forvalue_index.sources.source import open_sources
 
@@ -300,11 +300,7 @@ def test_what_is_ignored_stays_with_the_mapping():
             ignoring(None, names)
 
 
-# Names that mean something, and values of every kind beneath them.
-NAMES = sorted(
-    {name for convention in CONVENTIONS for names in convention.values() for name in listed(names)}
-    | {"system", "tools", "functions", "history", "texts", "data", "image", "images", "x"}
-)
+# Names that mean something in turns, and values of every kind beneath them.
 FIELDS_OF_TURNS = (
     *("role", "content", "from", "value", "tool_calls", "function_call", "weight", "train", "name"),
     *("type", "text", "label", "function", "arguments", "input", "replies", "rank", "user", "x"),
@@ -335,19 +331,49 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
+PARTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(
+                ["text", "image", "tool_use", "tool_result", "thinking", "video"]
+            )
+        },
+        optional={
+            "text": WORDS,
+            "thinking": WORDS,
+            "name": WORDS,
+            "input": VALUES,
+            "content": VALUES,
+        },
+    ),
+    max_size=3,
+)
+CALLS = st.lists(
+    st.fixed_dictionaries({"name": WORDS}, optional={"arguments": VALUES, "id": WORDS}), max_size=2
+)
 TURNS = st.lists(
     st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": WORDS},
-        optional={
-            "tool_calls": st.lists(st.just({"name": "f", "arguments": "{}"}), max_size=2),
-            "weight": st.sampled_from([0, 1]),
-            "name": WORDS,
+        {
+            "role": st.sampled_from(["user", "assistant", "system", "tool"]),
+            "content": WORDS | PARTS,
         },
+        optional={"tool_calls": CALLS, "weight": st.sampled_from([0, 1, 0.5, "0"]), "name": WORDS},
     ),
     max_size=5,
 )
 CELLS = VALUES | TURNS | WORDS
-ROWS = st.dictionaries(st.sampled_from(NAMES), CELLS, max_size=6)
+# The columns of a convention, and some others beside them.
+BESIDE = st.dictionaries(
+    st.sampled_from(["system", "tools", "history", "input", "choices", "images", "x"]),
+    CELLS,
+    max_size=2,
+)
+OF_A_CONVENTION = st.sampled_from([*CONVENTIONS, *BY_VALUE]).flatmap(
+    lambda convention: st.fixed_dictionaries(
+        {name: CELLS for names in convention.values() for name in listed(names)[:1]}
+    )
+)
+ROWS = st.builds(lambda beside, row: beside | row, BESIDE, OF_A_CONVENTION)
 
 
 def sample_or_reason(row, of_arrow):

@@ -92,3 +92,8 @@ def test_the_assistant_within_a_prompt_is_context():
         assert [m.content for m in found.messages] == ["q", "a", "r", "b"]
         assert trained(found) == ["b"]
     assert "train" not in found.messages[3].extra
+
+
+def test_a_prompt_may_say_that_it_is_trained():
+    prompt = [{"role": "assistant", "content": "a", "weight": 1}, {"role": "user", "content": "r"}]
+    assert trained(to_sample({"prompt": prompt, "completion": "b"})) == ["a", "b"]
