@@ -52,7 +52,12 @@ def is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 
 
 def parsed(value: Any, opening: str = "[{") -> Any:
-    """What JSON text holds that begins with one of `opening`; any other value as it is."""
+    """What JSON text holds that begins with one of `opening`; any other value as it is.
+
+    The arrays in which pandas has lists become lists.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
     if not isinstance(value, str) or value.lstrip()[:1] not in set(opening):
         return value
     try:

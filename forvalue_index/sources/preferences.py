@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.sources.cell_values import parsed
 from forvalue_index.sources.image_places import Turn
 from forvalue_index.sources.pairs import Cells, Columns, prompt_turns
 from forvalue_index.sources.roles import SYSTEM, USER
 from forvalue_index.sources.sample import ASSISTANT
-from forvalue_index.sources.turns import Reading, as_context, read_turns
+from forvalue_index.sources.turns import Reading, as_context, read_turns, turns_in
 
 # How Anthropic's HH-RLHF writes conversations.
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -59,7 +58,7 @@ def continued(turns: list[Turn], cells: Cells, columns: Columns, how: Reading) -
 
 def _conversation(value: Any, column: str, how: Reading) -> list[Turn]:
     """An answer as turns, maybe with those before it."""
-    value = [value] if isinstance(value, Mapping) else parsed(value, "[")
+    value = [value] if isinstance(value, Mapping) else turns_in(value)
     if isinstance(value, str) and SPEAKER.match(value):
         return _transcript(value)
     return read_turns(value, column, ASSISTANT, how)
@@ -81,7 +80,7 @@ def _prompt(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
     prompt = cells["prompt"]
     if isinstance(prompt, str) and SPEAKER.match(prompt):
         return as_context(_transcript(prompt))
-    return prompt_turns(cells, columns, how)
+    return prompt_turns({**cells, "prompt": turns_in(prompt)}, columns, how)
 
 
 def _is_part(prompt: list[Turn], conversation: list[Turn]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.cell_values import (
+    is_list,
     kind_of,
     parsed,
     storable,
@@ -48,6 +49,15 @@ def read_turns(value: Any, column: str, role: str, how: Reading) -> list[Turn]:
     for n, turn in enumerate(value, 1):
         turns += _turns(turn, f"turn {n} of '{column}'", how)
     return turns
+
+
+def turns_in(value: Any) -> Any:
+    """The list of messages that JSON text holds; any other value as it is."""
+    found = parsed(value, "[")
+    named = is_list(found) and all(
+        isinstance(one, Mapping) and ("role" in one or "from" in one) for one in found
+    )
+    return found if named else value
 
 
 def as_context(turns: list[Turn]) -> list[Turn]:

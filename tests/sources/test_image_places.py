@@ -70,6 +70,20 @@ ROWS = {
         },
         [("user", "<A>\nwhat?"), ("assistant", "this")],
     ),
+    "The Cauldron": (
+        {
+            "images": [A],
+            "texts": [
+                {"user": "what?", "assistant": "this", "source": "s"},
+                {"user": "sure?", "assistant": "yes", "source": "s"},
+            ],
+        },
+        [*PAIR, ("user", "sure?"), ("assistant", "yes")],
+    ),
+    "an image of a pair of answers": (
+        {"prompt": "what?", "chosen": "this", "rejected": "that", "image": A},
+        PAIR,
+    ),
     "parts that hold images": (
         {"messages": turns([picture(A), text("what?")], [text("this")])},
         PAIR,

@@ -65,6 +65,18 @@ ROWS = {
         {"prompt": HH, "chosen": " A", "rejected": " B"},
         [*LONG[1:-1], ("assistant", " A")],
     ),
+    "answers that are lists": (
+        {"prompt": "Q", "chosen": "A", "rejected": "[1, {}]"},
+        PAIR,
+    ),
+    "text of JSON in all": (
+        {
+            "prompt": json.dumps([ASKED]),
+            "chosen": json.dumps([GOOD]),
+            "rejected": json.dumps([BAD]),
+        },
+        PAIR,
+    ),
     "text of JSON": (
         {"chosen": json.dumps([ASKED, GOOD]), "rejected": json.dumps([ASKED, BAD])},
         PAIR,
@@ -96,6 +108,8 @@ def test_the_rejected_answer_can_be_read(case):
     for mapping in ("chosen=rejected", "chosen=rejected,rejected=chosen"):
         found = to_sample(row, parse_columns(mapping))
         answer = expected[-1][1].replace("A", "B")
+        if case == "answers that are lists":
+            answer = row["rejected"]
         assert [(m.role, m.content) for m in found.messages] == [
             *expected[:-1],
             ("assistant", answer),

@@ -2,6 +2,9 @@
 
 import json
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from forvalue_index.exceptions import BadSampleError
@@ -134,3 +137,10 @@ def test_keys_of_fields_become_text():
     found = to_sample({"messages": [{"role": "assistant", "content": "A", 1: 2, "b": 3}]})
     assert found.messages[0].extra == {"1": 2, "b": 3}
     assert found.content_hash
+
+
+def test_lists_as_pandas_has_them(tmp_path):
+    turns = [ASKED, {"role": "assistant", "content": "A", "tool_calls": [call("w", city="Oslo")]}]
+    pq.write_table(pa.Table.from_pylist([{"messages": turns}]), tmp_path / "x.parquet")
+    (row,) = pd.read_parquet(tmp_path / "x.parquet").to_dict("records")
+    assert to_sample(row) == to_sample({"messages": turns})
