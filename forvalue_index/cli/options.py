@@ -88,12 +88,16 @@ def reading_options(command: Command) -> Command:
 
     @wraps(command)
     def read(
-        *arguments: Any, columns: str | None, ignore: str, media_root: Path | None, **options: Any
+        *arguments: Any,
+        columns: str | None,
+        ignore: str | None,
+        media_root: Path | None,
+        **options: Any,
     ) -> Any:
         from forvalue_index.sources.columns import parse_columns
 
         mapping = None if columns is None else parse_columns(columns)
-        said = {"columns": mapping, "ignore": ignore, "media_root": media_root}
+        said = {"columns": mapping, "ignore": ignore or (), "media_root": media_root}
         return command(*arguments, reading=options.pop("reading", {}) | said, **options)
 
     for decorate in (
@@ -104,7 +108,6 @@ def reading_options(command: Command) -> Command:
         ),
         click.option(
             "--ignore",
-            default="",
             help="Columns that are metadata alone, and fields of turns to leave out: tools,name.",
         ),
         click.option(
