@@ -48,7 +48,7 @@ class ValuationIndex:
     Use as a context manager, or call `close`.
 
     Wherever `data` is asked for, it may be `Data`, or what that takes as `rows` with its other
-    fields as keyword arguments: `columns`, `on_bad`, `media_root`.
+    fields as keyword arguments: `columns`, `on_bad`, `media_root`, `ignore`.
 
     Attributes:
         path: the directory of the index.

@@ -84,21 +84,31 @@ def scoring_options(command: Command) -> Command:
 
 
 def reading_options(command: Command) -> Command:
-    """--columns and --media-root, which a command takes as the options `reading` of what reads."""
+    """--columns, --ignore and --media-root: the options `reading` of what reads, for a command."""
 
     @wraps(command)
-    def read(*arguments: Any, columns: str | None, media_root: Path | None, **options: Any) -> Any:
+    def read(
+        *arguments: Any,
+        columns: str | None,
+        ignore: str | None,
+        media_root: Path | None,
+        **options: Any,
+    ) -> Any:
         from forvalue_index.sources.columns import parse_columns
 
         mapping = None if columns is None else parse_columns(columns)
-        reading = options.pop("reading", {}) | {"columns": mapping, "media_root": media_root}
-        return command(*arguments, reading=reading, **options)
+        said = {"columns": mapping, "ignore": ignore or (), "media_root": media_root}
+        return command(*arguments, reading=options.pop("reading", {}) | said, **options)
 
     for decorate in (
         click.option(
             "--media-root",
             type=click.Path(path_type=Path),
             help="Where paths of images count from, and stay in.  [default: beside the data]",
+        ),
+        click.option(
+            "--ignore",
+            help="Columns that are metadata alone, and fields of turns to leave out: tools,name.",
         ),
         click.option(
             "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
@@ -109,7 +119,7 @@ def reading_options(command: Command) -> Command:
 
 
 def data_options(command: Command) -> Command:
-    """DATA..., and --columns, --media-root and --on-bad as the options `reading`."""
+    """DATA..., and --columns, --ignore, --media-root and --on-bad as the options `reading`."""
     reads = reading_options(command)
 
     @wraps(command)

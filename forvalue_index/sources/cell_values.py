@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 from forvalue_index.exceptions import BadSampleError
 
@@ -33,6 +34,43 @@ def kind_of(value: Any) -> str:
 def is_whole_number(value: Any) -> bool:
     """Whether a value is an integer, of Python or of numpy. True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a cell holds nothing: null, or what pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing, or text or a list or an object with nothing in it."""
+    return is_absent(value) or (isinstance(value, str | list | tuple | Mapping) and not value)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    """Whether a value is a list, as JSON or as Python has it."""
+    return isinstance(value, list | tuple)
+
+
+def parsed(value: Any, opening: str = "[{") -> Any:
+    """What JSON text holds that begins with one of `opening`; any other value as it is.
+
+    The arrays in which pandas has lists become lists.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if not isinstance(value, str) or value.lstrip()[:1] not in set(opening):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the null fields of its objects, which a struct of Arrow has for all rows."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(item) for item in value] if is_list(value) else value
 
 
 def storable(value: Any) -> Any:

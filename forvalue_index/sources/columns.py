@@ -1,36 +1,38 @@
 """From a row's columns to a sample: which column plays which part, and what makes a row unusable.
 
-`find_columns` says, once per set of columns, which column holds which field. `to_sample` checks
+`conventions` says, once per set of columns, which column holds which field. `to_sample` checks
 one row and converts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from forvalue_index.exceptions import BadSampleError, UsageError
-from forvalue_index.sources.cell_values import is_whole_number, kind_of, storable, text_of
-from forvalue_index.sources.images import ImageFiles
-from forvalue_index.sources.messages import holds_nothing, messages_of
-from forvalue_index.sources.sample import Sample
-
-FIELDS = ("prompt", "response", "messages", "text", "images", "id")
-# Field -> lower-case column, in order of preference.
-CONVENTIONS: tuple[dict[str, str], ...] = (
-    {"messages": "messages"},
-    {"messages": "conversations"},
-    {"prompt": "prompt", "response": "response"},
-    {"prompt": "prompt", "response": "completion"},
-    {"prompt": "question", "response": "answer"},
-    {"prompt": "instruction", "input": "input", "response": "output"},
-    {"text": "text"},
+from forvalue_index.sources.cell_values import (
+    is_empty,
+    is_whole_number,
+    kind_of,
+    storable,
+    text_of,
 )
-OPTIONAL = {"input"}
-# Fields that go with every convention.
-BESIDE = {"id": ("id",), "images": ("images", "image")}
+from forvalue_index.sources.conventions import FIELDS, IGNORED, Layout, layout_of
+from forvalue_index.sources.dialogues import beside_texts
+from forvalue_index.sources.image_places import holds_nothing
+from forvalue_index.sources.images import ImageFiles
+from forvalue_index.sources.messages import messages_of
+from forvalue_index.sources.sample import Message, Sample
+from forvalue_index.sources.tool_calls import tools_of
+from forvalue_index.sources.turns import Reading
+
+# What a turn cannot do without.
+NEEDED = {"role", "content", "from", "value"}
+# Text that is longer than this is named where it is not read.
+LONG_TEXT = 200
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -44,7 +46,37 @@ def parse_columns(text: str) -> dict[str, str]:
                 f"with fields {', '.join(FIELDS)}"
             )
         columns[field] = column
-    return checked_columns(columns)
+    return _known(columns, FIELDS)
+
+
+def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """A mapping of fields to columns, as it is. Raises UsageError for a field there is not."""
+    return _known(columns, (*FIELDS, IGNORED))
+
+
+def _known(columns: Mapping[str, str], fields: tuple[str, ...]) -> dict[str, str]:
+    unknown = sorted(columns.keys() - set(fields))
+    if unknown:
+        raise UsageError(
+            f"columns names unknown fields: {', '.join(unknown)}; use {', '.join(FIELDS)}"
+        )
+    return dict(columns)
+
+
+def ignoring(columns: Mapping[str, str] | None, names: str | Iterable[str]) -> dict[str, str]:
+    """A mapping that leaves out the columns, and fields of turns, of some names, listed or in text.
+
+    Raises UsageError for a name that is none, and for what a turn cannot do without.
+    """
+    listed = names.split(",") if names and isinstance(names, str) else names
+    lower = [name.strip().lower() for name in listed]
+    for name in lower:
+        if not name or "," in name or name in NEEDED:
+            raise UsageError(
+                f"--ignore cannot leave out '{name}': name columns, or fields of turns other than "
+                f"{', '.join(sorted(NEEDED))}"
+            )
+    return {**(columns or {}), **({IGNORED: ",".join(lower)} if lower else {})}
 
 
 def to_sample(
@@ -54,39 +86,76 @@ def to_sample(
     images: ImageFiles | None = None,
     source: str = "",
     position: int = 0,
+    of_arrow: bool = False,
 ) -> Sample:
     """Convert one row; `images` opens its images, by default those below the working directory.
 
-    The BadSampleError of a bad one gives the reason, not the place.
+    In rows `of_arrow` a null field of an object is one that it has not. The BadSampleError of a
+    bad row gives the reason, not the place.
     """
     row = {str(name): value for name, value in row.items()}
-    layout = dict(find_columns(tuple(row), tuple((columns or {}).items())))
+    columns = columns or {}
+    layout = layout_of(row, tuple(columns.items()))
     images = images or ImageFiles(Path.cwd())
-    layout = _with_filled_images(layout, row, columns or {})
-    if "images" in layout and not images.concern(row[layout["images"]]):
-        del layout["images"]
-    cells = {field: row[column] for field, column in layout.items()}
+    if layout.images or "images" in columns:
+        layout = _with_filled_images(layout, row, columns)
+        if "images" in layout.columns and not images.concern(row[layout.columns["images"]]):
+            layout = layout.without(["images"])
+    cells = {field: row[column] for field, column in layout.columns.items()}
+    how = _reading(columns.get(IGNORED, ""), of_arrow)
+    messages, cut_turns = messages_of(cells, layout.columns, images.read, how)
     return Sample(
-        messages=messages_of(cells, layout, images.read),
+        messages=messages,
         source=source,
         position=position,
         own_id=_own_id(cells.get("id")),
         metadata=storable(_beside_fields(row, layout)),
+        tools=tools_of(cells["tools"], layout.columns["tools"], of_arrow=of_arrow)
+        if "tools" in cells
+        else (),
+        cut_turns=cut_turns,
+        unread=_unread(row, layout, messages) if layout.beside else (),
     )
 
 
-def _beside_fields(row: Mapping[str, Any], layout: Mapping[str, str]) -> dict[str, Any]:
+@lru_cache(maxsize=64)
+def _reading(ignored: str, of_arrow: bool) -> Reading:
+    return Reading(frozenset(filter(None, ignored.split(","))), of_arrow)
+
+
+def _beside_fields(row: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """What a row holds in columns that play no part."""
-    used = layout.values()
-    others = {name: value for name, value in row.items() if name not in used}
-    return {name: value for name, value in others.items() if not _is_empty_image(name, value)}
+    named = layout.images
+    found = {n: row[n] for n in layout.beside if n not in named or not holds_nothing(row[n])}
+    texts = layout.columns.get("texts")
+    if texts is not None and (beside := beside_texts(row[texts])):
+        found[texts] = beside
+    return found
+
+
+def _unread(row: Mapping[str, Any], layout: Layout, messages: Iterable[Message]) -> tuple[str, ...]:
+    """The columns beside that hold long text, or what prompts are made of, and are not read.
+
+    Text that a turn repeats as a whole is none.
+    """
+    found = []
+    for name in layout.beside:
+        value = row[name]
+        is_text = isinstance(value, str)
+        if not (is_text and len(value) > LONG_TEXT) and name not in layout.typical:
+            continue
+        nothing = not value.strip() if is_text else is_empty(value)
+        said = is_text and any(value == message.content for message in messages)
+        if not nothing and not said and name not in layout.silent:
+            found.append(name)
+    return tuple(found)
 
 
 def _with_filled_images(
-    layout: dict[str, str], row: Mapping[str, Any], columns: Mapping[str, str]
-) -> dict[str, str]:
+    layout: Layout, row: Mapping[str, Any], columns: Mapping[str, str]
+) -> Layout:
     """The layout with that column of images which holds some, where there are two."""
-    usual = [name for name in row if name.lower() in BESIDE["images"]]
+    usual = layout.images
     if len(usual) < 2 or "images" in columns:
         return layout
     filled = [name for name in usual if not holds_nothing(row[name])]
@@ -95,64 +164,10 @@ def _with_filled_images(
             f"the columns {' and '.join(filled)} both hold images; say which one is meant with "
             f"--columns images={filled[0]}"
         )
-    return layout | {"images": (filled or usual)[0]}
-
-
-def _is_empty_image(name: str, value: Any) -> bool:
-    return name.lower() in BESIDE["images"] and holds_nothing(value)
-
-
-def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    """A mapping of fields to columns, as it is. Raises UsageError for a field there is not."""
-    unknown = sorted(columns.keys() - set(FIELDS))
-    if unknown:
-        raise UsageError(
-            f"columns names unknown fields: {', '.join(unknown)}; use {', '.join(FIELDS)}"
-        )
-    return dict(columns)
-
-
-@lru_cache(maxsize=1024)
-def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Field -> column. A mapped field wins over, and else completes, the first convention met."""
-    chosen = dict(mapped)
-    listing = ", ".join(names[:20]) or "(none)"
-    for field, column in mapped:
-        if column not in names:
-            raise BadSampleError(f"no column '{column}' for {field}; the row has: {listing}")
-    by_name = {name.lower(): name for name in names} | {name: name for name in names}
-    for convention in CONVENTIONS:
-        columns = _met(convention, chosen, by_name)
-        if columns is not None:
-            return columns | _beside(chosen, by_name)
-    raise BadSampleError(
-        f"no messages, no prompt with response, and no text among the columns: {listing}; "
-        "map them with --columns, as in prompt=QUESTION,response=REPLY"
-    )
-
-
-def _met(
-    convention: Mapping[str, str], chosen: Mapping[str, str], by_name: Mapping[str, str]
-) -> dict[str, str] | None:
-    """Field -> column by a convention, or None where fields are chosen or lack that it has not."""
-    columns = {
-        field: chosen.get(field, by_name.get(name, ""))
-        for field, name in convention.items()
-        if field in chosen or name in by_name
-    }
-    met = (chosen.keys() - BESIDE.keys()) <= convention.keys() <= columns.keys() | OPTIONAL
-    return columns if met else None
-
-
-def _beside(chosen: Mapping[str, str], by_name: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column of the fields that go with every convention."""
-    usual = {
-        field: by_name[name]
-        for field, names in BESIDE.items()
-        for name in reversed(names)
-        if name in by_name
-    }
-    return usual | {field: chosen[field] for field in BESIDE if field in chosen}
+    read = (filled or usual)[0]
+    before = layout.columns.get("images", read)
+    others = tuple(name for name in (*layout.beside, before) if name != read)
+    return replace(layout, columns={**layout.columns, "images": read}, beside=others)
 
 
 def _own_id(value: Any) -> str | None:

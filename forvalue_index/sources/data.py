@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, TypedDict
 
 from forvalue_index.settings import refuse_on_bad
+from forvalue_index.sources.columns import ignoring
 from forvalue_index.sources.source import RowSource, open_sources
 
 
@@ -17,6 +18,7 @@ class DataOptions(TypedDict, total=False):
     columns: Mapping[str, str] | None
     on_bad: str
     media_root: str | PathLike[str] | None
+    ignore: str | Collection[str]
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class Data:
     Args:
         rows: a path, a glob, `-` for standard input, a list of these, a `datasets.Dataset`, or an
             iterable of dicts.
-        columns: canonical field (prompt, response, messages, text, images, id) to column name.
+        columns: field (prompt, response, messages, text, images, id, system, input, history,
+            choices, tools, chosen, rejected, texts) to column name.
         on_bad: `fail` raises on a row that is not usable, `skip` leaves it out and says so.
         media_root: the directory that paths of images count from, and must stay in; by default
             that of the data file, or the working directory for rows that come from none.
+        ignore: names of columns that are only metadata, and of fields of turns that are left out.
 
     Raises:
         UsageError: `on_bad` is neither.
@@ -39,6 +43,7 @@ class Data:
     columns: Mapping[str, str] | None = None
     on_bad: str = "fail"
     media_root: str | PathLike[str] | None = None
+    ignore: str | Collection[str] = ()
 
     def __post_init__(self) -> None:
         refuse_on_bad(self.on_bad)
@@ -50,5 +55,9 @@ class Data:
         return replace(data, **options) if options else data
 
     def open(self, *, images: bool) -> list[RowSource]:
-        """Its sources, for a model that reads `images` or text alone. Raises as `open_sources`."""
-        return open_sources(self.rows, self.columns, self.media_root, images=images)
+        """Its sources, for a model that reads `images` or text alone.
+
+        Raises as `open_sources` does, and UsageError for names that cannot be ignored.
+        """
+        columns = ignoring(self.columns, self.ignore)
+        return open_sources(self.rows, columns, self.media_root, images=images)

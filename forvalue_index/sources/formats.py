@@ -18,7 +18,7 @@ from pyarrow.parquet import ParquetFile
 
 from forvalue_index.exceptions import BadSampleError, missing_extra
 from forvalue_index.sources.cell_values import UNSTORABLE
-from forvalue_index.sources.columns import find_columns
+from forvalue_index.sources.conventions import find_columns
 
 CSV_CELL_LIMIT = 2**31 - 1
 # Rows that are held at once; of those with images, fewer, by their bytes.

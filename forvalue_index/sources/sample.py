@@ -111,7 +111,9 @@ class Sample:
 
     `key` is the row's own id where it has one, else the content hash. `position` counts from 1:
     the line in a text file, the row elsewhere. `offset` is where its line begins, in bytes.
-    `tools` describe what the assistant may call, as a chat template takes them.
+    `tools` describe what the assistant may call, as a chat template takes them. `cut_turns` counts
+    turns after the assistant's last, which were left out; `unread` names columns of long text, or
+    of what prompts are made of, that were not read.
     """
 
     messages: tuple[Message, ...]
@@ -121,6 +123,8 @@ class Sample:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     offset: int | None = field(default=None, compare=False)
     tools: tuple[Mapping[str, Any], ...] = ()
+    cut_turns: int = field(default=0, compare=False)
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def content_hash(self) -> str:

@@ -49,7 +49,8 @@ ROWS_AT_ONCE = 64
 class RowSource:
     """A `Source` over whatever `read` yields: positions with rows.
 
-    Images that rows name are opened by `images`.
+    Images that rows name are opened by `images`; `of_arrow` says whether null fields of objects are
+    ones that they have not.
     """
 
     name: str
@@ -58,6 +59,7 @@ class RowSource:
     images: ImageFiles
     rereadable: bool = True
     path: Path | None = None
+    of_arrow: bool = False
 
     def samples(self) -> Iterator[Sample | BadRow]:
         """Every row, as a sample or as the reason why it is none. Raises SourceError."""
@@ -103,6 +105,7 @@ class RowSource:
                 images=self.images,
                 source=self.name,
                 position=position,
+                of_arrow=self.of_arrow,
             )
             return sample if offset is None else replace(sample, offset=offset)
         except BadSampleError as error:
@@ -134,7 +137,9 @@ def open_sources(
     _refuse_what_has_no_rows(data)
     rereadable = iter(data) is not data
     files = media.beside(Path.cwd())
-    return [RowSource("<iterable>", lambda: enumerate(data, 1), columns, files, rereadable)]
+    rows = RowSource("<iterable>", lambda: enumerate(data, 1), columns, files, rereadable)
+    rows.of_arrow = type(data).__module__.startswith("datasets.")
+    return [rows]
 
 
 def _refuse_what_has_no_rows(data: Any) -> None:
@@ -184,6 +189,7 @@ def _open_path(path: Any, columns: Mapping[str, str], media: _Media) -> list[Row
                 columns,
                 media.beside(Path(name).absolute().parent),
                 path=Path(name),
+                of_arrow=read in (read_parquet, read_saved),
             )
             for match in _expand(str(path))
             for name, read in _readers(match)

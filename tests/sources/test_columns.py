@@ -5,13 +5,20 @@ import uuid
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forvalue_index.exceptions import BadSampleError, UsageError
-from forvalue_index.sources.columns import parse_columns, to_sample
+from forvalue_index.sources.columns import ignoring, parse_columns, to_sample
+from forvalue_index.sources.conventions import BY_VALUE, CONVENTIONS
 from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
 from forvalue_index.sources.source import open_sources
 
 PAIR = (Message("user", "Q"), Message("assistant", "A"))
+
+
+def listed(names):
+    return (names,) if isinstance(names, str) else names
 
 
 def reason(row, columns=None):
@@ -151,8 +158,10 @@ def test_parse_columns():
     for text in ("", "prompt", "prompt=", "=Q", "prompt=Q,", "prompt=Q,prompt=R"):
         with pytest.raises(UsageError, match="prompt, response, messages, text, images, id"):
             parse_columns(text)
-    with pytest.raises(UsageError, match="unknown fields: input; use prompt, response"):
-        parse_columns("input=Q")
+    with pytest.raises(UsageError, match="unknown fields: context; use prompt, response"):
+        parse_columns("context=Q")
+    with pytest.raises(UsageError, match="unknown fields: ignore"):
+        parse_columns("ignore=Q")
     with pytest.raises(UsageError, match="unknown fields: answer"):
         open_sources([], {"answer": "A"})
 
@@ -207,10 +216,6 @@ BLANK = "is empty or blank at its end; nothing there to score"
         ),
         (turns(("", "Q")), "the role of turn 1 of 'messages' is '', wanted user, assistant, ..."),
         (turns(("user", "Q")), f"'messages': no assistant turn; {ENDING}"),
-        (
-            turns(("assistant", "A"), ("user", "Q")),
-            f"'messages': the last turn is 'user'; {ENDING}",
-        ),
         (turns(("user", "Q"), ("assistant", " ")), f"'messages' {BLANK}"),
         (
             {"Prompt": "Q", "reply": "A"},
@@ -232,3 +237,171 @@ def test_a_mapped_column_must_be_there():
     row = {"a": "Q", "b": "A"}
     assert reason(row, {"prompt": "Q"}) == "no column 'Q' for prompt; the row has: a, b"
     assert reason(row, {"response": "b"}).startswith("no messages, no prompt with response")
+
+
+LONG = "word " * 50
+
+
+@pytest.mark.parametrize(
+    ("beside", "unread"),
+    [
+        ({"topic": "sums", "n": 3, "url": "u" * 200}, ()),
+        ({"notes": LONG}, ("notes",)),
+        ({"context": "C", "Passage": "P", "document": ""}, ("context", "Passage")),
+        ({"context": {"title": ["T"]}, "evidence": [], "video": "v.mp4"}, ("context", "video")),
+        ({"first": "Q", "text": "Q"}, ()),
+        ({"input": None, "options": " "}, ()),
+    ],
+)
+def test_columns_that_are_not_read_are_named(beside, unread):
+    for row in ({"prompt": "Q", "response": "A"}, {"messages": [m.as_dict() for m in PAIR]}):
+        found = to_sample({**row, **beside})
+        assert found.unread == unread
+        assert found.metadata == beside
+
+
+def test_text_that_a_turn_repeats_is_read():
+    """As the first words of UltraChat's conversations stand in a column of their own."""
+    turns = [{"role": "user", "content": LONG}, {"role": "assistant", "content": "A"}]
+    assert to_sample({"prompt": LONG, "messages": turns}).unread == ()
+    assert to_sample({"prompt": LONG + "more", "messages": turns}).unread == ("prompt",)
+
+
+def test_a_passage_of_another_shape_is_not_read_and_named():
+    """As HotpotQA's."""
+    context = {"title": ["T"], "sentences": [["S"]]}
+    found = to_sample({"id": "h", "question": "Q", "answer": "A", "context": context})
+    assert found.messages == PAIR
+    assert (found.metadata, found.unread) == ({"context": context}, ("context",))
+
+
+def test_columns_can_be_ignored():
+    row = {"id": "i", "text": "T", "prompt": "Q", "response": "A", "Context": LONG}
+    found = to_sample(row, ignoring(None, "id,prompt"))
+    assert (found.messages, found.own_id) == ((Message(TEXT_ROLE, "T"),), None)
+    assert found.metadata == {"id": "i", "prompt": "Q", "response": "A", "Context": LONG}
+    assert found.unread == ("Context",)
+    assert to_sample(row, ignoring({}, ["Context"])).unread == ()
+    with pytest.raises(BadSampleError, match="no messages, no prompt with response"):
+        to_sample({"text": "T"}, ignoring(None, "text"))
+
+
+def test_ignored_columns_of_images_are_metadata():
+    found = to_sample({"text": "T", "image": "a.png"}, ignoring(None, "image"))
+    assert (found.images, found.metadata) == ((), {"image": "a.png"})
+
+
+def test_what_is_ignored_stays_with_the_mapping():
+    assert ignoring(None, "") == {}
+    assert ignoring({"text": "T"}, ()) == {"text": "T"}
+    assert ignoring({"text": "T"}, "Tools, name") == {"text": "T", "ignore": "tools,name"}
+    for names in ("role", "content,name", "a,,b", ["a,b"], [""]):
+        with pytest.raises(UsageError, match="--ignore cannot leave out"):
+            ignoring(None, names)
+
+
+# Names that mean something in turns, and values of every kind beneath them.
+FIELDS_OF_TURNS = (
+    *("role", "content", "from", "value", "tool_calls", "function_call", "weight", "train", "name"),
+    *("type", "text", "label", "function", "arguments", "input", "replies", "rank", "user", "x"),
+)
+WORDS = st.sampled_from(
+    [
+        *(
+            "",
+            " ",
+            "Q",
+            "A",
+            "user",
+            "assistant",
+            "function_call",
+            "tool_use",
+            "tool_result",
+            "text",
+        ),
+        *("[]", "{}", '[{"role": "user", "content": "q"}]', '{"name": "f"}', "0", "B", "<image>"),
+    ]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | WORDS | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS | st.binary(max_size=3) | st.dates(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(FIELDS_OF_TURNS), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+PARTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(
+                ["text", "image", "tool_use", "tool_result", "thinking", "video"]
+            )
+        },
+        optional={
+            "text": WORDS,
+            "thinking": WORDS,
+            "name": WORDS,
+            "input": VALUES,
+            "content": VALUES,
+        },
+    ),
+    max_size=3,
+)
+CALLS = st.lists(
+    st.fixed_dictionaries({"name": WORDS}, optional={"arguments": VALUES, "id": WORDS}), max_size=2
+)
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["user", "assistant", "system", "tool"]),
+            "content": WORDS | PARTS,
+        },
+        optional={"tool_calls": CALLS, "weight": st.sampled_from([0, 1, 0.5, "0"]), "name": WORDS},
+    ),
+    max_size=5,
+)
+CELLS = VALUES | TURNS | WORDS
+# The columns of a convention, and some others beside them.
+BESIDE = st.dictionaries(
+    st.sampled_from(["system", "tools", "history", "input", "choices", "images", "x"]),
+    CELLS,
+    max_size=2,
+)
+OF_A_CONVENTION = st.sampled_from([*CONVENTIONS, *BY_VALUE]).flatmap(
+    lambda convention: st.fixed_dictionaries(
+        {name: CELLS for names in convention.values() for name in listed(names)[:1]}
+    )
+)
+ROWS = st.builds(lambda beside, row: beside | row, BESIDE, OF_A_CONVENTION)
+
+
+def sample_or_reason(row, of_arrow):
+    try:
+        return to_sample(row, of_arrow=of_arrow)
+    except BadSampleError as error:
+        return str(error)
+
+
+@settings(max_examples=400, deadline=None)
+@given(ROWS, st.booleans())
+def test_any_row_is_a_sample_or_is_refused_in_one_line(row, of_arrow):
+    found = sample_or_reason(row, of_arrow)
+    if isinstance(found, str):
+        assert "\n" not in found
+        return
+    assert found.is_text or found.messages[-1].role == "assistant"
+    assert any(message.is_trained for message in found.messages) or found.is_text
+    json.dumps([found.content_hash, found.metadata, found.tools], allow_nan=False)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TURNS, st.booleans())
+def test_a_sample_as_a_row_is_the_same_sample(turns, of_arrow):
+    try:
+        found = to_sample({"id": "i", "messages": turns, "tools": [{"name": "f"}]})
+    except BadSampleError:
+        return
+    row = {"id": "i", "messages": [m.as_row() for m in found.messages], "tools": list(found.tools)}
+    again = to_sample(row, of_arrow=of_arrow)
+    assert (again, again.content_hash) == (found, found.content_hash)

@@ -39,3 +39,14 @@ def test_sources_read_the_columns_that_are_mapped():
     (sample,) = next(iter(data.open(images=False))).samples()
     assert (sample.prompt, sample.response, dict(sample.metadata)) == ("a", "b", {"n": "7"})
     assert keys(Data(ROWS).open(images=True)) == ["r0", "r1"]
+
+
+@pytest.mark.parametrize("ignore", ["id,Tools", ["id", "tools"]])
+def test_columns_and_fields_that_are_ignored(ignore):
+    row = {"id": "i", "prompt": "a", "response": "b", "tools": "none"}
+    (source,) = Data([row], ignore=ignore).open(images=False)
+    (sample,) = source.samples()
+    assert (sample.own_id, sample.metadata) == (None, {"id": "i", "tools": "none"})
+    assert dict(source.columns) == {"ignore": "id,tools"}
+    with pytest.raises(UsageError, match="--ignore cannot leave out 'role'"):
+        Data([row], ignore="role").open(images=False)

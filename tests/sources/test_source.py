@@ -421,3 +421,21 @@ def test_any_bytes_give_rows_or_a_source_error(tmp_path, content):
         path.write_bytes(content)
         with suppress(SourceError):
             assert all(isinstance(row, Sample | BadRow) for row in read(path))
+
+
+def test_conversations_in_the_cells_of_a_csv_file(tmp_path):
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "weight": "1"}]
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "messages", "tools", "system"])
+        writer.writeheader()
+        writer.writerow({"id": "a", "messages": json.dumps(turns), "tools": '[{"name": "f"}]'})
+    (found,) = open_sources(str(tmp_path / "x.csv"))[0].samples()
+    (expected,) = read([{"id": "a", "messages": turns, "tools": [{"name": "f"}]}])
+    assert (found.messages, found.tools) == (expected.messages, expected.tools)
+
+
+def test_a_dialogue_of_a_json_file_is_refused_and_no_documents(tmp_path):
+    path = tmp_path / "turns.json"
+    path.write_text(json.dumps({"id": 1, "turns": [{"speaker": "A", "text": "hello there"}] * 2}))
+    (bad,) = open_sources(str(path))[0].samples()
+    assert bad.reason.startswith("turn 1 of 'turns' has the speaker 'A' and no role")

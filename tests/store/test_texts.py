@@ -8,6 +8,7 @@ from rows import rows, write_jsonl
 
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import UsageError
+from forvalue_index.sources.data import Data
 from forvalue_index.sources.source import open_sources
 from forvalue_index.store.records import Reference
 from forvalue_index.store.texts import FileTexts
@@ -75,6 +76,17 @@ def test_texts_of_every_format_are_found_again(tmp_path, name):
     assert found == [(s.messages, s.tools) for s in reversed(samples)]
     plain_lines = name.endswith(".jsonl")
     assert all((s.offset is not None) == plain_lines for s in samples)
+
+
+def test_what_was_ignored_is_ignored_again(tmp_path):
+    """Else tools, or a name, would come back and the text be another."""
+    turns = [{"role": "assistant", "content": "A", "name": "n"}]
+    row = {"messages": turns, "tools": [{"name": "f"}]}
+    path = write_jsonl(tmp_path / "d.jsonl", [row])
+    (source,) = Data(str(path), ignore="tools,name").open(images=False)
+    (sample,) = source.samples()
+    reference = Reference("d.jsonl", source.columns, 1, 0, sample.content_hash)
+    assert FileTexts(tmp_path).read([reference]) == [(sample.messages, ())]
 
 
 def test_a_text_that_is_another_now_is_named(tmp_path):

@@ -1,0 +1,288 @@
+"""Which columns hold which fields: the conventions that data sets follow, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.sources.cell_values import is_absent, is_list, parsed
+from forvalue_index.sources.dialogues import alternates
+from forvalue_index.sources.tool_calls import LEGACY_TOOLS
+
+FIELDS = (
+    *("prompt", "response", "messages", "text", "images", "id"),
+    *("system", "input", "history", "choices", "tools", "chosen", "rejected", "texts"),
+)
+# In a mapping, beside fields: lower-case names, by commas, of what is left out on purpose. It is
+# kept with the mapping, so that an index that refers to its data reads them again alike.
+IGNORED = "ignore"
+
+Names = str | tuple[str, ...]
+PASSAGE = ("input", "context")
+CHOICES = ("choices", "options")
+# Field -> lower-case column, or columns in order of preference. The first convention that is met
+# counts; what stands after `text` came later, and takes no row from what stands before.
+CONVENTIONS: tuple[Mapping[str, Names], ...] = (
+    {"messages": "messages"},
+    {"messages": "conversations"},
+    {"prompt": "prompt", "response": "response"},
+    {"prompt": "prompt", "response": "completion"},
+    {"prompt": "question", "input": "context", "choices": CHOICES, "response": "answer"},
+    {"prompt": "instruction", "input": PASSAGE, "response": "output"},
+    {"text": "text"},
+    {"prompt": "instruction", "input": PASSAGE, "response": "response"},
+    {"prompt": "question", "input": "context", "response": "response"},
+    {"prompt": "question", "input": "context", "response": "answers"},
+    {"prompt": "question", "input": "context", "choices": CHOICES, "response": "answerkey"},
+    {"prompt": "inputs", "response": "targets"},
+    {"prompt": "query", "input": "context", "response": "response"},
+    {"prompt": "query", "input": "context", "response": "answer"},
+    {"prompt": "query", "response": "answers"},
+    {"prompt": "problem", "response": "solution"},
+    {"prompt": "problem", "response": "answer"},
+    {"prompt": "input", "response": "output"},
+    {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    {"prompt": "question", "input": "context", "chosen": "chosen", "rejected": "rejected"},
+    {"prompt": "instruction", "input": PASSAGE, "chosen": "chosen", "rejected": "rejected"},
+    {"prompt": "input", "chosen": "chosen", "rejected": "rejected"},
+    {"chosen": "chosen", "rejected": "rejected"},
+    {"tree": "prompt", "tree_id": "message_tree_id"},
+    *({"messages": n} for n in ("conversation", "turns", "dialogue", "dialog", "utterances")),
+)
+# Met where no other is, and where the cells are lists of texts that alternate.
+BY_VALUE: tuple[Mapping[str, Names], ...] = ({"texts": "texts"}, {"texts": "data"})
+OPTIONAL = {"input", "choices"}
+# Fields that go with every convention, and with all but plain text.
+BESIDE: dict[str, Names] = {"id": "id", "images": ("images", "image")}
+OF_CHATS: dict[str, Names] = {
+    "system": ("system", "system_prompt"),
+    "tools": ("tools", "functions"),
+}
+OF_PROMPTS: dict[str, Names] = {"history": "history"}
+OF_MESSAGES: dict[str, Names] = {"chosen": "chosen", "rejected": "rejected"}
+# Fields that stay among the metadata, for they are not read or not all of them is.
+KEPT = {"rejected", "tree_id"}
+KEPT_COLUMNS = {"answers"}
+# Columns that are named where they are not read, however short.
+TYPICAL = {
+    *("system", "system_prompt", "input", "context", "contexts", "history", "tools", "functions"),
+    *("passage", "document", "article", "evidence", "background", "knowledge", "choices"),
+    *("options", "video", "videos", "audio", "audios"),
+}
+# Columns of rows that are single turns: of OpenAssistant's flat files, and of dialogues.
+TREE_ROWS = {"message_id", "parent_id", "role", "text"}
+DIALOGUE = {"speaker", "text"}
+NUMBERS = {"id", "turn", "index", "idx", "turn_id", "utterance_id", "dialogue_id", "timestamp"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the columns of a row are for: `columns` is field -> column, `beside` are metadata.
+
+    `by_name` are fields that no mapping names and that may be something else; `typical` are the
+    columns beside that are named where they hold something, `silent` those that never are.
+    """
+
+    columns: Mapping[str, str]
+    beside: tuple[str, ...]
+    images: tuple[str, ...] = ()
+    by_name: tuple[str, ...] = ()
+    typical: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+
+    def fitting(self, row: Mapping[str, Any]) -> Layout:
+        """The layout without fields that only have the name of what they should be."""
+        others = [f for f in self.by_name if not _fits(f, row[self.columns[f]])]
+        return self.without(others) if others else self
+
+    def without(self, fields: Collection[str]) -> Layout:
+        """The layout with some fields' columns among the metadata."""
+        columns = {f: column for f, column in self.columns.items() if f not in fields}
+        left = tuple(self.columns[field] for field in fields)
+        typical = self.typical | {name for name in left if name.lower() in TYPICAL}
+        return replace(self, columns=columns, beside=self.beside + left, typical=typical)
+
+
+def layout_of(row: Mapping[str, Any], mapped: tuple[tuple[str, str], ...]) -> Layout:
+    """What the columns of a row are for. Raises BadSampleError as `find_columns` does."""
+    names = tuple(row)
+    layout = _named_layout(names, mapped)
+    if layout is None:
+        layout = _layout_by_value(row, names, mapped)
+    return layout.fitting(row) if layout.by_name else layout
+
+
+def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Field -> column. A mapped field wins over, and else completes, the first convention met.
+
+    Raises BadSampleError where a mapped column is not there, and where none is met.
+    """
+    layout = _named_layout(names, mapped)
+    if layout is None:
+        raise BadSampleError(_told_of_none(names))
+    return dict(layout.columns)
+
+
+@lru_cache(maxsize=1024)
+def _named_layout(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> Layout | None:
+    return _first_met(CONVENTIONS, names, mapped)
+
+
+def _layout_by_value(
+    row: Mapping[str, Any], names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]
+) -> Layout:
+    for convention in BY_VALUE:
+        layout = _first_met((convention,), names, mapped)
+        if layout is None:
+            continue
+        if "texts" in dict(mapped) or alternates(row[layout.columns["texts"]]):
+            return layout
+    raise BadSampleError(_told_of_none(names))
+
+
+def _first_met(
+    conventions: tuple[Mapping[str, Names], ...],
+    names: tuple[str, ...],
+    mapped: tuple[tuple[str, str], ...],
+) -> Layout | None:
+    chosen = dict(mapped)
+    ignored = set(chosen.pop(IGNORED, "").split(","))
+    for field, column in chosen.items():
+        if column not in names:
+            raise BadSampleError(f"no column '{column}' for {field}; the row has: {_listed(names)}")
+    read = [name for name in names if name.lower() not in ignored]
+    by_name = {name.lower(): name for name in read} | {name: name for name in read}
+    for convention in conventions:
+        columns = _met(convention, chosen, by_name)
+        if columns is None:
+            continue
+        if "text" in columns and "text" not in chosen:
+            _refuse_messages_as_rows(names)
+        columns |= _beside(convention, columns, chosen, by_name)
+        return _layout(columns, chosen, read, [name for name in names if name not in read])
+    return None
+
+
+def _met(
+    convention: Mapping[str, Names], chosen: Mapping[str, str], by_name: Mapping[str, str]
+) -> dict[str, str] | None:
+    """Field -> column by a convention, or None where fields are chosen or lack that it has not."""
+    columns = {f: chosen.get(f) or _first(names, by_name) for f, names in convention.items()}
+    columns = {field: column for field, column in columns.items() if column}
+    may_be = convention.keys() | _extras(convention).keys()
+    if "prompt" in convention:
+        may_be |= OPTIONAL
+    met = chosen.keys() <= may_be and convention.keys() <= columns.keys() | OPTIONAL
+    return columns if met else None
+
+
+def _first(names: Names, by_name: Mapping[str, str]) -> str:
+    listed = (names,) if isinstance(names, str) else names
+    return next((by_name[name] for name in listed if name in by_name), "")
+
+
+def _extras(convention: Mapping[str, Names]) -> dict[str, Names]:
+    """The fields that go with a convention, whether or not it names them."""
+    if "text" in convention:
+        return BESIDE
+    of_shape = OF_PROMPTS if "prompt" in convention else {}
+    return BESIDE | OF_CHATS | of_shape | (OF_MESSAGES if "messages" in convention else {})
+
+
+def _beside(
+    convention: Mapping[str, Names],
+    columns: Mapping[str, str],
+    chosen: Mapping[str, str],
+    by_name: Mapping[str, str],
+) -> dict[str, str]:
+    """Field -> column of the fields that go with a convention, and of those chosen."""
+    used = set(columns.values()) | set(chosen.values())
+    found = {f: _first(names, by_name) for f, names in _extras(convention).items()}
+    found = {f: column for f, column in found.items() if column and column not in used}
+    found |= {field: column for field, column in chosen.items() if field not in columns}
+    if "messages" in convention and not found.keys() >= OF_MESSAGES.keys():
+        found = {field: column for field, column in found.items() if field not in OF_MESSAGES}
+    if columns.get("chosen") and columns["chosen"] == columns.get("rejected"):
+        found["rejected"] = by_name.get("chosen", columns["rejected"])
+    return found
+
+
+def _layout(
+    columns: Mapping[str, str], chosen: Mapping[str, str], read: list[str], ignored: list[str]
+) -> Layout:
+    kept = {columns[f] for f in KEPT if f in columns}
+    kept |= {columns[f] for f in OF_MESSAGES if f in columns and "messages" in columns}
+    kept |= {name for name in read if name.lower() in KEPT_COLUMNS}
+    used = set(columns.values()) - kept
+    beside = [name for name in read if name not in used]
+    usual = BESIDE["images"]
+    return Layout(
+        columns=columns,
+        beside=(*beside, *ignored),
+        images=tuple(name for name in read if name.lower() in usual),
+        by_name=tuple(f for f in columns if f not in chosen and _may_be_another(f, columns[f])),
+        typical=frozenset(n for n in beside if n.lower() in TYPICAL),
+        silent=frozenset([*kept, *ignored]),
+    )
+
+
+def _may_be_another(field: str, column: str) -> bool:
+    """Whether a column may be something else than the field of its name."""
+    if field == "tools":
+        return column.lower() == LEGACY_TOOLS
+    return field in ("system", "history", "choices") or column.lower() == "context"
+
+
+def _fits(field: str, value: Any) -> bool:
+    """Whether a cell is what a field that was found by its name holds."""
+    if is_absent(value):
+        return True
+    if field == "system":
+        return isinstance(value, str)
+    if field == "input":
+        return isinstance(value, str) or _texts(value)
+    found = parsed(value)
+    if field == "choices":
+        return isinstance(found, Mapping) or _texts(found)
+    if field == "tools":
+        return is_list(found) and all(isinstance(one, Mapping) and "name" in one for one in found)
+    return is_list(found)
+
+
+def _texts(value: Any) -> bool:
+    return is_list(value) and all(isinstance(one, str) for one in value)
+
+
+def _refuse_messages_as_rows(names: tuple[str, ...]) -> None:
+    """Raise BadSampleError for rows that are single turns of conversations, and no documents."""
+    lower = {name.lower() for name in names}
+    if lower >= TREE_ROWS:
+        raise BadSampleError(
+            f"the columns {', '.join(sorted(TREE_ROWS))} are those of single messages of "
+            "OpenAssistant trees; use its file of trees (ready.trees.jsonl), or join each path of "
+            "messages to a row with messages"
+        )
+    if DIALOGUE <= lower <= DIALOGUE | NUMBERS:
+        raise BadSampleError(
+            "the row is one turn of a dialogue, with speaker and text; join the turns of each to a "
+            "row with messages, or read them as documents with --columns text=text"
+        )
+
+
+def _told_of_none(names: tuple[str, ...]) -> str:
+    if "input_ids" in names:
+        return (
+            "the row has input_ids, tokens without the text that a sample is made of; decode them, "
+            "to prompt and response where labels are -100 up to the response, else to text"
+        )
+    return (
+        f"no messages, no prompt with response, and no text among the columns: {_listed(names)}; "
+        "map them with --columns, as in prompt=QUESTION,response=REPLY"
+    )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:20]) or "(none)"

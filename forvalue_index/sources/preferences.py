@@ -1,0 +1,102 @@
+"""Pairs of a preferred and a refused answer: the chosen one is read, the other is metadata.
+
+Either is text or a list of turns, with the prompt that both share or without it. What the
+assistant says in that prompt is no label, as TRL takes it (`extract_prompt` in its data_utils).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.sources.image_places import Turn
+from forvalue_index.sources.pairs import Cells, Columns, prompt_turns
+from forvalue_index.sources.roles import SYSTEM, USER
+from forvalue_index.sources.sample import ASSISTANT
+from forvalue_index.sources.turns import Reading, as_context, read_turns, turns_in
+
+# How Anthropic's HH-RLHF writes conversations.
+SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": USER, "Assistant": ASSISTANT}
+
+
+def preference_turns(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
+    """The turns up to the chosen answer, the shared prompt once. Raises BadSampleError."""
+    column = columns["chosen"]
+    chosen = _conversation(cells["chosen"], column, how)
+    prompt = _prompt(cells, columns, how)
+    if not any(turn.role == USER for turn in chosen):
+        if not prompt:
+            raise BadSampleError(
+                f"'{column}' has no question, and no column is the prompt; name it with --columns "
+                "prompt=COLUMN"
+            )
+        return prompt + chosen
+    first = _first_words(prompt, chosen)
+    if not _is_part(prompt[len(first) :], chosen):
+        raise BadSampleError(
+            f"'{column}' has questions, and '{columns['prompt']}' is none of them; leave out one"
+        )
+    shared = _shared(chosen, _conversation(cells["rejected"], columns["rejected"], how))
+    return first + as_context(chosen[:shared]) + chosen[shared:]
+
+
+def _first_words(prompt: list[Turn], chosen: list[Turn]) -> list[Turn]:
+    """The system turn of a prompt, where the conversation with its answer has none."""
+    has_one = any(turn.role == SYSTEM for turn in chosen)
+    return [] if has_one else [turn for turn in prompt[:1] if turn.role == SYSTEM]
+
+
+def continued(turns: list[Turn], cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
+    """A conversation with its chosen answer where that is missing at its end (LLaMA-Factory)."""
+    if "chosen" not in cells or not turns or turns[-1].role == ASSISTANT:
+        return turns
+    return as_context(turns) + _conversation(cells["chosen"], columns["chosen"], how)
+
+
+def _conversation(value: Any, column: str, how: Reading) -> list[Turn]:
+    """An answer as turns, maybe with those before it."""
+    value = [value] if isinstance(value, Mapping) else turns_in(value)
+    if isinstance(value, str) and SPEAKER.match(value):
+        return _transcript(value)
+    return read_turns(value, column, ASSISTANT, how)
+
+
+def _transcript(text: str) -> list[Turn]:
+    """Turns of a text in which each begins with its speaker; one left open at the end is none."""
+    _, *pieces = SPEAKER.split(text)
+    said = [
+        (ROLES[who], words.strip()) for who, words in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+    open_end = said and said[-1] == (ASSISTANT, "")
+    return [Turn(role, [words]) for role, words in (said[:-1] if open_end else said)]
+
+
+def _prompt(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
+    if "prompt" not in cells:
+        return []
+    prompt = cells["prompt"]
+    if isinstance(prompt, str) and SPEAKER.match(prompt):
+        return as_context(_transcript(prompt))
+    return prompt_turns({**cells, "prompt": turns_in(prompt)}, columns, how)
+
+
+def _is_part(prompt: list[Turn], conversation: list[Turn]) -> bool:
+    """Whether a conversation holds all that a prompt says."""
+    said = {_said(turn) for turn in conversation}
+    return all(_said(turn) in said for turn in prompt)
+
+
+def _shared(chosen: list[Turn], rejected: list[Turn]) -> int:
+    """How many turns both begin with; the last one of either is its answer."""
+    most = min(len(chosen), len(rejected)) - 1
+    same = (n for n in range(most) if _said(chosen[n]) != _said(rejected[n]))
+    return max(0, next(same, most))
+
+
+def _said(turn: Turn) -> tuple[str, str, str]:
+    calls = str(turn.extra.get("tool_calls", ""))
+    words = "".join(part for part in turn.parts if isinstance(part, str))
+    return turn.role, words.strip(), calls

@@ -1,0 +1,100 @@
+"""Which columns are taken for what, by their names."""
+
+import pytest
+
+from forvalue_index.exceptions import BadSampleError
+from forvalue_index.sources.columns import to_sample
+from forvalue_index.sources.conventions import find_columns
+
+
+def found(names, **mapped):
+    return find_columns(tuple(names.split()), tuple(mapped.items()))
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        ("prompt prompt_id messages", {"messages": "messages"}),
+        ("uuid instruction response conversations", {"messages": "conversations"}),
+        ("query answer text", {"text": "text"}),
+        ("input output text", {"text": "text"}),
+        (
+            "instruction input output text",
+            {"prompt": "instruction", "input": "input", "response": "output"},
+        ),
+        (
+            "instruction input context output",
+            {"prompt": "instruction", "input": "input", "response": "output"},
+        ),
+        ("Inputs Targets", {"prompt": "Inputs", "response": "Targets"}),
+        ("prompt response chosen rejected", {"prompt": "prompt", "response": "response"}),
+        (
+            "messages chosen rejected",
+            {"messages": "messages", "chosen": "chosen", "rejected": "rejected"},
+        ),
+        ("messages chosen", {"messages": "messages"}),
+        ("id conversation", {"id": "id", "messages": "conversation"}),
+        ("messages tools functions", {"messages": "messages", "tools": "tools"}),
+        ("messages system_prompt system", {"messages": "messages", "system": "system"}),
+        ("text system tools history", {"text": "text"}),
+    ],
+)
+def test_the_first_convention_that_is_met(names, columns):
+    """What was read as text stays text, and what was a pair stays that pair."""
+    assert found(names) == columns
+
+
+@pytest.mark.parametrize(
+    ("names", "mapped", "columns"),
+    [
+        ("a b c", {"prompt": "a", "response": "b"}, {"prompt": "a", "response": "b"}),
+        (
+            "prompt response a",
+            {"input": "a"},
+            {"prompt": "prompt", "response": "response", "input": "a"},
+        ),
+        ("messages a", {"system": "a"}, {"messages": "messages", "system": "a"}),
+        (
+            "text prompt response a",
+            {"system": "a"},
+            {"prompt": "prompt", "response": "response", "system": "a"},
+        ),
+        (
+            "messages prompt response a",
+            {"history": "a"},
+            {"prompt": "prompt", "response": "response", "history": "a"},
+        ),
+        ("system response", {"prompt": "system"}, {"prompt": "system", "response": "response"}),
+        (
+            "prompt chosen rejected",
+            {"response": "rejected"},
+            {"prompt": "prompt", "response": "rejected"},
+        ),
+        (
+            "prompt chosen rejected",
+            {"chosen": "rejected"},
+            {"prompt": "prompt", "chosen": "rejected", "rejected": "chosen"},
+        ),
+    ],
+)
+def test_mapped_fields_complete_conventions(names, mapped, columns):
+    assert found(names, **mapped) == columns
+
+
+@pytest.mark.parametrize(
+    ("names", "mapped"), [("text a", {"system": "a"}), ("a b", {"history": "a"})]
+)
+def test_a_mapped_field_needs_what_it_goes_with(names, mapped):
+    with pytest.raises(BadSampleError, match="no messages, no prompt with response, and no text"):
+        found(names, **mapped)
+
+
+def test_tokens_alone_are_no_sample():
+    with pytest.raises(BadSampleError, match="the row has input_ids, tokens without the text that"):
+        to_sample({"input_ids": [1, 2], "labels": [-100, 2], "attention_mask": [1, 1]})
+    assert to_sample({"input_ids": [1, 2], "text": "T"}).is_text
+
+
+def test_messages_in_the_cell_of_a_table():
+    with pytest.raises(BadSampleError, match="'messages' is text that is no JSON, wanted a list"):
+        to_sample({"messages": "[{'role': 'user', 'content': 'Q'}]"})
