@@ -47,7 +47,7 @@ def print_sample(stored: StoredSample, page: Path | None = None) -> None:
     console = readable_console()
     sample, statistics = stored.sample, stored.statistics
     console.print(
-        f"[bold]{shown(sample.key)}[/] (number {stored.id}) from {shown(sample.source)}, "
+        f"[bold]{shown(sample.key)}[/] (@{stored.id}) from {shown(sample.source)}, "
         f"row {sample.position}"
     )
     console.print(
@@ -77,7 +77,7 @@ def print_list(samples: Sequence[StoredSample], matching: int) -> None:
     for stored in samples:
         statistics = stored.statistics
         table.add_row(
-            str(stored.id),
+            f"@{stored.id}",
             shown(stored.sample.key),
             shown(stored.sample.source),
             f"{statistics.n_tokens:,}",
