@@ -47,7 +47,7 @@ def print_sample(stored: StoredSample, page: Path | None = None) -> None:
     console = readable_console()
     sample, statistics = stored.sample, stored.statistics
     console.print(
-        f"[bold]{shown(sample.key)}[/] (@{stored.id}) from {shown(sample.source)}, "
+        f"[bold]{shown(sample.key)}[/] (number {stored.id}) from {shown(sample.source)}, "
         f"row {sample.position}"
     )
     console.print(

@@ -45,13 +45,12 @@ def remove(
     They no longer count. Added again they come back without a forward pass, until compact forgets
     them.
     """
-    from forvalue_index.cli.display import without_control
     from forvalue_index.store.samples import open_samples
 
     with open_samples(index) as opened:
         matching = opened.count_chosen(samples, source=source, where=where)
-        for key in opened.removed_already(samples) if matching < len(samples) else ():
-            click.echo(f"The sample with the key {without_control(key)} is removed already", err=True)
+        for name in opened.removed_already(samples) if matching < len(samples) else ():
+            click.echo(f"{name}: the sample of this name is removed already.", err=True)
         if matching and not dry_run and not yes:
             _ask(f"Remove {matching:,} of {len(opened):,} samples from {index}?")
         removed = 0

@@ -101,7 +101,9 @@ def reading_options(command: Command) -> Command:
             help="Where paths of images count from, and stay in.  [default: beside the data]",
         ),
         click.option(
-            "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
+            "--columns",
+            help="Which columns to read, as in prompt=Q,response=A, or id= for no id; else "
+            "recognised.",
         ),
     ):
         read = decorate(read)

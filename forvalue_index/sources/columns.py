@@ -6,8 +6,12 @@ one row and converts it.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,12 @@ CONVENTIONS: tuple[dict[str, str], ...] = (
     {"text": "text"},
 )
 OPTIONAL = {"input"}
+# Whole numbers as pandas writes floats to CSV.
+WHOLE_FLOAT = re.compile(r"(0|-?[1-9][0-9]{0,15})\.0\Z")
+# Floats up to here have a neighbour on each side at a distance of 1 or less.
+MOST_EXACT = 2**53
+# How a mapping says that no column is the id.
+NO_ID = ("id", "")
 # Fields that go with every convention.
 BESIDE = {"id": ("id",), "images": ("images", "image")}
 
@@ -38,7 +48,8 @@ def parse_columns(text: str) -> dict[str, str]:
     columns: dict[str, str] = {}
     for part in text.split(","):
         field, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (field and equals and column) or field in columns:
+        given = column or field == "id"  # id= says that no column is the id
+        if not (field and equals and given) or field in columns:
             raise UsageError(
                 f"'{part}' in columns '{text}' is malformed or repeated: write FIELD=COLUMN,... "
                 f"with fields {', '.join(FIELDS)}"
@@ -54,9 +65,11 @@ def to_sample(
     images: ImageFiles | None = None,
     source: str = "",
     position: int = 0,
+    typed: bool = True,
 ) -> Sample:
     """Convert one row; `images` opens its images, by default those below the working directory.
 
+    Of a format that is not `typed`, as CSV, the text 1.0 may be a number.
     The BadSampleError of a bad one gives the reason, not the place.
     """
     row = {str(name): value for name, value in row.items()}
@@ -70,7 +83,7 @@ def to_sample(
         messages=messages_of(cells, layout, images.read),
         source=source,
         position=position,
-        own_id=_own_id(cells.get("id")),
+        own_id=_own_id(cells.get("id"), typed=typed),
         metadata=storable(_beside_fields(row, layout)),
     )
 
@@ -118,13 +131,14 @@ def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) ->
     chosen = dict(mapped)
     listing = ", ".join(names[:20]) or "(none)"
     for field, column in mapped:
-        if column not in names:
+        if column not in names and (field, column) != NO_ID:
             raise BadSampleError(f"no column '{column}' for {field}; the row has: {listing}")
     by_name = {name.lower(): name for name in names} | {name: name for name in names}
     for convention in CONVENTIONS:
         columns = _met(convention, chosen, by_name)
         if columns is not None:
-            return columns | _beside(chosen, by_name)
+            found = columns | _beside(chosen, by_name)
+            return {field: column for field, column in found.items() if (field, column) != NO_ID}
     raise BadSampleError(
         f"no messages, no prompt with response, and no text among the columns: {listing}; "
         "map them with --columns, as in prompt=QUESTION,response=REPLY"
@@ -155,9 +169,22 @@ def _beside(chosen: Mapping[str, str], by_name: Mapping[str, str]) -> dict[str, 
     return usual | {field: chosen[field] for field in BESIDE if field in chosen}
 
 
-def _own_id(value: Any) -> str | None:
+def _own_id(value: Any, *, typed: bool) -> str | None:
+    """The id as text. pandas makes floats of integers where one is missing, and NaN of that one."""
     if value is None or isinstance(value, str):
-        return text_of(value, "the id") if value else None
-    if not is_whole_number(value):
+        text = text_of(value, "the id") if value else None
+        return text.removesuffix(".0") if text and not typed and WHOLE_FLOAT.match(text) else text
+    if is_whole_number(value):
+        return str(int(value))
+    if not isinstance(value, Real | Decimal) or isinstance(value, bool):
         raise BadSampleError(f"the id is {kind_of(value)}, wanted text or int")
+    if math.isnan(value):
+        return None
+    if math.isinf(value) or value != int(value):
+        raise BadSampleError(f"the id is {value}, wanted text or a whole number")
+    if abs(value) > MOST_EXACT and not isinstance(value, Decimal):
+        raise BadSampleError(
+            f"the id is {value}, a float too large to tell whole numbers apart; write ids as "
+            "integers or text, or read with --columns id= (no column is the id then)"
+        )
     return str(int(value))

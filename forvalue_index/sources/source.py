@@ -43,6 +43,8 @@ from forvalue_index.threads import parallel_map
 
 Location = tuple[int, int | None]
 ROWS_AT_ONCE = 64
+# Suffixes of formats whose cells are text alone.
+UNTYPED = {".csv", ".tsv"}
 
 
 @dataclass(eq=False)
@@ -103,6 +105,7 @@ class RowSource:
                 images=self.images,
                 source=self.name,
                 position=position,
+                typed=not UNTYPED & {suffix.lower() for suffix in Path(self.name).suffixes},
             )
             return sample if offset is None else replace(sample, offset=offset)
         except BadSampleError as error:

@@ -77,10 +77,11 @@ class IndexSamples:
             return len(chosen_ids(snapshot, names, source=source, where=where))
 
     def removed_already(self, names: Sequence[str | int]) -> list[str]:
-        """The keys of those samples that are removed. Raises CatalogError for a name of none."""
+        """Those names whose samples are removed. Raises CatalogError for a name of none."""
         with self._catalog.snapshot() as snapshot:
-            stored = [snapshot.sample(str(name)) for name in names]
-        return [one.sample.key for one in stored if one.removed]
+            ids = {str(name): snapshot.sample_id(str(name)) for name in names}
+            live = set(snapshot.live_among(ids.values()).tolist())
+        return [name for name, id_ in ids.items() if id_ not in live]
 
     def remove(
         self,

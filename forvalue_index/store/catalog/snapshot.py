@@ -189,7 +189,7 @@ class Snapshot:
         id_ = None if number is None else self._latest(samples.c.id == number)
         if id_ is None:
             raise CatalogError(
-                f"There is no sample with the key or number {name!r} in the index. List them with: "
+                f"There is no sample with the key or id {name!r} in the index. List them with: "
                 "forvalue list"
             )
         return id_
