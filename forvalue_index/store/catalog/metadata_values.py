@@ -34,7 +34,7 @@ _JSON_TYPES = {
 
 
 class _AtPath(FunctionElement[Any]):
-    """Something about the value at a path: of the column, SQLite's path, and the parts of it."""
+    """Something about the value at a path, of the column and the path."""
 
     type = sa.Text()
     inherit_cache = True
@@ -63,11 +63,11 @@ class _JsonText(_AtPath):
 @compiles(_JsonValue, "sqlite")
 @compiles(_JsonText, "sqlite")
 def _on_sqlite(element: _AtPath, compiler: SQLCompiler, **options: Any) -> str:
-    column, path, *_ = element.clauses
-    given = f"{compiler.process(column, **options)}, {compiler.process(path, **options)}"
+    column, path = (compiler.process(part, **options) for part in element.clauses)
+    given = f"{column}, {path}"
     if isinstance(element, _JsonText):
         # Of two paths it gives a list, and in it values as they are written.
-        return f"json_extract({given}, {compiler.process(path, **options)})"
+        return f"json_extract({given}, {path})"
     return f"{'json_type' if isinstance(element, _JsonType) else 'json_extract'}({given})"
 
 
@@ -75,10 +75,11 @@ def _on_sqlite(element: _AtPath, compiler: SQLCompiler, **options: Any) -> str:
 @compiles(_JsonValue, "postgresql")
 @compiles(_JsonText, "postgresql")
 def _on_postgresql(element: _AtPath, compiler: SQLCompiler, **options: Any) -> str:
-    column, _, *parts = (compiler.process(part, **options) for part in element.clauses)
-    if isinstance(element, _JsonType):
-        return f"jsonb_typeof({' -> '.join((column, *parts))})"
-    return f"({' -> '.join((column, *parts[:-1]))} ->> {parts[-1]})"
+    column, path = (compiler.process(part, **options) for part in element.clauses)
+    # Strict, or a place in a list would also be found where there is none: in a single value.
+    path = f"CAST('strict ' || {path} AS jsonpath)"
+    value = f"jsonb_path_query_first({column}, {path}, silent => true)"
+    return f"jsonb_typeof({value})" if isinstance(element, _JsonType) else f"({value} #>> '{{}}')"
 
 
 class _Decimal(FunctionElement[Any]):
@@ -131,12 +132,11 @@ def _where_of_kind(node: exp.Expression, kind: str, value: ColumnElement[Any]) -
     return sa.case((type_at(node).in_(_JSON_TYPES[kind]), value))
 
 
-def _clauses(node: exp.Expression) -> list[ColumnElement[Any]]:
-    """The column, SQLite's path to a value, and the parts of it, as bound parameters."""
+def _clauses(node: exp.Expression) -> tuple[ColumnElement[Any], ColumnElement[str]]:
+    """The column, and the path to a value, as a bound parameter that both databases read."""
     parts = _path(node)
-    path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f'."{part}"' for part in parts)
-    bound = [sa.literal(p, sa.Integer if isinstance(p, int) else sa.Text) for p in parts]
-    return [samples.c.metadata, sa.literal(path, sa.Text), *bound]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f'."{part}"' for part in parts)
+    return samples.c.metadata, sa.literal(f"${path}", sa.Text)
 
 
 def _path(node: exp.Expression) -> list[str | int]:
