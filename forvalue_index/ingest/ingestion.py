@@ -104,8 +104,10 @@ class Ingestion:
         changed: dict[int, dict[str, Any]] = {}
         for said in new:
             sample = held.get(said.key)  # none where the model gave no numbers for a new one
-            metadata = sample and changed_metadata(sample.metadata, said.metadata)
-            if sample and metadata is not None:
+            if sample is None:
+                continue
+            metadata = changed_metadata(sample.metadata, said.metadata)
+            if metadata is not None:
                 changed[sample.id] = metadata
                 self.tally.updated += said.was_known
         if changed:

@@ -178,13 +178,14 @@ def _own_id(value: Any, *, typed: bool) -> str | None:
         return str(int(value))
     if not isinstance(value, Real | Decimal) or isinstance(value, bool):
         raise BadSampleError(f"the id is {kind_of(value)}, wanted text or int")
-    if math.isnan(value):
+    number = value if isinstance(value, Decimal) else float(value)
+    if math.isnan(number):
         return None
-    if math.isinf(value) or value != int(value):
-        raise BadSampleError(f"the id is {value}, wanted text or a whole number")
-    if abs(value) > MOST_EXACT and not isinstance(value, Decimal):
+    if math.isinf(number) or number != int(number):
+        raise BadSampleError(f"the id is {number}, wanted text or a whole number")
+    if isinstance(number, float) and abs(number) > MOST_EXACT:
         raise BadSampleError(
-            f"the id is {value}, a float too large to tell whole numbers apart; write ids as "
+            f"the id is {number}, a float too large to tell whole numbers apart; write ids as "
             "integers or text, or read with --columns id= (no column is the id then)"
         )
-    return str(int(value))
+    return str(int(number))

@@ -91,6 +91,9 @@ ADD_KEYS = [
         "restored",
         "known",
         "updated",
+        "duplicates",
+        "differing",
+        "examples",
         "rejected",
         "truncated",
         "label_tokens",
@@ -196,7 +199,8 @@ def test_from_nothing_to_values(tmp_path, model_dir, train, validation):
     assert (added["read"], added["added"], added["known"], added["segments"]) == (12, 12, 0, 1)
     assert (added["rejected"], added["truncated"], added["rejected_file"]) == (0, 0, None)
     assert added["tokens_per_s"] > 0
-    assert document("add", index, train)["known"] == 12
+    again = document("add", index, train, train)
+    assert (again["known"], again["duplicates"], again["examples"]) == (12, 12, [])
 
     found = document("query", index, validation, "--top", 3, "--bottom", 2)
     assert list(found) == QUERY_KEYS

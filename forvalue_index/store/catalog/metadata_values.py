@@ -173,7 +173,7 @@ def _part(step: exp.Expression) -> str | int:
 
 
 def _key(step: exp.Expression) -> str:
-    name = step.name
+    name: str = step.name
     if not name or not name.isprintable() or '"' in name or "\\" in name:
         raise FilterError(f"the metadata key {name!r} cannot be named in a condition")
     return name

@@ -184,7 +184,8 @@ class Snapshot:
             if number is not None and self._has_keys_of_digits():
                 raise CatalogError(
                     f"There is no sample with the key {name!r} in the index. Its keys are numbers "
-                    f"themselves, so the sample numbered {number} is called {NUMBER_MARK}{number}"
+                    f"themselves, so the sample numbered {number} is called {NUMBER_MARK}{number}. "
+                    "List them with: forvalue list"
                 )
         id_ = None if number is None else self._latest(samples.c.id == number)
         if id_ is None:
