@@ -298,7 +298,7 @@ class ValuationIndex:
         return self._samples.version
 
     def sample(self, name: str | int) -> StoredSample:
-        """The sample with this key or id. Raises CatalogError where there is none."""
+        """The sample with this key, or `@3` for the number 3. Raises CatalogError for none."""
         return self._samples.sample(name)
 
     def list_samples(
@@ -310,7 +310,7 @@ class ValuationIndex:
     def remove(
         self, names: Sequence[str | int] = (), *, wait: bool = False, **chosen: Unpack[Chosen]
     ) -> int:
-        """Remove samples by key or id, or all of a `source` or a filter `where`; returns how many.
+        """Remove samples by key or number, or all of a `source` or a filter; returns how many.
 
         They no longer count, and come back where they are added again. `compact` forgets them.
         """

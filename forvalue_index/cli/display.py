@@ -80,7 +80,7 @@ def print_list(samples: Sequence[StoredSample], matching: int) -> None:
     for stored in samples:
         statistics = stored.statistics
         table.add_row(
-            str(stored.id),
+            f"@{stored.id}",
             shown(stored.sample.key),
             shown(stored.sample.source),
             f"{statistics.n_tokens:,}",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from forvalue_index.cli.display import LEAST_SHOWN, readable_console, shown
@@ -14,6 +16,8 @@ from forvalue_index.search.contract import TuneReport
 from forvalue_index.store.results import CalibrationSummary, CheckReport
 
 TEMPLATE_SHOWN = 60
+# Characters of metadata beside a row that repeats another.
+MOST_SHOWN = 100
 
 
 def print_created(index: Path, document: Mapping[str, Any]) -> None:
@@ -41,6 +45,7 @@ def print_added(report: AddReport) -> None:
             f"{report.restored:,} removed samples are back; {report.updated:,} known ones have "
             "new metadata or places of images."
         )
+    _print_duplicates(console, report)
     if report.truncated:
         console.print(
             f"[yellow]{report.truncated:,} samples are longer than --max-length and were cut.[/]"
@@ -49,6 +54,27 @@ def print_added(report: AddReport) -> None:
         console.print(
             f"[yellow]{report.rejected:,} rows were rejected:[/] {shown(report.rejected_file)}"
         )
+
+
+def _print_duplicates(console: Console, report: AddReport) -> None:
+    """How many rows repeat others of the same `add`, and the first with other metadata."""
+    if report.duplicates:
+        same = report.duplicates - report.differing
+        console.print(
+            f"{report.duplicates:,} rows repeat an earlier row of this add: {same:,} with the same "
+            f"metadata, {report.differing:,} with other"
+            + (", of which the last counts:" if report.differing else "."),
+            soft_wrap=True,
+        )
+    for repeat in report.examples:
+        metadata = ", ".join(f"{name} {value!r}" for name, value in repeat.metadata.items())
+        told = textwrap.shorten(metadata, MOST_SHOWN, placeholder=" …")
+        console.print(
+            f"    [yellow]{shown(repeat.row)}[/] repeats {shown(repeat.repeats)}: {shown(told)}",
+            soft_wrap=True,
+        )
+    if report.differing > len(report.examples):
+        console.print(f"    and {report.differing - len(report.examples):,} more", soft_wrap=True)
 
 
 def print_info(index: Path, document: Mapping[str, Any]) -> None:

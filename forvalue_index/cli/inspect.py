@@ -38,7 +38,7 @@ def info(index: Path, as_json: bool) -> None:
 )
 @json_option
 def show(index: Path, sample: str, output: Path | None, as_json: bool) -> None:
-    """Show one sample of INDEX whole. SAMPLE is its key or its number."""
+    """Show one sample of INDEX whole. SAMPLE is its key or @NUMBER."""
     from forvalue_index.reports.documents import sample_document
     from forvalue_index.reports.pages import refuse_page, sample_page, write_page
     from forvalue_index.store.samples import open_samples

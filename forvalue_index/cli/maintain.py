@@ -40,7 +40,7 @@ def remove(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Remove SAMPLES from INDEX, by key or number, or all of a source or a condition.
+    """Remove SAMPLES from INDEX, by key or @NUMBER, or all of a source or a condition.
 
     They no longer count. Added again they come back without a forward pass, until compact forgets
     them.
@@ -49,6 +49,8 @@ def remove(
 
     with open_samples(index) as opened:
         matching = opened.count_chosen(samples, source=source, where=where)
+        for name in opened.removed_already(samples) if matching < len(samples) else ():
+            click.echo(f"{name}: the sample of this name is removed already.", err=True)
         if matching and not dry_run and not yes:
             _ask(f"Remove {matching:,} of {len(opened):,} samples from {index}?")
         removed = 0

@@ -111,7 +111,9 @@ def reading_options(command: Command) -> Command:
             help="Columns that are metadata alone, and fields of turns to leave out: tools,name.",
         ),
         click.option(
-            "--columns", help="Which columns to read, as in prompt=Q,response=A; else recognised."
+            "--columns",
+            help="Which columns to read, as in prompt=Q,response=A, or id= for no id; else "
+            "recognised.",
         ),
     ):
         read = decorate(read)

@@ -138,7 +138,7 @@ def explain(
     as_json: bool,
     **scoring: Any,
 ) -> None:
-    """Show which tokens of SAMPLE, by key or number, carry its exact score for DATA."""
+    """Show which tokens of SAMPLE, by key or @NUMBER, carry its exact score for DATA."""
     from forvalue_index.reports.documents import explanation_document
     from forvalue_index.reports.pages import explanation_page, refuse_page, write_page
 

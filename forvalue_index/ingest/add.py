@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from os import PathLike
 
 from forvalue_index.exceptions import SourceError, UsageError
@@ -34,9 +33,11 @@ def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -
     """Store the samples of `sources` that the index does not hold yet. The writer's lock is held.
 
     A sample is known where its key is stored with the same content: it gets new metadata where
-    this row has other, and is restored where it was removed. The first of several rows of one key
-    counts. With `on_bad="fail"`, sources that can be read twice are checked whole before anything
-    is embedded; with "skip", bad rows go to a file in the index.
+    this row has other, and is restored where it was removed. Of several rows of one key the first
+    is embedded, and each later one does what it would do in an `add` of its own.
+
+    With `on_bad="fail"`, sources that can be read twice are checked whole before anything is
+    embedded; with "skip", bad rows go to a file in the index.
 
     The first samples of an index calibrate it: a random choice of them, or of the first window
     where sources cannot be read twice. Where there is more than a batch to embed, other GPUs read
@@ -55,16 +56,18 @@ def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -
     choice, total = CalibrationSample(storage.manifest.settings.seed), None
     if all(source.rereadable for source in sources):
         on_bad_row = refuse_bad_row if on_bad == "fail" else ignore_bad_row
-        with _plans(storage, reader, sources) as plans:
-            total = check(plans, choice, on_bad_row=on_bad_row, on_progress=on_progress)
+        with _planner(storage, reader) as planner:
+            total = check(
+                planner.plans(sources), choice, on_bad_row=on_bad_row, on_progress=on_progress
+            )
     embedders = Embedders(model, choice)
     ingestion = Ingestion(storage, embedders, total=total, on_progress=on_progress)
     with (
         closing(Rejects(storage.path / REJECTED)) as rejects,
-        _plans(storage, reader, sources) as plans,
+        _planner(storage, reader) as planner,
     ):
         on_bad_row = refuse_bad_row if on_bad == "fail" else rejects.write
-        ingestion.run(sources, plans, on_bad_row=on_bad_row)
+        ingestion.run(sources, planner, on_bad_row=on_bad_row)
     if ingestion.tally.read == 0:
         names = ", ".join(source.name for source in sources)
         raise SourceError(f"{names}: there is no row in it, so nothing was added; check the file")
@@ -77,12 +80,9 @@ def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -
 
 
 @contextmanager
-def _plans(
-    storage: Storage, reader: ModelReader, sources: Sequence[Source]
-) -> Iterator[Iterator[IngestPlan]]:
-    """The plans for all sources, which are read as the plans are asked for."""
+def _planner(storage: Storage, reader: ModelReader) -> Iterator[Planner]:
     with closing(SeenKeys()) as seen:
-        yield Planner(storage.catalog, storage.media, reader, seen).plans(sources)
+        yield Planner(storage.catalog, storage.media, reader, seen)
 
 
 def check(
@@ -119,6 +119,6 @@ def refuse_media_root(storage: Storage, media_root: str | PathLike[str] | None) 
 
 
 def _report(tally: Tally, rejects: Rejects, seconds: Mapping[str, float]) -> AddReport:
-    counts = asdict(tally)
+    counts = vars(tally) | {"examples": tuple(tally.examples)}
     del counts["forward_s"]
     return AddReport(**counts, rejected=rejects.count, seconds=seconds, rejected_file=rejects.path)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
+from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.gradients.embedder import undefined_numbers
 from forvalue_index.ingest.embedders import Embedders
 from forvalue_index.ingest.parallel import EmbeddedBatch, embedded_batches
-from forvalue_index.ingest.planning import IngestPlan
+from forvalue_index.ingest.planning import IngestPlan, Planner
 from forvalue_index.ingest.rejects import OnBadRow
+from forvalue_index.ingest.seen_keys import NewMetadata
 from forvalue_index.ingest.storing import EmbeddedSamples, Unstored
-from forvalue_index.ingest.tally import Tally
+from forvalue_index.ingest.tally import MOST_EXAMPLES, Tally
 from forvalue_index.model.label_tokens import Prepared
 from forvalue_index.progress import OnProgress, Progress
 from forvalue_index.sources.sample import BadRow, Source, bad_row
+from forvalue_index.store.catalog.sample_rows import changed_metadata
 from forvalue_index.store.store import Storage
 from forvalue_index.threads import prefetched
 
@@ -36,13 +39,11 @@ class Ingestion:
         self.tally = Tally()
         self._unstored = Unstored(storage, self.tally)
 
-    def run(
-        self, sources: Sequence[Source], plans: Iterator[IngestPlan], *, on_bad_row: OnBadRow
-    ) -> None:
+    def run(self, sources: Sequence[Source], planner: Planner, *, on_bad_row: OnBadRow) -> None:
         """Carry out the plans for all sources. Whatever stops it, what is embedded is stored."""
         run_id = self._storage.catalog.start_run([source.name for source in sources])
         try:
-            with closing(self._ahead(sources, plans)) as with_images:
+            with closing(self._ahead(sources, planner.plans(sources))) as with_images:
                 for plan in with_images:
                     for bad in plan.rejected:
                         on_bad_row(bad)
@@ -52,6 +53,8 @@ class Ingestion:
                         self._unstored.store()
         finally:
             self._unstored.store()
+        for chunk in planner.new_metadata():
+            self._renew(chunk)
         self._storage.catalog.finish_run(run_id)
 
     def _ahead(
@@ -84,14 +87,31 @@ class Ingestion:
         self.tally.read += plan.n_rows
         self.tally.known += plan.known
         self.tally.restored += plan.returned
-        self.tally.updated += plan.changed
+        self.tally.updated += plan.moved
+        self.tally.duplicates += plan.duplicates
+        self.tally.differing += len(plan.differing)
+        self.tally.examples += plan.differing[: MOST_EXAMPLES - len(self.tally.examples)]
         for sample in plan.with_images:
             with suppress(BadSampleError):  # which was read a moment ago
                 self._storage.media.restore(sample)
         if plan.restored:
             self._storage.catalog.restore(plan.restored)
-        if plan.updated:
-            self._storage.catalog.update_metadata(plan.updated)
+
+    def _renew(self, new: Sequence[NewMetadata]) -> None:
+        """Give samples the metadata that their last rows have."""
+        with self._storage.catalog.snapshot() as snapshot:
+            held = snapshot.live_by_key(said.key for said in new)
+        changed: dict[int, dict[str, Any]] = {}
+        for said in new:
+            sample = held.get(said.key)  # none where the model gave no numbers for a new one
+            if sample is None:
+                continue
+            metadata = changed_metadata(sample.metadata, said.metadata)
+            if metadata is not None:
+                changed[sample.id] = metadata
+                self.tally.updated += said.was_known
+        if changed:
+            self._storage.catalog.update_metadata(changed)
 
     def _embed(self, plan: IngestPlan, on_bad_row: OnBadRow) -> None:
         """Embed what is new, and store it as often as that is due."""

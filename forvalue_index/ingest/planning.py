@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from forvalue_index.ingest.seen_keys import SeenKeys
+from forvalue_index.ingest.seen_keys import NewMetadata, SeenKeys
+from forvalue_index.ingest.tally import Repeat
 from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.sources.sample import BadRow, Sample, Source, bad_row
 from forvalue_index.store.catalog.catalog import Catalog
-from forvalue_index.store.catalog.sample_rows import changed_metadata, unstorable
+from forvalue_index.store.catalog.sample_rows import changed_metadata, clean_metadata, unstorable
 from forvalue_index.store.catalog.snapshot import Snapshot
 from forvalue_index.store.media import Media
 from forvalue_index.store.records import KnownSample
@@ -27,18 +28,20 @@ IMAGE_BYTES = 16
 class IngestPlan:
     """The rows of a window, sorted by what is to be done about them.
 
-    `new` are the samples to embed, by their positions in the order of reading; `restored` and
-    `updated` go by the ids of known samples. `with_images` are the known ones that have some.
+    `new` are the samples to embed, by their positions in the order of reading; `restored` goes by
+    the ids of known samples. `with_images` are the known ones that have some. `duplicates` repeat
+    an earlier row of the data, `differing` ones with other metadata.
     """
 
     n_rows: int
     known: int = 0
     returned: int = 0
-    changed: int = 0
+    moved: int = 0
+    duplicates: int = 0
+    differing: list[Repeat] = field(default_factory=list)
     rejected: list[BadRow] = field(default_factory=list)
     new: dict[int, Prepared] = field(default_factory=dict)
     restored: dict[int, Sample] = field(default_factory=dict)
-    updated: dict[int, dict[str, Any]] = field(default_factory=dict)
     with_images: list[Sample] = field(default_factory=list)
 
     def reject(self, sample: Sample, reason: str) -> None:
@@ -74,6 +77,13 @@ class Planner:
             yield self._plan(window, first)
             first += len(window)
 
+    def new_metadata(self) -> Iterator[list[NewMetadata]]:
+        """What the rows say of samples that were there when they were read, once all are planned.
+
+        Not before: of several rows of a key the last counts.
+        """
+        return self._seen.new_metadata()
+
     def _plan(self, rows: Sequence[Sample | BadRow], first: int) -> IngestPlan:
         held, plan = self._held(rows), IngestPlan(len(rows))
         for position, row in enumerate(rows, first):
@@ -84,22 +94,37 @@ class Planner:
         return plan
 
     def _plan_sample(self, row: Sample, position: int, held: _Held, plan: IngestPlan) -> None:
+        if reason := unstorable(row):
+            plan.reject(row, reason)
+            return
         seen, known = self._seen.content_of(row.key), held.samples.get(row.key)
         content = seen or (known.content_hash if known else row.content_hash)
         if content != row.content_hash:
-            taken = f"its id {row.key!r} is taken by a sample of other content"
-            plan.reject(row, f"{taken}; give it another")
+            plan.reject(
+                row,
+                f"its id {row.key!r} is taken by a sample of other content; give it another, or "
+                "where several rows have one id by nature, read with --columns id= (no column is "
+                "the id then, and the id is metadata)",
+            )
         elif seen is not None:
-            plan.known += 1
+            self._plan_repeat(row, plan)
         elif known is not None:
             self._plan_known(row, known, plan, moved=known.id in held.moved)
         else:
             self._plan_new(row, position, plan)
 
+    def _plan_repeat(self, row: Sample, plan: IngestPlan) -> None:
+        """Of several rows of one key the first is embedded, and the metadata of the last counts."""
+        plan.duplicates += 1
+        repeat = self._seen.repeat(row)
+        if repeat.metadata:
+            plan.differing.append(repeat)
+
     def _plan_known(
         self, row: Sample, known: KnownSample, plan: IngestPlan, *, moved: bool
     ) -> None:
-        self._seen.note(row)
+        # One that moved counts as updated at once.
+        self._seen.note(row, was_known=not (known.removed or moved))
         if row.images:
             plan.with_images.append(row)
         stored = self._media.as_stored(row)
@@ -108,10 +133,21 @@ class Planner:
             plan.restored[known.id] = stored
         else:
             plan.known += 1
-            _plan_changes(stored, known, plan, moved=moved)
+            self._plan_changes(stored, known, plan, moved=moved)
+
+    def _plan_changes(
+        self, row: Sample, known: KnownSample, plan: IngestPlan, *, moved: bool
+    ) -> None:
+        """Plan what a row changes of a sample that is known, and not removed."""
+        plan.moved += moved
+        if moved or known.location not in (None, (row.source, row.position, row.offset)):
+            plan.restored[known.id] = replace(row, metadata=known.metadata)
+        if changed_metadata(known.metadata, row.metadata) is not None:
+            metadata = clean_metadata(row.metadata)
+            self._seen.keep_metadata(row.key, metadata, was_known=not moved)
 
     def _plan_new(self, row: Sample, position: int, plan: IngestPlan) -> None:
-        if reason := unstorable(row) or self._media.refusal(row):
+        if reason := self._media.refusal(row):
             plan.reject(row, reason)
             return
         prepared = self._reader.prepare(row)
@@ -161,16 +197,6 @@ def windows(
             window, characters = [], 0
     if window:
         yield window
-
-
-def _plan_changes(row: Sample, known: KnownSample, plan: IngestPlan, *, moved: bool) -> None:
-    """Plan what a row changes of a sample that is known, and not removed."""
-    metadata = changed_metadata(known.metadata, row.metadata)
-    plan.changed += moved or metadata is not None
-    if moved or known.location not in (None, (row.source, row.position, row.offset)):
-        plan.restored[known.id] = replace(row, metadata=metadata or known.metadata)
-    elif metadata is not None:
-        plan.updated[known.id] = metadata
 
 
 def _characters(row: Sample | BadRow) -> int:

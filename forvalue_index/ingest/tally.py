@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# How many rows that repeat others with other metadata are named.
+MOST_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A row, as file:line, the earlier one of equal content and key, and metadata that differs."""
+
+    row: str
+    repeats: str
+    metadata: Mapping[str, Any]
 
 
 @dataclass
@@ -15,20 +28,24 @@ class Tally:
     restored: int = 0
     known: int = 0
     updated: int = 0
+    duplicates: int = 0
+    differing: int = 0
     truncated: int = 0
     label_tokens: int = 0
     tokens: int = 0
     segments: int = 0
     forward_s: float = 0.0
+    examples: list[Repeat] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class AddReport:
-    """What one `add` did. Each row read was added, restored, known or rejected.
+    """What one `add` did. Each row read was added, restored, known, a duplicate or rejected.
 
-    Restored samples had been removed. Of the known ones, `updated` have new
-    metadata, or images that lie elsewhere.
-    `rejected_file` holds the rows that were skipped, if any.
+    Restored samples had been removed. Known ones were in the index before; of these, `updated`
+    have new metadata, or images that lie elsewhere. Duplicates repeat an earlier row of this
+    `add`, `differing` of them with other metadata, of which the last counts; `examples` are the
+    first of these. `rejected_file` holds the rows that were skipped, if any.
     """
 
     read: int
@@ -36,10 +53,13 @@ class AddReport:
     restored: int
     known: int
     updated: int
+    duplicates: int
+    differing: int
     rejected: int
     truncated: int
     label_tokens: int
     tokens: int
     segments: int
     seconds: Mapping[str, float]
+    examples: Sequence[Repeat] = ()
     rejected_file: str | None = None

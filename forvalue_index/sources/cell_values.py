@@ -12,6 +12,8 @@ from typing import Any, TypeGuard
 
 from forvalue_index.exceptions import BadSampleError
 
+# Where cells come from: of Arrow, objects have all fields of all objects, and of CSV, all is text.
+JSON, ARROW, CSV = "json", "arrow", "csv"
 # NUL is refused by PostgreSQL, half a surrogate pair by every UTF-8 encoder.
 UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 

@@ -14,17 +14,18 @@ from typing import Any
 
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.sources.cell_values import (
+    ARROW,
+    CSV,
+    JSON,
     is_empty,
-    is_whole_number,
-    kind_of,
     storable,
-    text_of,
 )
 from forvalue_index.sources.conventions import FIELDS, IGNORED, Layout, layout_of
 from forvalue_index.sources.dialogues import beside_texts
 from forvalue_index.sources.image_places import holds_nothing
 from forvalue_index.sources.images import ImageFiles
 from forvalue_index.sources.messages import messages_of
+from forvalue_index.sources.own_ids import own_id
 from forvalue_index.sources.sample import Message, Sample
 from forvalue_index.sources.tool_calls import tools_of
 from forvalue_index.sources.turns import Reading
@@ -40,7 +41,8 @@ def parse_columns(text: str) -> dict[str, str]:
     columns: dict[str, str] = {}
     for part in text.split(","):
         field, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (field and equals and column) or field in columns:
+        given = column or field == "id"  # id= says that no column is the id
+        if not (field and equals and given) or field in columns:
             raise UsageError(
                 f"'{part}' in columns '{text}' is malformed or repeated: write FIELD=COLUMN,... "
                 f"with fields {', '.join(FIELDS)}"
@@ -86,12 +88,12 @@ def to_sample(
     images: ImageFiles | None = None,
     source: str = "",
     position: int = 0,
-    of_arrow: bool = False,
+    origin: str = JSON,
 ) -> Sample:
     """Convert one row; `images` opens its images, by default those below the working directory.
 
-    In rows `of_arrow` a null field of an object is one that it has not. The BadSampleError of a
-    bad row gives the reason, not the place.
+    Of rows of ARROW, a null field of an object is one that it has not; of CSV, where all is text,
+    the id 1.0 is a number. The BadSampleError of a bad row gives the reason, not the place.
     """
     row = {str(name): value for name, value in row.items()}
     columns = columns or {}
@@ -102,15 +104,15 @@ def to_sample(
         if "images" in layout.columns and not images.concern(row[layout.columns["images"]]):
             layout = layout.without(["images"])
     cells = {field: row[column] for field, column in layout.columns.items()}
-    how = _reading(columns.get(IGNORED, ""), of_arrow)
+    how = _reading(columns.get(IGNORED, ""), origin == ARROW)
     messages, cut_turns = messages_of(cells, layout.columns, images.read, how)
     return Sample(
         messages=messages,
         source=source,
         position=position,
-        own_id=_own_id(cells.get("id")),
+        own_id=own_id(cells.get("id"), is_text=origin == CSV),
         metadata=storable(_beside_fields(row, layout)),
-        tools=tools_of(cells["tools"], layout.columns["tools"], of_arrow=of_arrow)
+        tools=tools_of(cells["tools"], layout.columns["tools"], of_arrow=how.of_arrow)
         if "tools" in cells
         else (),
         cut_turns=cut_turns,
@@ -168,11 +170,3 @@ def _with_filled_images(
     before = layout.columns.get("images", read)
     others = tuple(name for name in (*layout.beside, before) if name != read)
     return replace(layout, columns={**layout.columns, "images": read}, beside=others)
-
-
-def _own_id(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return text_of(value, "the id") if value else None
-    if not is_whole_number(value):
-        raise BadSampleError(f"the id is {kind_of(value)}, wanted text or int")
-    return str(int(value))

@@ -150,6 +150,9 @@ def _first_met(
 ) -> Layout | None:
     chosen = dict(mapped)
     ignored = set(chosen.pop(IGNORED, "").split(","))
+    no_id = chosen.get("id") == ""
+    if no_id:
+        del chosen["id"]
     for field, column in chosen.items():
         if column not in names:
             raise BadSampleError(f"no column '{column}' for {field}; the row has: {_listed(names)}")
@@ -162,6 +165,8 @@ def _first_met(
         if "text" in columns and "text" not in chosen:
             _refuse_messages_as_rows(names)
         columns |= _beside(convention, columns, chosen, by_name)
+        if no_id:
+            columns.pop("id", None)
         return _layout(columns, chosen, read, [name for name in names if name not in read])
     return None
 

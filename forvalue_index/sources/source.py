@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from pyarrow import ArrowException
 
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
-from forvalue_index.sources.cell_values import kind_of
+from forvalue_index.sources.cell_values import ARROW, CSV, JSON, kind_of
 from forvalue_index.sources.columns import checked_columns, to_sample
 from forvalue_index.sources.formats import (
     TEXT_READERS,
@@ -43,14 +43,15 @@ from forvalue_index.threads import parallel_map
 
 Location = tuple[int, int | None]
 ROWS_AT_ONCE = 64
+# Suffixes of formats whose cells are text alone.
+UNTYPED = {".csv", ".tsv"}
 
 
 @dataclass(eq=False)
 class RowSource:
     """A `Source` over whatever `read` yields: positions with rows.
 
-    Images that rows name are opened by `images`; `of_arrow` says whether null fields of objects are
-    ones that they have not.
+    Images that rows name are opened by `images`; `origin` says where its cells come from.
     """
 
     name: str
@@ -59,7 +60,7 @@ class RowSource:
     images: ImageFiles
     rereadable: bool = True
     path: Path | None = None
-    of_arrow: bool = False
+    origin: str = JSON
 
     def samples(self) -> Iterator[Sample | BadRow]:
         """Every row, as a sample or as the reason why it is none. Raises SourceError."""
@@ -105,7 +106,7 @@ class RowSource:
                 images=self.images,
                 source=self.name,
                 position=position,
-                of_arrow=self.of_arrow,
+                origin=self.origin,
             )
             return sample if offset is None else replace(sample, offset=offset)
         except BadSampleError as error:
@@ -138,7 +139,7 @@ def open_sources(
     rereadable = iter(data) is not data
     files = media.beside(Path.cwd())
     rows = RowSource("<iterable>", lambda: enumerate(data, 1), columns, files, rereadable)
-    rows.of_arrow = type(data).__module__.startswith("datasets.")
+    rows.origin = ARROW if type(data).__module__.startswith("datasets.") else JSON
     return [rows]
 
 
@@ -189,11 +190,17 @@ def _open_path(path: Any, columns: Mapping[str, str], media: _Media) -> list[Row
                 columns,
                 media.beside(Path(name).absolute().parent),
                 path=Path(name),
-                of_arrow=read in (read_parquet, read_saved),
+                origin=_origin(read, name),
             )
             for match in _expand(str(path))
             for name, read in _readers(match)
         ]
+
+
+def _origin(read: Reader, name: str) -> str:
+    if read in (read_parquet, read_saved):
+        return ARROW
+    return CSV if UNTYPED & {suffix.lower() for suffix in Path(name).suffixes} else JSON
 
 
 def _open_stdin(columns: Mapping[str, str], images: ImageFiles) -> RowSource:

@@ -76,6 +76,13 @@ class IndexSamples:
         with self._catalog.snapshot() as snapshot:
             return len(chosen_ids(snapshot, names, source=source, where=where))
 
+    def removed_already(self, names: Sequence[str | int]) -> list[str]:
+        """Those names whose samples are removed. Raises CatalogError for a name of none."""
+        with self._catalog.snapshot() as snapshot:
+            ids = {str(name): snapshot.sample_id(str(name)) for name in names}
+            live = set(snapshot.live_among(ids.values()).tolist())
+        return [name for name, id_ in ids.items() if id_ not in live]
+
     def remove(
         self,
         names: Sequence[str | int] = (),
@@ -85,7 +92,7 @@ class IndexSamples:
         wait: bool = False,
         expected: int | None = None,
     ) -> int:
-        """Remove samples by key or id, or all of a source or a filter; returns how many.
+        """Remove samples by key or number, or all of a source or a filter; returns how many.
 
         They no longer count, and come back where they are added again. `compact` forgets them.
         Where they are not as many as `expected`, nothing is removed.
@@ -118,7 +125,7 @@ class IndexSamples:
             return snapshot.version()
 
     def sample(self, name: str | int) -> StoredSample:
-        """The sample with this key or id. Raises ForValueError where there is none."""
+        """The sample with this key, or `@3` for the number 3. Raises CatalogError for none."""
         with self._catalog.snapshot() as snapshot:
             return snapshot.sample(str(name))
 
@@ -159,9 +166,9 @@ def chosen_ids(
     source: str | None = None,
     where: str | None = None,
 ) -> NDArray[np.int64]:
-    """Ids of the live samples with these keys or ids, or of those of a source and a condition.
+    """Ids of the live samples of these names, or of those of a source and a condition.
 
-    A name is a key first, and live samples come first: key, number, removed key, removed number.
+    A name is as `Snapshot.sample_id` reads it; one of a removed sample chooses nothing.
 
     Raises:
         UsageError: nothing is chosen, or names are mixed with a source or a condition.

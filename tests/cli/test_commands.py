@@ -91,6 +91,9 @@ ADD_KEYS = [
         "restored",
         "known",
         "updated",
+        "duplicates",
+        "differing",
+        "examples",
         "rejected",
         "truncated",
         "label_tokens",
@@ -228,6 +231,22 @@ def test_from_nothing_to_values(tmp_path, model_dir, train, validation):
     assert (info["samples"], info["removed"], info["index_version"]) == (12, 0, 1)
     assert (info["sources"], info["segments"]) == ([{"source": str(train), "samples": 12}], 1)
     assert info["bytes"] > 12 * 256 * 2
+
+
+def test_rows_that_repeat_others_are_counted_and_named(filled, tmp_path):
+    index = filled.storage.path
+    texts = [{"text": "I loved it.", "label": label} for label in (1, 1, 0)]
+    path = write_jsonl(tmp_path / "d.jsonl", texts)
+    added = document("add", index, path)
+    assert (added["added"], added["known"], added["duplicates"], added["differing"]) == (1, 0, 2, 1)
+    example = {"row": f"{path}:3", "repeats": f"{path}:1", "metadata": {"label": 0}}
+    assert added["examples"] == [example]
+    said = run("add", index, path).stdout
+    assert "1 were known" in said
+    assert (
+        "2 rows repeat an earlier row of this add: 1 with the same metadata, 1 with other" in said
+    )
+    assert f"{path}:3 repeats {path}:1: label 0\n" in said
 
 
 def test_each_validation_sample_alone(built_index, validation):

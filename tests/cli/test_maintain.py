@@ -28,9 +28,12 @@ def test_removing_by_name_condition_and_source(path, filled):
         "removed": 2,
         "dry_run": False,
     }
-    assert run("remove", path, "r1", "--yes").output == "0 samples removed.\n"
+    again = run("remove", path, "r1", "--yes")
+    assert again.stdout == "0 samples removed.\n"
+    assert again.stderr == "r1: the sample of this name is removed already.\n"
+    assert document("remove", path, "@2", "r3", "--yes")["removed"] == 1
     assert document("remove", path, "--where", "metadata.topic = 'war'", "--yes")["removed"] == 8
-    assert document("remove", path, "--source", "<iterable>", "--yes")["removed"] == 20
+    assert document("remove", path, "--source", "<iterable>", "--yes")["removed"] == 19
     assert len(filled) == 0
 
 

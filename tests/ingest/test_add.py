@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rows import rows, write_jsonl
 from stored_rows import (
     assert_identical_rows,
@@ -22,6 +24,7 @@ from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BadSampleError, ModelError, SourceError
 from forvalue_index.gradients.embedder import Embedder
 from forvalue_index.ingest import add as ingest
+from forvalue_index.ingest.tally import Repeat
 from forvalue_index.sources.columns import to_sample
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.writer_lock import LOCK
@@ -143,7 +146,7 @@ def test_a_sample_without_an_id_is_known_by_its_content(index, embedded):
     data = [{k: row[k] for k in ("prompt", "response")} for row in rows(5)]
     index.add(data)
     report = index.add([*data, {**data[0], "topic": "metadata does not matter"}])
-    assert (report.added, report.known) == (0, 6)
+    assert (report.added, report.known, report.duplicates, report.updated) == (0, 5, 1, 1)
     assert sum(embedded) == 5
 
 
@@ -220,27 +223,41 @@ def test_metadata_that_a_row_does_not_have_stays(index):
     assert (index.sample("r0").sample.metadata, index.version) == ({"topic": "law"}, version)
 
 
-def test_the_first_of_several_rows_of_a_key_counts_and_again_changes_nothing(index, embedded):
+def test_a_label_of_equal_text_is_named_and_the_last_one_counts(index, tmp_path):
+    """In an empty index, the second row was "known", and its label was gone."""
+    data = [{"text": "I loved it.", "label": label} for label in (1, 0)]
+    path = write_jsonl(tmp_path / "d.jsonl", data)
+    report = index.add(path)
+    assert (report.read, report.added, report.known) == (2, 1, 0)
+    assert (report.duplicates, report.differing, report.updated) == (1, 1, 0)
+    assert report.examples == (Repeat(f"{path}:2", f"{path}:1", {"label": 0}),)
+    assert index.list_samples()[0].sample.metadata == {"label": 0}
+
+
+def test_the_last_of_several_rows_of_a_key_counts_and_again_changes_nothing(index, embedded):
     first, second = ({**rows(1)[0], "topic": topic} for topic in ("first", "second"))
     other = rows(3)[1:]
     report = index.add([first, *other, second])
-    assert (report.added, report.known, report.updated) == (3, 1, 0)
-    version = index.version
-    assert index.add([first, *other, second]).updated == 0
-    assert (index.sample("r0").sample.metadata, index.version) == ({"topic": "first"}, version)
-
-    report = index.add([second, *other, first])
-    assert (report.known, report.updated) == (4, 1)
-    version = index.version
-    assert index.add([second, *other, first]).updated == 0
-    assert (index.sample("r0").sample.metadata, index.version) == ({"topic": "second"}, version)
+    assert (report.added, report.known, report.updated) == (3, 0, 0)
+    assert (report.duplicates, report.differing) == (1, 1)
+    for data, topic, updated in [
+        ([first, *other, second], "second", 0),
+        ([second, *other, first], "first", 1),
+        ([second, *other, first], "first", 0),
+    ]:
+        version = index.version
+        report = index.add(data)
+        assert (report.known, report.duplicates, report.updated) == (3, 1, updated)
+        stored = index.sample("r0").sample.metadata, index.version
+        assert stored == ({"topic": topic}, version + updated)
     assert sum(embedded) == 3
 
 
 def test_a_repeated_sample_is_stored_once(index, embedded):
     data = rows(5)
     report = index.add([*data, data[2], data[2], *data])
-    assert (report.read, report.added, report.known) == (12, 5, 7)
+    assert (report.read, report.added, report.known) == (12, 5, 0)
+    assert (report.duplicates, report.differing, report.examples) == (7, 0, ())
     assert sum(embedded) == 5
     assert keys(index) == [row["id"] for row in data]
 
@@ -249,8 +266,99 @@ def test_repetitions_are_found_across_windows(index, embedded, monkeypatch):
     windows_of(monkeypatch, index, 4)
     data = rows(10)
     report = index.add([*data, *data[:9]])
-    assert (report.read, report.added, report.known) == (19, 10, 9)
+    assert (report.read, report.added, report.duplicates) == (19, 10, 9)
     assert sum(embedded) == 10
+
+
+def test_some_of_many_rows_with_other_metadata_are_named(index):
+    data = [{**rows(1)[0], "n": n} for n in range(9)]
+    report = index.add(data)
+    assert (report.duplicates, report.differing) == (8, 8)
+    assert [(one.row, one.repeats) for one in report.examples] == [
+        (f"<iterable>:{n}", "<iterable>:1") for n in range(2, 7)
+    ]
+
+
+# Rows of three samples; 1 is the same metadata as 1.0, and what a row lacks stays.
+REPEATS = st.lists(
+    st.fixed_dictionaries(
+        {"id": st.sampled_from(["r0", "r1", "r2"])},
+        optional={
+            "label": st.sampled_from([0, 1, 1.0, "1", None, 2**64]),
+            "more": st.sampled_from([{"a": [1]}, {"a": []}]),
+        },
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def with_texts(drawn):
+    texts = {row["id"]: {n: row[n] for n in ("prompt", "response")} for row in rows(3)}
+    return [row | texts[row["id"]] for row in drawn]
+
+
+def said(metadata, drawn):
+    """What the catalog holds after some rows, one after the other."""
+    for row in drawn:
+        own = {name: value for name, value in row.items() if name != "id"}
+        metadata = metadata | {row["id"]: metadata.get(row["id"], {}) | own}
+    return metadata
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(first=REPEATS, second=REPEATS, removed=st.booleans())
+def test_rows_of_one_add_do_what_they_would_do_in_adds_of_their_own(
+    index, monkeypatch, first, second, removed
+):
+    """And the same add again changes nothing, not even for a moment."""
+    windows_of(monkeypatch, index, 2)
+    index.remove(where="id >= 0")
+    index.compact()
+    expected = {}
+    for drawn in (first, second):
+        expected = said(expected, drawn)
+        report = index.add(with_texts(drawn))
+        counts = (report.added, report.restored, report.known, report.duplicates)
+        assert sum(counts) == report.read == len(drawn)
+        assert {s.sample.key: s.sample.metadata for s in index.list_samples()} == expected
+        version = index.version
+        again = index.add(with_texts(drawn))
+        assert (again.known, again.updated) == (len({row["id"] for row in drawn}), 0)
+        assert (again.duplicates, index.version) == (report.duplicates, version)
+        if removed:  # what comes back has the metadata of its rows alone
+            expected.pop(drawn[0]["id"])
+            index.remove([drawn[0]["id"]])
+
+
+def test_an_add_that_is_stopped_leaves_no_metadata_that_a_later_row_takes_back(
+    index, tmp_path, monkeypatch
+):
+    small_batches(index, 1)
+    windows_of(monkeypatch, index, 2)
+    index.add([{**row, "topic": "before"} for row in rows(2)])
+    data = [{**row, "topic": topic} for topic in ("first", "last") for row in rows(6)]
+    path = write_jsonl(tmp_path / "d.jsonl", data)
+    for _ in range(3):
+        stop_after(index, 1)
+        with pytest.raises(Stopped):
+            index.add(path)
+        assert index.sample("r0").sample.metadata == {"topic": "before"}
+    index.model.on_progress = lambda _: None
+    report = index.add(path)
+    assert (report.duplicates, report.differing, report.rejected) == (6, 6, 0)
+    assert report.added + report.known == 6
+    assert {s.sample.metadata["topic"] for s in index.list_samples()} == {"last"}
+
+
+def test_metadata_too_deep_for_a_catalog_is_a_bad_row_of_a_known_sample_too(index):
+    """It ended the whole add, whatever was to be done about bad rows."""
+    index.add(rows(2))
+    deep = {**rows(1)[0], "deep": json.loads("[" * 60 + "]" * 60)}
+    report = index.add([deep, rows(2)[1], {**rows(2)[1], "deep": deep["deep"]}], on_bad="skip")
+    assert (report.rejected, report.known, report.duplicates) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("when", ["stored", "in the same data"])

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.prompts import PromptEncoder
+from forvalue_index.sources.cell_values import ARROW, JSON
 from forvalue_index.sources.columns import to_sample
 
 # What a rendering must hold, and how often, for nothing of a row to be lost.
@@ -125,7 +126,7 @@ def test_the_table_says_what_the_templates_render(family):
 def test_however_a_row_is_spelled_its_labels_are_the_same(family, kind, respell):
     tokenizer, row, expected = family_tokenizer(family), ROWS[kind], EXPECTED[family][kind]
     spelled = row | {"messages": [respell(message) for message in row["messages"]]}
-    options = {"of_arrow": respell is with_nulls}
+    options = {"origin": ARROW if respell is with_nulls else JSON}
     if isinstance(expected, str):
         with pytest.raises(BadSampleError):
             encode(tokenizer, spelled, **options)

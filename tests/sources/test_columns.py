@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forvalue_index.exceptions import BadSampleError, UsageError
+from forvalue_index.sources.cell_values import ARROW, JSON
 from forvalue_index.sources.columns import ignoring, parse_columns, to_sample
 from forvalue_index.sources.conventions import BY_VALUE, CONVENTIONS
 from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
@@ -102,6 +103,50 @@ def test_own_id(row_id, own_id):
     assert to_sample({"text": "T", "id": row_id}).own_id == own_id
 
 
+@pytest.mark.parametrize("number", [float, np.float64, np.float32, decimal.Decimal])
+def test_a_whole_float_is_an_id_and_nan_is_none(number):
+    """pandas makes floats of a column of integers with a gap."""
+    ids = [
+        to_sample({"text": "T", "id": number(text)}).own_id for text in ("1", "-0", "1e3", "nan")
+    ]
+    assert ids == ["1", "0", "1000", None]
+    for text in ("1.5", "inf"):
+        assert "wanted text or a whole number" in reason({"text": "T", "id": number(text)})
+
+
+def test_a_float_that_may_be_one_of_several_ids_is_none():
+    assert to_sample({"text": "T", "id": 2.0**53}).own_id == str(2**53)
+    said = reason({"text": "T", "id": float(2**53 + 2)})
+    assert "too large to tell whole numbers apart" in said
+    assert "--columns id=" in said
+    whole = decimal.Decimal(2**53 + 1)
+    assert to_sample({"text": "T", "id": whole}).own_id == str(2**53 + 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "own_id"),
+    [
+        *(("1.0", "1"), ("0.0", "0"), ("-7.0", "-7"), ("9007199254740992.0", "9007199254740992")),
+        *((text, text) for text in ("1", "1.00", "1.5", "01.0", "v1.0", "1.0.0", ".0", "-0.0")),
+        ("", None),
+    ],
+)
+def test_a_whole_float_is_an_id_in_csv_too_and_text_elsewhere(tmp_path, text, own_id):
+    path = tmp_path / "D.CSV"
+    path.write_text(f"id,text\n{text},T\n", "utf-8")
+    assert [one.own_id for one in open_sources(path)[0].samples()] == [own_id]
+    assert to_sample({"text": "T", "id": text}).own_id == (text or None)
+
+
+def test_no_column_need_be_the_id():
+    """Where several rows have one id by nature."""
+    row = {"prompt": "Q", "response": "A", "id": 7.5}
+    for columns in ({"id": ""}, parse_columns("prompt=prompt, id=")):
+        sample = to_sample(row, columns)
+        assert (sample.messages, sample.own_id, sample.metadata) == (PAIR, None, {"id": 7.5})
+    assert "no column '' for text" in reason(row, {"text": ""})
+
+
 @pytest.mark.parametrize(
     ("value", "stored"),
     [
@@ -187,7 +232,7 @@ BLANK = "is empty or blank at its end; nothing there to score"
         ({"text": "\udc80"}, "'text' holds a NUL or something that is not UTF-8; clean it"),
         ({"instruction": [], "input": "I", "output": "A"}, "'instruction' is list, wanted text"),
         ({"instruction": "Q", "input": 2, "output": "A"}, "'input' is int, wanted text"),
-        ({"text": "T", "id": 1.0}, "the id is float, wanted text or int"),
+        ({"text": "T", "id": 1.5}, "the id is 1.5, wanted text or a whole number"),
         ({"text": "T", "id": True}, "the id is bool, wanted text or int"),
         ({"text": "T", "id": ["a"]}, "the id is list, wanted text or int"),
         ({"messages": "hello"}, "'messages' is text, wanted a list"),
@@ -378,7 +423,7 @@ ROWS = st.builds(lambda beside, row: beside | row, BESIDE, OF_A_CONVENTION)
 
 def sample_or_reason(row, of_arrow):
     try:
-        return to_sample(row, of_arrow=of_arrow)
+        return to_sample(row, origin=ARROW if of_arrow else JSON)
     except BadSampleError as error:
         return str(error)
 
@@ -403,5 +448,5 @@ def test_a_sample_as_a_row_is_the_same_sample(turns, of_arrow):
     except BadSampleError:
         return
     row = {"id": "i", "messages": [m.as_row() for m in found.messages], "tools": list(found.tools)}
-    again = to_sample(row, of_arrow=of_arrow)
+    again = to_sample(row, origin=ARROW if of_arrow else JSON)
     assert (again, again.content_hash) == (found, found.content_hash)

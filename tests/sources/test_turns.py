@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forvalue_index.exceptions import BadSampleError
+from forvalue_index.sources.cell_values import ARROW
 from forvalue_index.sources.columns import to_sample
 
 ASKED = {"role": "user", "content": "Q"}
@@ -106,7 +107,7 @@ def test_fields_that_are_null_are_absent():
 def test_null_fields_of_objects_are_absent_where_they_come_from_arrow():
     turn = {"role": "assistant", "content": "A", "facts": {"a": None, "b": [{"c": None}, None]}}
     assert read(turn)[0][2] == {"facts": turn["facts"]}
-    assert read(turn, of_arrow=True)[0][2] == {"facts": {"b": [{}, None]}}
+    assert read(turn, origin=ARROW)[0][2] == {"facts": {"b": [{}, None]}}
 
 
 def test_fields_of_turns_can_be_ignored():

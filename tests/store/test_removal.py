@@ -10,14 +10,10 @@ pytest_plugins = ("tiny",)
 
 @pytest.fixture
 def snapshot(index, tmp_path):
-    """Ten samples of one file and four of another; r3 is removed, and one is named like an id."""
+    """Ten samples of one file and four of another; r3 is removed."""
     index.add(write_jsonl(tmp_path / "one.jsonl", rows(10)))
-    index.add(
-        write_jsonl(
-            tmp_path / "other.jsonl",
-            [*rows(3, seed=1, prefix="s"), {"id": "5", "text": "red green"}],
-        )
-    )
+    last = {"id": "@5", "text": "red green"}
+    index.add(write_jsonl(tmp_path / "other.jsonl", [*rows(3, seed=1, prefix="s"), last]))
     index.remove(["r3"])
     with index.storage.catalog.snapshot() as opened:
         yield opened
@@ -28,15 +24,15 @@ def snapshot(index, tmp_path):
     [
         (["r1"], [1]),
         (["r7", "r1", "r7"], [1, 7]),
-        ([2, "4"], [2, 4]),
-        (["5"], [13]),
-        (["r5", 5], [5, 13]),
+        ([2, "4", "@6"], [2, 4, 6]),
+        # Always the number, though there is such a key.
+        (["@5"], [5]),
         # It is there, and no longer live.
         (["r3"], []),
         ([3, "r4"], [4]),
     ],
 )
-def test_names_are_keys_or_ids(snapshot, names, expected):
+def test_names_are_keys_or_numbers(snapshot, names, expected):
     assert chosen_ids(snapshot, names).tolist() == expected
 
 
@@ -83,17 +79,47 @@ def test_a_condition_that_is_none(snapshot, where):
         chosen_ids(snapshot, where=where)
 
 
-def test_a_name_is_a_live_key_then_a_live_number_then_what_was_removed(index):
-    """Ids of data sets are often numbers, and samples have numbers of their own."""
-    made = [{**row, "id": i + 1} for i, row in enumerate(rows(6))]  # number i has the key i + 1
-    index.add(made)
-    assert index.sample("3").id == 2
-    assert index.remove(["3"]) == 1
-    # The key 3 is free now, so 3 is the sample with that number.
-    assert index.sample("3").sample.key == "4"
-    assert index.remove(["3"]) == 1
-    removed = index.sample("3")
-    assert (removed.sample.key, removed.removed) == ("3", True)
-    assert index.remove(["3"]) == 0
-    assert index.remove(where="id = 4") == 1
-    assert [stored.id for stored in index.list_samples()] == [0, 1, 5]
+def numbered(index, keys):
+    """Samples with these keys, in their order."""
+    index.add([{**row, "id": key} for row, key in zip(rows(len(keys)), keys, strict=True)])
+
+
+def test_a_name_never_names_another_sample_after_its_own_was_removed(index):
+    """Ids of data sets are often numbers. The second `remove 1` took the sample numbered 1."""
+    numbered(index, [1, 2, 3])
+    assert index.remove(["1"]) == 1
+    assert index.remove(["1"]) == 0
+    removed = index.sample(1)
+    assert (removed.sample.key, removed.id, removed.removed) == ("1", 0, True)
+    index.compact()
+    said = "no sample with the key '1' in the index. .* the sample numbered 1 is called @1"
+    for name in ("1", 1):
+        with pytest.raises(CatalogError, match=said):
+            index.remove([name])
+    assert [stored.sample.key for stored in index.list_samples()] == ["2", "3"]
+    assert index.sample("@1").sample.key == "2"
+    assert index.remove(["@1"]) == 1
+    assert index.remove(["@1"]) == 0
+    assert [stored.sample.key for stored in index.list_samples()] == ["3"]
+
+
+@pytest.mark.parametrize("how", ["live", "removed"])
+def test_digits_are_no_number_where_any_key_is_made_of_digits(index, how):
+    numbered(index, ["a", "007", "b", "c"])
+    if how == "removed":
+        index.remove(["007"])
+    with pytest.raises(CatalogError, match="the sample numbered 0 is called @0"):
+        index.sample(0)
+    index.compact()
+    assert index.remove(["@0"]) == 1
+    if how == "removed":
+        assert index.sample("2").sample.key == "b"
+
+
+@pytest.mark.parametrize(
+    "name", ["@", "@x", "@-1", "@9", "@9223372036854775808", "٣", "-1", "", "@@1"]
+)
+def test_what_is_no_key_and_no_number_names_nothing(index, name):
+    numbered(index, ["a", "b"])
+    with pytest.raises(CatalogError, match="There is no sample with the key or id"):
+        index.sample(name)

@@ -25,25 +25,28 @@ COLUMNS = {
     "truncated": "boolean",
 }
 _HINT = (
-    f'Columns are {", ".join(COLUMNS)} and metadata.NAME or metadata."any name"; operators are '
+    f'Columns are {", ".join(COLUMNS)} and metadata.NAME, metadata."any name", '
+    "metadata.NAME.KEY or metadata.NAME[0]; operators are "
     "= <> < <= > >= AND OR NOT IN BETWEEN LIKE IS NULL; values are 'text', numbers, true, false."
 )
 
 
 _NODES = {
     *(exp.And, exp.Or, exp.Not, exp.Paren, exp.In, exp.Between, exp.Like, exp.Is),
-    *(exp.Column, exp.Identifier, exp.Literal, exp.Boolean, exp.Null, exp.Neg),
+    *(exp.Column, exp.Dot, exp.Bracket, exp.Identifier),
+    *(exp.Literal, exp.Boolean, exp.Null, exp.Neg),
     *(exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE),
 }
 _ARGUMENTS = {
     *("this", "expression", "expressions", "low", "high", "negate"),
-    *("table", "quoted", "is_string"),
+    *("table", "db", "catalog", "quoted", "is_string"),
 }
 _TOKENS = {
     *(TokenType.AND, TokenType.OR, TokenType.NOT, TokenType.IN, TokenType.BETWEEN),
     *(TokenType.LIKE, TokenType.IS, TokenType.NULL, TokenType.TRUE, TokenType.FALSE),
     *(TokenType.EQ, TokenType.NEQ, TokenType.LT, TokenType.LTE, TokenType.GT, TokenType.GTE),
     *(TokenType.L_PAREN, TokenType.R_PAREN, TokenType.COMMA, TokenType.DOT, TokenType.DASH),
+    *(TokenType.L_BRACKET, TokenType.R_BRACKET),
     *(TokenType.NUMBER, TokenType.STRING, TokenType.IDENTIFIER, TokenType.VAR),
 }
 

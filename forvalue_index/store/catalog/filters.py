@@ -1,6 +1,6 @@
 """The language of `--where`: conditions over sample columns and metadata keys.
 
-    source = 'wiki' AND n_label_tokens > 50 AND NOT metadata.lang IN ('de', 'fr')
+    source = 'wiki' AND n_label_tokens > 50 AND NOT metadata.user.lang IN ('de', 'fr')
 
 A condition is parsed with sqlglot, checked against a whitelist and rebuilt as a SQLAlchemy
 expression with bound parameters: no text of the user reaches a database as SQL. Logic is SQL's,
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,49 +26,26 @@ from sqlglot import exp
 
 from forvalue_index.exceptions import FilterError
 from forvalue_index.store.catalog.filter_syntax import COLUMNS, explained, parse_filter
+from forvalue_index.store.catalog.metadata_values import (
+    decimal,
+    decimal_at,
+    is_metadata,
+    type_at,
+    value_at,
+)
 from forvalue_index.store.catalog.schema import samples, sources
 
 # SQLite's limit is 50,000 bytes.
 MAX_PATTERN = 10_000
+# Of an integer: as many as Python reads.
+MOST_DIGITS = 4000
+# Beyond it, whole numbers that differ are one float.
+MOST_EXACT = 2**53
+# What names stand as in the tree.
+_NAMES = (exp.Column, exp.Dot, exp.Bracket)
 
-_JSON_TYPES = {
-    "string": ("string", "text"),
-    "number": ("number", "integer", "real"),
-    "boolean": ("boolean", "true", "false"),
-}
 _ORDERINGS = {exp.LT: operator.lt, exp.LTE: operator.le, exp.GT: operator.gt, exp.GTE: operator.ge}
 _COMPARISONS = {exp.EQ: operator.eq, exp.NEQ: operator.ne, **_ORDERINGS}
-
-
-class _JsonType(FunctionElement[str]):
-    """The database's name of the type under a metadata key; NULL where the key is missing."""
-
-    type = sa.Text()
-    inherit_cache = True
-
-
-class _JsonValue(FunctionElement[Any]):
-    """The value under a metadata key: SQLite keeps its type, PostgreSQL gives text."""
-
-    type = sa.Text()
-    inherit_cache = True
-
-
-# SQLAlchemy's own accessors pass numbers through text on SQLite, with 15 of their 17 digits.
-@compiles(_JsonType, "sqlite")
-@compiles(_JsonValue, "sqlite")
-def _on_sqlite(element: FunctionElement[Any], compiler: SQLCompiler, **options: Any) -> str:
-    column, _, path = (compiler.process(part, **options) for part in element.clauses)
-    function = "json_type" if isinstance(element, _JsonType) else "json_extract"
-    return f"{function}({column}, {path})"
-
-
-@compiles(_JsonType, "postgresql")
-@compiles(_JsonValue, "postgresql")
-def _on_postgresql(element: FunctionElement[Any], compiler: SQLCompiler, **options: Any) -> str:
-    column, name, _ = (compiler.process(part, **options) for part in element.clauses)
-    is_type = isinstance(element, _JsonType)
-    return f"jsonb_typeof({column} -> {name})" if is_type else f"({column} ->> {name})"
 
 
 class _ByCodePoint(FunctionElement[str]):
@@ -117,24 +95,32 @@ def _flag(node: exp.Expression) -> ColumnElement[bool]:
 
 def _comparison(node: exp.Expression) -> ColumnElement[bool]:
     kind = _common_kind(node.this, node.expression)
-    left, right = _value(node.this, kind), _value(node.expression, kind)
-    if type(node) in _ORDERINGS:
-        left = _ordered(left, kind)
-    condition: ColumnElement[bool] = _COMPARISONS[type(node)](left, right)
-    return condition
+    return _compared(type(node), node.this, node.expression, kind)
 
 
 def _between(node: exp.Expression) -> ColumnElement[bool]:
     low, high = node.args["low"], node.args["high"]
     kind = _common_kind(node.this, low, high)
-    return _ordered(_value(node.this, kind), kind).between(_value(low, kind), _value(high, kind))
+    not_below = _compared(exp.GTE, node.this, low, kind)
+    return sa.and_(not_below, _compared(exp.LTE, node.this, high, kind))
+
+
+def _compared(
+    how: type[exp.Expression], left: exp.Expression, right: exp.Expression, kind: str
+) -> ColumnElement[bool]:
+    value, other = _values([left, right], kind)
+    if how in _ORDERINGS:
+        value = _ordered(value, kind)
+    condition: ColumnElement[bool] = _COMPARISONS[how](value, other)
+    return condition
 
 
 def _in(node: exp.Expression) -> ColumnElement[bool]:
-    if not node.expressions or any(isinstance(e, exp.Column) for e in node.expressions):
+    if not node.expressions or any(isinstance(e, _NAMES) for e in node.expressions):
         raise FilterError("IN needs a list of values in parentheses")
     kind = _common_kind(node.this, *node.expressions)
-    return _value(node.this, kind).in_([_value(entry, kind) for entry in node.expressions])
+    value, *entries = _values([node.this, *node.expressions], kind)
+    return value.in_(entries)
 
 
 def _like(node: exp.Expression) -> ColumnElement[bool]:
@@ -153,11 +139,11 @@ def _ends_escaping(pattern: str) -> bool:
 
 
 def _is_null(node: exp.Expression) -> ColumnElement[bool]:
-    if not (isinstance(node.this, exp.Column) and isinstance(node.expression, exp.Null)):
+    if not (isinstance(node.this, _NAMES) and isinstance(node.expression, exp.Null)):
         raise FilterError("IS works only as NAME IS NULL and NAME IS NOT NULL")
     kind = _kind(node.this)
     if kind is None:
-        return sa.func.nullif(_JsonType(*_metadata(node.this)), "null").is_(None)
+        return sa.func.nullif(type_at(node.this), "null").is_(None)
     return _value(node.this, kind).is_(None)
 
 
@@ -170,7 +156,7 @@ _CONDITIONS: dict[type[Any], Callable[[Any], ColumnElement[bool]]] = {
     exp.In: _in,
     exp.Like: _like,
     exp.Is: _is_null,
-    exp.Column: _flag,
+    **dict.fromkeys(_NAMES, _flag),
 }
 
 
@@ -192,8 +178,8 @@ def _common_kind(*nodes: exp.Expression) -> str:
 
 def _kind(node: exp.Expression) -> str | None:
     """Tell `string`, `number` or `boolean`; None for metadata, which may be any of them."""
-    if isinstance(node, exp.Column):
-        return None if node.table else COLUMNS[_column_name(node)]
+    if isinstance(node, _NAMES):
+        return None if is_metadata(node) else COLUMNS[_column_name(node)]
     if isinstance(node, exp.Null):
         raise FilterError("nothing equals NULL; write NAME IS NULL or NAME IS NOT NULL")
     if isinstance(node, exp.Boolean):
@@ -212,9 +198,23 @@ def _column_name(node: exp.Expression) -> str:
     return name
 
 
+def _values(nodes: Sequence[exp.Expression], kind: str) -> list[ColumnElement[Any]]:
+    """What is compared; metadata beside numbers that floats cannot hold as decimals."""
+    of_metadata = any(isinstance(node, _NAMES) and is_metadata(node) for node in nodes)
+    if kind != "number" or not of_metadata:
+        return [_value(node, kind) for node in nodes]
+    numbers = [None if isinstance(node, _NAMES) else _read_number(node) for node in nodes]
+    if all(abs(number or 0) <= MOST_EXACT for number in numbers):
+        return [_value(node, kind) for node in nodes]
+    return [
+        decimal_at(node) if number is None else decimal(str(Decimal(repr(number))))
+        for node, number in zip(nodes, numbers, strict=True)
+    ]
+
+
 def _value(node: exp.Expression, kind: str) -> ColumnElement[Any]:
-    if isinstance(node, exp.Column):
-        return _metadata_as(node, kind) if node.table else _column(_column_name(node))
+    if isinstance(node, _NAMES):
+        return value_at(node, kind) if is_metadata(node) else _column(_column_name(node))
     if kind == "boolean":
         return sa.literal(bool(node.this), sa.Boolean)
     if kind == "string":
@@ -228,37 +228,34 @@ def _column(name: str) -> ColumnElement[Any]:
 
 def _number(node: exp.Expression) -> ColumnElement[Any]:
     """Typed by itself, not by the column: 2.5 must not become 2 beside an integer column."""
+    number = _read_number(node)
+    if abs(number) <= MOST_EXACT and number == int(number):
+        number = int(number)
+    if isinstance(number, int) and abs(number) < 2**63:
+        return sa.literal(number, sa.BigInteger)
+    return sa.literal(_as_float(number), sa.Double)
+
+
+def _read_number(node: exp.Expression) -> int | float:
     negative = isinstance(node, exp.Neg)
     literal = node.this if negative else node
+    sign = -1 if negative else 1
     try:
         if literal.is_string or not literal.this.isascii() or "_" in literal.this:
             raise ValueError
+        if literal.this.isdecimal() and len(literal.this) <= MOST_DIGITS:
+            return sign * int(literal.this)
         number = float(literal.this)
     except ValueError:
         raise FilterError(f"{literal.sql()} is not a number") from None
     if not math.isfinite(number):
         raise FilterError(f"{literal.sql()} is too large for a number")
-    sign = -1 if negative else 1
-    if literal.this.isdecimal() and int(literal.this) < 2**63:
-        return sa.literal(sign * int(literal.this), sa.BigInteger)
-    return sa.literal(sign * number, sa.Double)
+    return sign * number
 
 
-def _metadata(node: exp.Expression) -> tuple[ColumnElement[Any], ...]:
-    """Give what the JSON functions need: the column, the key, and SQLite's path to it."""
-    name: str = node.name
-    if node.table.lower() != "metadata":
-        raise FilterError(f"there is no table {node.table!r}; metadata is the only prefix")
-    if not name or not name.isprintable() or '"' in name or "\\" in name:
-        raise FilterError(f"the metadata key {name!r} cannot be named in a condition")
-    return samples.c.metadata, sa.literal(name, sa.Text), sa.literal(f'$."{name}"', sa.Text)
-
-
-def _metadata_as(node: exp.Expression, kind: str) -> ColumnElement[Any]:
-    """Give the value under a key where it has that kind, else NULL."""
-    column_and_path = _metadata(node)
-    value: ColumnElement[Any] = _JsonValue(*column_and_path)
-    if kind != "string":
-        value = sa.cast(value, sa.Boolean if kind == "boolean" else sa.Numeric)
-    # CASE alone promises that the cast is not tried on values of another type.
-    return sa.case((_JsonType(*column_and_path).in_(_JSON_TYPES[kind]), value))
+def _as_float(number: int | float) -> float:
+    """The nearest float: infinite beyond all of them, as a column compares with it."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf

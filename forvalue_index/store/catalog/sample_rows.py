@@ -27,6 +27,7 @@ CHUNK = 900
 MAX_METADATA_DEPTH = 50
 # PostgreSQL indexes up to 2,704 bytes.
 MAX_NAME_BYTES = 2000
+MOST_BITS = 13_000
 DIGEST = re.compile(r"[0-9a-f]{32}")
 _SCALARS = {str, int, float, bool, type(None)}
 # What comes here was encoded once already, for its hash, and a search for circles takes its time.
@@ -133,14 +134,19 @@ def with_facts_of(sample: Sample, stored: Sample) -> Sample:
 def changed_metadata(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """Stored metadata with new and other values of a row read again; None where it has none."""
     merged = {**stored, **clean_metadata(given)}
-    return None if _SORTED(_canonical(stored)) == _SORTED(_canonical(merged)) else merged
+    return None if compared(stored) == compared(merged) else merged
+
+
+def compared(value: Any) -> str:
+    """JSON that is equal for what is equal in a catalog: whole floats and the same integers are."""
+    return _SORTED(_canonical(value))
 
 
 def clean_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Turn metadata into what every database can hold as JSON and compare.
 
-    NaN and infinity become null, integers beyond 64 bits and unknown types become text, NUL and
-    halves of surrogate pairs become U+FFFD.
+    NaN and infinity become null, integers of some 4,000 digits and unknown types become text, NUL
+    and halves of surrogate pairs become U+FFFD.
     """
     return {clean_text(str(name)): _clean(value) for name, value in metadata.items()}
 
@@ -186,7 +192,8 @@ def _clean(value: Any) -> Any:
 
 def _clean_number(value: int | float) -> int | float | str | None:
     if isinstance(value, int):
-        return int(value) if -(2**63) <= value < 2**63 else str(value)
+        # Python writes no integer of more than 4,300 digits in decimals.
+        return int(value) if value.bit_length() <= MOST_BITS else hex(value)
     return float(value) if math.isfinite(value) else None
 
 

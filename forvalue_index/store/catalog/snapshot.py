@@ -31,6 +31,8 @@ from forvalue_index.store.results import CatalogSummary
 STREAMED_ROWS = 10_000
 # The largest number that a database counts to.
 MAX_COUNT = 2**63 - 1
+# Before a number that names a sample. Shells leave it alone, where they take # for a comment.
+NUMBER_MARK = "@"
 
 _NAMED = samples.join(sources)
 _INDEXED = (sources.c.name, samples.c.loss)
@@ -139,6 +141,15 @@ class Snapshot:
                         known[row.key] = self._known(row)
         return known
 
+    def live_by_key(self, keys: Iterable[str]) -> dict[str, KnownSample]:
+        """What live samples are stored under keys."""
+        query = _KNOWN.where(self._own(samples), LIVE)
+        return {
+            row.key: self._known(row)
+            for chunk in chunks(keys)
+            for row in self._connection.execute(query.where(samples.c.key.in_(chunk)))
+        }
+
     def samples(self, ids: Iterable[int] | NDArray[np.int64]) -> dict[int, StoredSample]:
         """Read samples by id, removed ones too; ids that were never given are left out."""
         query = _STORED.where(self._own(samples))
@@ -149,7 +160,7 @@ class Snapshot:
         }
 
     def sample(self, name: str) -> StoredSample:
-        """Find a sample by key, a live one first, or else by id. Raises CatalogError."""
+        """Find a sample by its name, see `sample_id`. Raises CatalogError where there is none."""
         id_ = self.sample_id(name)
         stored = self.samples([id_]).get(id_)
         if stored is None or (stored.sample.key != clean_text(name) and _as_id(name) != id_):
@@ -160,20 +171,44 @@ class Snapshot:
         return stored
 
     def sample_id(self, name: str) -> int:
-        """Find the id of a sample as `sample` does, though what is stored of it be damaged."""
-        query = sa.select(samples.c.id).where(self._own(samples))
-        named = [samples.c.key == clean_text(name)]
-        if (number := _as_id(name)) is not None:
-            named.append(samples.c.id == number)
-        for match in (state & same for state in (LIVE, REMOVED) for same in named):
-            latest = query.where(match).order_by(samples.c.id.desc()).limit(1)
+        """Find the id of a sample by its name, though what is stored of it be damaged.
+
+        `@3` is the sample numbered 3, anything else a key, a live one first. Digits are a number,
+        too, where no sample has digits as its key: what names one sample never names another after
+        that one was removed. Raises CatalogError.
+        """
+        number = _as_id(name)
+        if number is None or not name.startswith(NUMBER_MARK):
+            id_ = self._latest(samples.c.key == clean_text(name))
+            if id_ is not None:
+                return id_
+            if number is not None and self._has_keys_of_digits():
+                raise CatalogError(
+                    f"There is no sample with the key {name!r} in the index. Its keys are numbers "
+                    f"themselves, so the sample numbered {number} is called {NUMBER_MARK}{number}. "
+                    "List them with: forvalue list"
+                )
+        id_ = None if number is None else self._latest(samples.c.id == number)
+        if id_ is None:
+            raise CatalogError(
+                f"There is no sample with the key or id {name!r} in the index. List them with: "
+                "forvalue list"
+            )
+        return id_
+
+    def _latest(self, match: sa.ColumnElement[bool]) -> int | None:
+        """The id of the latest sample that matches, of a live one where there is one."""
+        query = sa.select(samples.c.id).where(self._own(samples), match)
+        for state in (LIVE, REMOVED):
+            latest = query.where(state).order_by(samples.c.id.desc()).limit(1)
             id_ = self._connection.execute(latest).scalar_one_or_none()
             if id_ is not None:
                 return int(id_)
-        raise CatalogError(
-            f"There is no sample with the key or id {name!r} in the index. List them with: "
-            "forvalue list"
-        )
+        return None
+
+    def _has_keys_of_digits(self) -> bool:
+        digits = (sa.func.ltrim(samples.c.key, "0123456789") == "") & (samples.c.key != "")
+        return self._latest(digits) is not None
 
     def list_samples(
         self, where: str | None = None, *, limit: int, offset: int = 0
@@ -274,6 +309,7 @@ def _mentions(query: sa.Select[Any], column: sa.Column[Any]) -> bool:
 
 
 def _as_id(name: str) -> int | None:
-    """The id that a name of digits may mean."""
-    plain = name.isascii() and name.isdecimal() and len(name) <= len(str(MAX_COUNT))
-    return int(name) if plain and int(name) <= MAX_COUNT else None
+    """The id that a name of digits may mean, or one of digits behind the mark of numbers does."""
+    digits = name.removeprefix(NUMBER_MARK)
+    plain = digits.isascii() and digits.isdecimal() and len(digits) <= len(str(MAX_COUNT))
+    return int(digits) if plain and int(digits) <= MAX_COUNT else None

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,8 @@ _PRAGMAS = (
 )
 # SQLite finds a JSON key only where it is written as it is named, without \u escapes.
 to_json = json.JSONEncoder(ensure_ascii=False).encode
+# A collation: texts that are numbers, or lists of JSON that begin with one, by their values.
+BY_DECIMALS = "forvalue_decimal"
 # What SQLite calls it where the file that connections share cannot be made.
 NO_SHARED_FILE = "SQLITE_IOERR_SHMSIZE"
 # Where the writer opens or closes the catalog, its log is there and what belongs to it is not.
@@ -152,12 +155,19 @@ def _set_up_sqlite(connection: Any, pragmas: Sequence[str]) -> Any:
     try:
         # The driver's own transaction control leaves SELECT and DDL outside of transactions.
         connection.isolation_level = None
+        connection.create_collation(BY_DECIMALS, _by_decimals)
         for pragma in pragmas:
             _execute(connection, f"PRAGMA {pragma}")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _by_decimals(one: str, other: str) -> int:
+    """Compare exactly, however many digits there are: -1, 0 or 1."""
+    left, right = (Decimal(text.lstrip("[").partition(",")[0]) for text in (one, other))
+    return (left > right) - (left < right)
 
 
 def _execute(connection: Any, statement: str) -> None:

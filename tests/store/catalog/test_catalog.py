@@ -51,12 +51,12 @@ def test_a_sample_without_an_own_id_is_keyed_by_its_content(catalog):
 
 def test_metadata_that_databases_cannot_hold_is_changed_as_promised(catalog):
     metadata = {
-        "nan": float("nan"), "inf": [float("inf")], "day": date(2020, 1, 2), "big": 2**64,
+        "nan": float("nan"), "inf": [float("inf")], "day": date(2020, 1, 2), "big": 10**4400,
         "n\0ul": "a\0b", "half": "\ud83d", 3: "three", "tuple": (1, 2),
     }  # fmt: skip
     commit(catalog, [sample(0, own_id="x", **{str(k): v for k, v in metadata.items()})])
     assert Now(catalog).sample("x").sample.metadata == {
-        "nan": None, "inf": [None], "day": "2020-01-02", "big": str(2**64),
+        "nan": None, "inf": [None], "day": "2020-01-02", "big": hex(10**4400),
         "n�ul": "a�b", "half": "�", "3": "three", "tuple": [1, 2],
     }  # fmt: skip
 
@@ -130,8 +130,8 @@ def test_samples_are_read_in_bulk_by_id(full_catalog):
 def test_a_key_goes_before_an_id(catalog):
     commit(catalog, [sample(0, own_id="1"), sample(1, own_id="other")])
     assert Now(catalog).sample("1").id == 0
-    assert Now(catalog).sample("0").id == 0
-    for missing in ("2", "-1", "9" * 30, "٣", "", "x"):
+    assert Now(catalog).sample("@0").id == 0
+    for missing in ("0", "2", "-1", "9" * 30, "٣", "", "x"):
         with pytest.raises(CatalogError, match="forvalue list"):
             Now(catalog).sample(missing)
 

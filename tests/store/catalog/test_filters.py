@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import uuid
+from decimal import Decimal
 
 import pytest
 from catalogs import Now
@@ -29,8 +30,12 @@ METADATA = [
     {"x": "De", "flag": True},
     {"x": "50%_é"},
     {},
+    {"u": {"x": "de", "a.b": 1, "l": [3, "de", None, {"x": True}]}, "u.x": "dotted", "l": [[7]]},
+    {"u": [{"x": 2.5}, "de"], "l": {"0": "key", "x": 2**63}},
+    {"u": "de", "l": [-(2**64), 1e23, "9223372036854775808"]},
+    {"u": {"x": 2.0**60, "0": 1}, "l": [2**63 + 1, -(2**63) - 1, 10**400]},
 ]
-KEYS = ["a", "B", "é", "50%", "a_b", "aXb", "Z", "", "10", "9"]
+KEYS = ["a", "B", "é", "50%", "a_b", "aXb", "Z", "", "10", "9", "n1", "n2", "n3", "n4"]
 
 
 def sample(number):
@@ -68,17 +73,17 @@ def catalog(database_url):
     ("where", "expected"),
     [
         ("id = 3", [3]),
-        ("source = 'wiki' AND n_label_tokens > 5", [6, 8]),
+        ("source = 'wiki' AND n_label_tokens > 5", [6, 8, 10, 12]),
         ("n_tokens > 2.5 and n_tokens <= 2e1", [1, 2]),
-        ("n_tokens < 99999999999999999999 AND id > -1 AND id<>0", [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ("n_tokens < 99999999999999999999 AND id > -1 AND id<>0", list(range(1, 14))),
         ("id > 9223372036854775807", []),
         ("loss BETWEEN 0.5 AND .75", [2, 3]),
-        ("id NOT BETWEEN -1 AND 8", [9]),
-        ("truncated", [0, 3, 6, 9]),
+        ("id NOT BETWEEN -1 AND 8", [9, 10, 11, 12, 13]),
+        ("truncated", [0, 3, 6, 9, 12]),
         ("NOT truncated AND id < 3", [1, 2]),
         ("truncated = false AND id < 3", [1, 2]),
         ("id IN (1, 2.0, 77)", [1, 2]),
-        ("id NOT IN (1,2,3,4,5,6,7,8)", [0, 9]),
+        ("id NOT IN (1,2,3,4,5,6,7,8)", [0, 9, 10, 11, 12, 13]),
         ("(id = 1 OR id = 2) AND (NOT (id = 2))", [1]),
         ("id = 1 OR id = 2 AND id = 3", [1]),
         ("position = 2", [1]),
@@ -108,7 +113,7 @@ def catalog(database_url):
         (r"metadata.x LIKE '%\%\_é'", [8]),
         ("metadata.x < 'a'", [7, 8]),
         ("metadata.x BETWEEN 0 AND 5", [1, 2, 4]),
-        ("metadata.x IS NULL", [6, 9]),
+        ("metadata.x IS NULL", [6, 9, 10, 11, 12, 13]),
         ("metadata.x IS NOT NULL AND id > 4", [5, 7, 8]),
         ('metadata."é y" >= 1', [0, 1]),
         ("metadata.\"é y\" = '1'", [3]),
@@ -121,6 +126,40 @@ def catalog(database_url):
         ("metadata.x = n_label_tokens", []),
         ("metadata.x = key OR metadata.x = 'a''b'", []),
         ("metadata.absent = 1 OR id = 1", [1]),
+        ("metadata.u.x = 'de'", [10]),
+        ("METADATA.u.x IS NOT NULL", [10, 13]),
+        ("metadata.\"u.x\" = 'dotted'", [10]),
+        ('metadata.u."a.b" = 1', [10]),
+        ("metadata.u.a.b = 1", []),
+        ("metadata.u[0].x = 2.5", [11]),
+        ("metadata.u[1] = 'de'", [11]),
+        ("metadata.u = 'de'", [12]),
+        ("metadata.u.l[0] = 3 AND metadata.u.l[1] LIKE 'd%'", [10]),
+        ("metadata.u.l[3].x = true AND metadata.l[0][0] = 7", [10]),
+        ("metadata.u.l[2] IS NULL AND metadata.u IS NOT NULL", [10, 11, 12, 13]),
+        ("metadata.l[0] = 'key' OR metadata.u[0] = 1", []),
+        ('metadata.l."0" = \'key\' OR metadata.u."0" = 1', [11, 13]),
+        ("metadata.l[2147483647] IS NULL AND metadata.l[0] IS NOT NULL", [10, 12, 13]),
+        # Beyond 2**53 floats are no longer exact, beyond 2**63 SQLite's integers end.
+        ("metadata.x = 9007199254740992", []),
+        ("metadata.x = 9007199254740992.0", []),
+        ("metadata.x > 9007199254740992.0", [3]),
+        ("metadata.l.x = 9223372036854775808", [11]),
+        ("metadata.l.x > 9223372036854775807", [11]),
+        ("metadata.l.x >= 9223372036854775809", []),
+        ("metadata.l.x BETWEEN 9223372036854775807 AND 9223372036854775808", [11]),
+        ("metadata.l.x IN (1, 9223372036854775808)", [11]),
+        ("metadata.l[0] > 9223372036854775808", [13]),
+        ("metadata.l[0] < -9223372036854775808", [12]),
+        ("metadata.l[1] < -9223372036854775808", [13]),
+        ("metadata.l[1] = 1e23 AND metadata.l[1] = 100000000000000000000000", [12]),
+        ("metadata.l[1] < 100000000000000000000001", [12, 13]),
+        ("metadata.l[2] > 1e308 AND metadata.l[2] > n_tokens", [13]),
+        (f"metadata.l[2] = 1{400 * '0'}", [13]),
+        (f"metadata.l[2] < 1{400 * '0'}", []),
+        (f"id < 1{400 * '0'} AND loss > -1{400 * '0'} AND id > 12", [13]),
+        ("metadata.u.x = 1152921504606847000 AND metadata.u.x = 1.152921504606847e18", [13]),
+        ("metadata.l[2] = '9223372036854775808'", [12]),
     ],
 )
 def test_conditions_find_what_they_say(catalog, where, expected):
@@ -133,7 +172,7 @@ def test_the_largest_allowed_conditions_run(catalog):
     assert Now(catalog).count("id = -1" + " OR metadata.x = 3" * 500) == 2
     assert Now(catalog).count(f"id IN ({','.join(map(str, range(9_000)))})") == len(ROWS)
     assert Now(catalog).count("(" * 20 + "id = 1" + ")" * 20) == 1
-    assert Now(catalog).count("NOT " * 20 + "truncated") == 4
+    assert Now(catalog).count("NOT " * 20 + "truncated") == 5
     assert Now(catalog).count("key LIKE '" + "a" * 9_999 + "%'") == 0
 
 
@@ -152,7 +191,9 @@ assert not {'sqlglot', 'alembic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-NUMBERS = st.sampled_from([0, 1, 3, -1, 2.5, 0.1 + 0.2, 2**53 + 1])
+LARGE = [2**53, 2**53 + 1, 2.0**53, 2**60, 2.0**60, 2**63 - 1, 2**63, 2.0**63, -(2**63), 2**63 + 1]
+LARGE += [-(2**63) - 1, 2**64, 1e23, 10**23, 10**23 + 1, 1e300, 10**300, 10**400]
+NUMBERS = st.sampled_from([0, 1, 3, -1, 2.5, 0.1 + 0.2, *LARGE])
 STRINGS = st.sampled_from(["de", "De", "a", "é", "50%", "", "1", "true"])
 BOOLEANS = st.booleans()
 NAMES = {
@@ -160,41 +201,70 @@ NAMES = {
     "string": ["key", "source"],
     "boolean": ["truncated"],
 }
-METADATA_NAMES = ["metadata.x", 'metadata."é y"', "metadata.flag", "metadata.absent"]
+METADATA_NAMES = {
+    "metadata.x": ["x"],
+    'metadata."é y"': ["é y"],
+    "metadata.flag": ["flag"],
+    "metadata.absent.x": ["absent", "x"],
+    "metadata.u.x": ["u", "x"],
+    'Metadata."u.x"': ["u.x"],
+    'metadata.u."a.b"': ["u", "a.b"],
+    "metadata.u[0].x": ["u", 0, "x"],
+    'metadata.l."0"': ["l", "0"],
+    "metadata.l[0]": ["l", 0],
+    "metadata.l[0][0]": ["l", 0, 0],
+    "metadata.u.l[3].x": ["u", "l", 3, "x"],
+}
 VALUES = {"number": NUMBERS, "string": STRINGS, "boolean": BOOLEANS}
 OPERATORS = ["=", "<>", "<", "<=", ">", ">="]
 
 
 def literal(value):
-    return str(value) if isinstance(value, bool | int | float) else f"'{value}'"
+    return repr(value) if isinstance(value, bool | int | float) else f"'{value}'"
 
 
 @st.composite
 def comparisons(draw):
     kind = draw(st.sampled_from(list(VALUES)))
-    name = draw(st.sampled_from(NAMES[kind] + METADATA_NAMES))
+    name = draw(st.sampled_from([*NAMES[kind], *METADATA_NAMES]))
     operator = draw(st.sampled_from(OPERATORS[:2] if kind == "boolean" else OPERATORS))
     value = draw(VALUES[kind])
     choices = draw(st.lists(VALUES[kind], min_size=1, max_size=3))
     form = draw(st.sampled_from(["compare", "in", "null"]))
+    value, written_value = exact(value), literal(value)
     if form == "null":
         return f"{name} IS NULL", lambda row: read(row, name) is None
     if form == "in":
         written = ", ".join(map(literal, choices))
-        return f"{name} IN ({written})", lambda row: typed(row, name, kind, lambda v: v in choices)
+        return f"{name} IN ({written})", lambda row: typed(
+            row, name, kind, lambda v: v in [*map(exact, choices)]
+        )
     tests = {
         "=": lambda v: v == value, "<>": lambda v: v != value, "<": lambda v: v < value,
         "<=": lambda v: v <= value, ">": lambda v: v > value, ">=": lambda v: v >= value,
     }  # fmt: skip
     return (
-        f"{name} {operator} {literal(value)}",
+        f"{name} {operator} {written_value}",
         lambda row: typed(row, name, kind, tests[operator]),
     )
 
 
 def read(row, name):
-    prefix, _, key = name.partition(".")
-    return row["metadata"].get(key.strip('"')) if prefix == "metadata" and key else row[name]
+    if name not in METADATA_NAMES:
+        return row[name]
+    value = row["metadata"]
+    for part in METADATA_NAMES[name]:
+        if not isinstance(value, list if isinstance(part, int) else dict):
+            return None
+        present = part < len(value) if isinstance(part, int) else part in value
+        value = value[part] if present else None
+    return value
+
+
+def exact(value):
+    """A number is the decimal that it is written as."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Decimal(repr(value)) if is_number else value
 
 
 def typed(row, name, kind, test):
@@ -202,7 +272,7 @@ def typed(row, name, kind, test):
     types = {"number": (int, float), "string": str, "boolean": bool}[kind]
     value = read(row, name)
     is_kind = isinstance(value, types) and (kind == "boolean" or not isinstance(value, bool))
-    return test(value) if is_kind else None
+    return test(exact(value)) if is_kind else None
 
 
 def negation(inner):
@@ -243,6 +313,30 @@ def test_results_are_those_of_three_valued_logic_in_python(catalog, condition):
     assert Now(catalog).live_ids(where).tolist() == expected, where
 
 
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    stored=st.lists(
+        st.sampled_from(LARGE) | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+        min_size=1,
+        max_size=5,
+    ),
+    asked=st.sampled_from(LARGE) | st.integers() | st.floats(1e15, 1e300),
+)
+def test_numbers_of_any_size_are_compared_as_the_decimals_that_are_written(catalog, stored, asked):
+    catalog.update_metadata({0: {"n": stored}})
+    for place, number in enumerate([*stored]):
+        name = f"metadata.n[{place}]"
+        for how, expected in {
+            "<": exact(number) < exact(asked),
+            "=": exact(number) == exact(asked),
+            ">": exact(number) > exact(asked),
+        }.items():
+            found = Now(catalog).live_ids(f"{name} {how} {asked!r} AND id = 0").tolist()
+            assert found == [0] * expected, (number, how, asked)
+
+
 # Characters to which SQL, JSON paths and parameters give a meaning. No name of the schema and no
 # keyword has a zq.
 HOSTILE = st.text("zq'\"\\;:%()$.?-*/ \n[]{}@#é😀", max_size=12).map(lambda text: f"zq{text}zq")
@@ -265,6 +359,7 @@ def hostile_conditions(draw):
                 f"{left} BETWEEN '{text}' AND '{text}'",
                 f"{name} IS NOT NULL AND 77123 < {name}",
                 f"{name} = true OR {name} IN (77123, -77123.25)",
+                f"{name}[77123].{name[9:]} >= 77123771237712377123 OR id < 771237712377123771237",
             ]
         )
     )
