@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from forvalue_index.search.contract import TuneReport
 from forvalue_index.store.results import CalibrationSummary, CheckReport
 
 TEMPLATE_SHOWN = 60
+# Kinds of reasons for which rows were rejected.
+MOST_REASONS = 10
 # Characters of metadata beside a row that repeats another.
 MOST_SHOWN = 100
 
@@ -50,9 +53,32 @@ def print_added(report: AddReport) -> None:
         console.print(
             f"[yellow]{report.truncated:,} samples are longer than --max-length and were cut.[/]"
         )
+    _print_unread(console, report)
     if report.rejected_file:
         console.print(
             f"[yellow]{report.rejected:,} rows were rejected:[/] {shown(report.rejected_file)}"
+        )
+        for reason, count in Counter(report.reasons).most_common(MOST_REASONS):
+            console.print(f"    {count:,} times: {shown(reason)}", soft_wrap=True)
+
+
+def _print_unread(console: Console, report: AddReport) -> None:
+    """What rows have that the model does not read."""
+    told = {
+        "columns that are not read, and are metadata": report.unread,
+        "fields of turns that the chat template leaves out": report.unrendered,
+    }
+    for what, counts in told.items():
+        if counts:
+            listed = ", ".join(
+                f"{name} ({count:,} rows)" for name, count in Counter(counts).most_common()
+            )
+            console.print(f"[yellow]{what}:[/] {shown(listed)}", soft_wrap=True)
+    if report.cut:
+        console.print(
+            f"{report.cut:,} conversations do not end with the assistant: what follows its last "
+            "turn is left out.",
+            soft_wrap=True,
         )
 
 

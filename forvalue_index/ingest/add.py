@@ -119,6 +119,12 @@ def refuse_media_root(storage: Storage, media_root: str | PathLike[str] | None) 
 
 
 def _report(tally: Tally, rejects: Rejects, seconds: Mapping[str, float]) -> AddReport:
-    counts = vars(tally) | {"examples": tuple(tally.examples)}
-    del counts["forward_s"]
-    return AddReport(**counts, rejected=rejects.count, seconds=seconds, rejected_file=rejects.path)
+    counts = vars(tally) | vars(tally.notices) | {"examples": tuple(tally.examples)}
+    del counts["forward_s"], counts["notices"]
+    return AddReport(
+        **counts,
+        rejected=rejects.count,
+        reasons=rejects.reasons.counts,
+        rejected_file=rejects.path,
+        seconds=seconds,
+    )

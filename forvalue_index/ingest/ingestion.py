@@ -89,6 +89,7 @@ class Ingestion:
         self.tally.restored += plan.returned
         self.tally.updated += plan.moved
         self.tally.duplicates += plan.duplicates
+        self.tally.notices.add(plan.notices)
         self.tally.differing += len(plan.differing)
         self.tally.examples += plan.differing[: MOST_EXAMPLES - len(self.tally.examples)]
         for sample in plan.with_images:

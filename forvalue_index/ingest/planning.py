@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from forvalue_index.ingest.notices import Notices
 from forvalue_index.ingest.seen_keys import NewMetadata, SeenKeys
 from forvalue_index.ingest.tally import Repeat
 from forvalue_index.model.label_tokens import ModelReader, Prepared
@@ -43,6 +44,7 @@ class IngestPlan:
     new: dict[int, Prepared] = field(default_factory=dict)
     restored: dict[int, Sample] = field(default_factory=dict)
     with_images: list[Sample] = field(default_factory=list)
+    notices: Notices = field(default_factory=Notices)
 
     def reject(self, sample: Sample, reason: str) -> None:
         """Leave a sample out."""
@@ -94,6 +96,7 @@ class Planner:
         return plan
 
     def _plan_sample(self, row: Sample, position: int, held: _Held, plan: IngestPlan) -> None:
+        plan.notices.notice(row)
         if reason := unstorable(row):
             plan.reject(row, reason)
             return
@@ -155,6 +158,7 @@ class Planner:
             plan.rejected.append(prepared)
             return
         self._seen.note(row)
+        plan.notices.notice_encoded(prepared.encoded)
         plan.new[position] = prepared
 
     def _held(self, rows: Sequence[Sample | BadRow]) -> _Held:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from forvalue_index.exceptions import BadSampleError
+from forvalue_index.ingest.notices import Reasons
 from forvalue_index.sources.cell_values import storable
 from forvalue_index.sources.images import DATA_URL
 from forvalue_index.sources.sample import BadRow
@@ -33,6 +34,7 @@ class Rejects:
         self._path = directory / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.jsonl"
         self._file: IO[str] | None = None
         self.count = 0
+        self.reasons = Reasons()
 
     @property
     def path(self) -> str | None:
@@ -47,6 +49,7 @@ class Rejects:
         entry = {"source": row.source, "position": row.position, "reason": row.reason}
         self._file.write(json.dumps({**entry, "row": row.raw}, default=_cell) + "\n")
         self.count += 1
+        self.reasons.count(row.reason)
 
     def close(self) -> None:
         """Close the file, if there is one."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from forvalue_index.ingest.notices import Notices
+
 # How many rows that repeat others with other metadata are named.
 MOST_EXAMPLES = 5
 
@@ -36,6 +38,7 @@ class Tally:
     segments: int = 0
     forward_s: float = 0.0
     examples: list[Repeat] = field(default_factory=list)
+    notices: Notices = field(default_factory=Notices)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,12 @@ class AddReport:
     Restored samples had been removed. Known ones were in the index before; of these, `updated`
     have new metadata, or images that lie elsewhere. Duplicates repeat an earlier row of this
     `add`, `differing` of them with other metadata, of which the last counts; `examples` are the
-    first of these. `rejected_file` holds the rows that were skipped, if any.
+    first of these. `rejected_file` holds the rows that were skipped, if any, and `reasons` counts
+    them by what their reasons have in common.
+
+    `unread` counts rows by columns of text, or of what prompts are made of, that are metadata
+    alone; `unrendered` new samples by fields of turns that the chat template passes over; `cut`
+    conversations that do not end with the assistant, and count up to its last turn.
     """
 
     read: int
@@ -62,4 +70,8 @@ class AddReport:
     segments: int
     seconds: Mapping[str, float]
     examples: Sequence[Repeat] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
+    unrendered: Mapping[str, int] = field(default_factory=dict)
+    cut: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
     rejected_file: str | None = None

@@ -10,7 +10,7 @@ from forvalue_index.model.left_out import refuse_left_out, unrendered_fields
 from forvalue_index.model.marked_turns import find_places, with_written_arguments
 from forvalue_index.model.tokenization import Span
 from forvalue_index.model.turn_spans import assistant_spans
-from forvalue_index.sources.sample import ASSISTANT, Sample
+from forvalue_index.sources.sample import Sample
 
 
 class LabelledChat(NamedTuple):
@@ -33,8 +33,6 @@ def labelled_chat(template: ChatTemplate, sample: Sample, *, labels: bool = True
     chat, text = _rendered(template, template.chat(sample))
     places = find_places(template, chat, text)
     refuse_left_out(template, chat, text, places)
-    if labels:
-        _refuse_untrained(sample)
     turns = assistant_spans(template, sample, chat, text, places) if labels else []
     return LabelledChat(text, turns, tuple(unrendered_fields(template, chat, places)))
 
@@ -51,12 +49,3 @@ def _rendered(template: ChatTemplate, chat: Chat) -> tuple[Chat, str]:
         if written == chat:
             raise
         return written, template.rendered(written)
-
-
-def _refuse_untrained(sample: Sample) -> None:
-    said = [message for message in sample.messages if message.role == ASSISTANT]
-    if said and not any(message.is_trained for message in said):
-        raise BadSampleError(
-            "the data say of every turn of the assistant that it is not to be trained (weight or "
-            "train), so there is nothing to score; leave the sample out"
-        )

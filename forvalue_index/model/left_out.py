@@ -19,11 +19,12 @@ from forvalue_index.model.marked_turns import (
     slots_of,
     text_of,
 )
-from forvalue_index.sources.sample import ASSISTANT, TRAINED
+from forvalue_index.sources.sample import ASSISTANT
+from forvalue_index.sources.training_marks import MARKS
 
 # Fields of turns by which data link them or weigh them; none of them is said by anybody.
 TOOL_ROLES = ("tool", "function")
-NOT_SAID = {"role", CONTENT, CALLS, TRAINED, *REASONING_FIELDS}
+NOT_SAID = {"role", CONTENT, CALLS, *MARKS, *REASONING_FIELDS}
 
 
 def refuse_left_out(template: ChatTemplate, chat: Chat, text: str, places: Places) -> None:
@@ -41,7 +42,7 @@ def refuse_left_out(template: ChatTemplate, chat: Chat, text: str, places: Place
 def unrendered_fields(template: ChatTemplate, chat: Chat, places: Places) -> Iterator[str]:
     """The fields of turns that the template does not render, and that are no reason to refuse."""
     for slot, positions in places.positions.items():
-        if not positions:
+        if not positions and slot.field in (NAME, THOUGHT, *REASONING_FIELDS):
             yield slot.field
     for turn in chat.turns:
         yield from (name for name in turn.keys() - NOT_SAID if not template.mentions(name))

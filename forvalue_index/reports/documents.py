@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,7 +90,11 @@ def add_document(report: AddReport) -> dict[str, Any]:
         "differing": report.differing,
         "examples": [dataclasses.asdict(repeat) for repeat in report.examples],
         "rejected": report.rejected,
+        "reasons": dict(Counter(report.reasons).most_common()),
         "truncated": report.truncated,
+        "unread": dict(report.unread),
+        "unrendered": dict(report.unrendered),
+        "cut": report.cut,
         "label_tokens": report.label_tokens,
         "segments": report.segments,
         "seconds": _rounded(report.seconds),

@@ -27,7 +27,15 @@ EVALUATION_OPTIONS = (*READING_OPTIONS, "--on-bad", "--limit", "--seed", "--json
 OPTIONS = {
     "init": {
         *("--model", "--adapter", "--revision", "--dim", "--seed", "--labels", "--template"),
-        *("--max-length", "--row-dtype", "--dtype", "--catalog", "--trust-remote-code", "--json"),
+        *(
+            "--chat-template",
+            "--max-length",
+            "--row-dtype",
+            "--dtype",
+            "--catalog",
+            "--trust-remote-code",
+            "--json",
+        ),
         *("--payload", "--geometry", "--damping", "--calibration", "--max-label-tokens"),
         *("--hardest", "--media"),
     },
@@ -80,7 +88,8 @@ OPTIONS = {
 INFO_KEYS = [
     *("samples", "removed", "segments", "bytes", "dim", "row_dtype", "model", "adapter"),
     *("revision", "trust_remote_code", "dtype", "labels", "template", "max_length", "seed"),
-    *("payload", "media", "geometry", "damping", "max_label_tokens", "hardest", "fingerprint"),
+    *("chat_template", "payload", "media", "geometry", "damping", "max_label_tokens", "hardest"),
+    "fingerprint",
     *("index_version", "catalog", "search", "sources", "loss", "label_error_mass", "warnings"),
     "stopped",
 ]
@@ -95,7 +104,11 @@ ADD_KEYS = [
         "differing",
         "examples",
         "rejected",
+        "reasons",
         "truncated",
+        "unread",
+        "unrendered",
+        "cut",
         "label_tokens",
         "segments",
         "seconds",
@@ -122,7 +135,7 @@ HIT_KEYS = [
 SAMPLE_KEYS = [
     *("id", "key", "source", "position", "content_hash", "n_tokens", "n_label_tokens"),
     *("truncated", "removed", "loss", "label_error_mass", "norm", "metadata", "messages"),
-    "text_error",
+    *("tools", "text_error"),
 ]
 
 
@@ -372,6 +385,38 @@ def test_columns_and_bad_rows(filled, tmp_path):
     fresh = write_jsonl(tmp_path / "more.jsonl", [{"Q": "a", "A": "b c"}, {"Q": "?", "A": ""}])
     shown = run("add", index, fresh, *mapped).stdout
     assert "1 rows were rejected" in shown
+
+
+def test_what_rows_have_that_is_not_read_is_counted_and_said(filled, tmp_path):
+    index = filled.storage.path
+    turns = [
+        {"role": "user", "content": "a", "timestamp": 1},
+        {"role": "assistant", "content": "b", "timestamp": 2},
+    ]
+    data = [
+        {"messages": turns, "passage": "words " * 50},
+        {
+            "messages": [*turns, *turns, {"role": "user", "content": "bye"}],
+            "passage": "other " * 50,
+        },
+        {"messages": turns[:1]},
+        {"messages": [*turns, {"role": 3, "content": "x"}]},
+        {"messages": [{"role": 4, "content": "x"}, *turns]},
+    ]
+    path = write_jsonl(tmp_path / "odd.jsonl", data)
+    added = document("add", index, path, "--on-bad", "skip")
+    assert (added["added"], added["rejected"], added["cut"]) == (2, 3, 1)
+    assert (added["unread"], added["unrendered"]) == ({"passage": 2}, {"timestamp": 2})
+    assert list(added["reasons"].values()) == [2, 1]
+    first, second = added["reasons"]
+    assert first == "the role of turn … of … is int, wanted text"
+    assert second.startswith("…: no assistant turn")
+    copy = write_jsonl(tmp_path / "copy.jsonl", [{**row, "id": n} for n, row in enumerate(data)])
+    said = run("add", index, copy, "--on-bad", "skip").stdout
+    assert "columns that are not read, and are metadata: passage (2 rows)" in said
+    assert "fields of turns that the chat template leaves out: timestamp (2 rows)" in said
+    assert "1 conversations do not end with the assistant" in said
+    assert "    2 times: the role of turn" in said
 
 
 def test_several_files_and_patterns(filled, tmp_path):

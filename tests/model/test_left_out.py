@@ -122,7 +122,6 @@ def test_fields_that_nobody_says_are_counted():
 def test_plain_text_has_no_place_for_tools():
     for row in (
         conversation("x", "", tool_calls=[CALL]),
-        conversation("x", "y", train=False),
         conversation("x", "y") | {"tools": [{"name": "t"}]},
     ):
         with pytest.raises(BadSampleError, match="which plain text has no place for"):

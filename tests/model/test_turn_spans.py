@@ -101,24 +101,18 @@ def test_the_last_turn_alone():
     assert labels(conversation("a", "b"), CHATML, labels="last") == ["b<|im_end|>"]
 
 
-@pytest.mark.parametrize("field", ["train"])
+@pytest.mark.parametrize("field", ["train", "weight"])
 def test_a_turn_that_is_not_to_be_trained_is_context(field):
     row = {
         "messages": [
             {"role": "user", "content": "2+2?"},
-            {"role": "assistant", "content": "5, sorry, wrong.", field: False},
+            {"role": "assistant", "content": "5, sorry, wrong.", field: 0},
             {"role": "user", "content": "Again"},
             {"role": "assistant", "content": "4"},
         ]
     }
     assert labels(row, CHATML) == ["4<|im_end|>"]
     assert "5, sorry" in read(row, CHATML)
-
-
-def test_a_conversation_that_is_not_trained_at_all_is_refused():
-    row = conversation("a", "b", train=False)
-    with pytest.raises(BadSampleError, match="nothing to score; leave the sample out"):
-        labels(row, CHATML)
 
 
 def test_an_end_token_that_the_data_have_is_labelled_once():
