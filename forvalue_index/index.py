@@ -10,12 +10,12 @@ from typing import Any, Unpack
 
 from forvalue_index.ingest.add import add, refuse_media_root
 from forvalue_index.ingest.calibration import calibrate, calibration_of
+from forvalue_index.ingest.relabelling import with_relabelled
 from forvalue_index.ingest.tally import AddReport
 from forvalue_index.progress import OnProgress, ignore_progress
 from forvalue_index.search.building import RowKind, keep_codes_current
 from forvalue_index.search.contract import TuneReport
 from forvalue_index.search.kinds import search_kind
-from forvalue_index.search.tuning import tune
 from forvalue_index.settings import DEFAULT_CATALOG
 from forvalue_index.sources.data import Data, DataOptions
 from forvalue_index.store.checkup import check
@@ -42,10 +42,9 @@ from forvalue_index.valuation.values import Selection, refuse_selection, values
 
 
 class ValuationIndex:
-    """An index of training samples that answers validation sets.
+    """An index of training samples that answers validation sets. A context manager, or `close` it.
 
     The model is loaded when it is first needed: adding and querying need it, reading does not.
-    Use as a context manager, or call `close`.
 
     Wherever `data` is asked for, it may be `Data`, or what that takes as `rows` with its other
     fields as keyword arguments: `columns`, `on_bad`, `media_root`, `ignore`.
@@ -101,9 +100,9 @@ class ValuationIndex:
         trust_remote_code: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> ValuationIndex:
-        """Open an index. `model` says where the model lies now, if it has moved.
+        """Open an index. `model` says where its model lies now, if that has moved.
 
-        One made with `trust_remote_code` loads its model only if that is said here again. Raises
+        One made with `trust_remote_code` loads its model only if that is said again. Raises
         BrokenIndexError where there is none, or a damaged one, or one of a newer version.
         """
         access = ModelAccess(model, trust_remote_code)
@@ -121,7 +120,14 @@ class ValuationIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, data: Any, *, wait: bool = False, **options: Unpack[DataOptions]) -> AddReport:
+    def add(
+        self,
+        data: Any,
+        *,
+        wait: bool = False,
+        relabel: bool = False,
+        **options: Unpack[DataOptions],
+    ) -> AddReport:
         """Embed and store the samples that the index does not hold yet.
 
         Removed samples are restored, and known ones get the new metadata of their rows, without a
@@ -131,12 +137,12 @@ class ValuationIndex:
             data: see `Data`. With `on_bad="fail"`, data that can be read twice are checked before
                 anything is embedded; with "skip", bad rows go to a file in the index.
             wait: where another process writes to the index, wait for it instead of failing.
+            relabel: embed samples anew that are read or labelled otherwise now (see `check`).
             options: how rows are read, see `Data`.
 
         Raises:
             BusyIndexError: another process writes to the index and `wait` is false.
-            BadSampleError: a row is not usable, with file, line and reason.
-            SourceError: the data cannot be read, or holds no row.
+            BadSampleError, SourceError: a row is not usable, or the data cannot be read.
             SettingsMismatchError: the model is not the one that the index was built with.
         """
         wanted = Data.of(data, options)
@@ -144,7 +150,7 @@ class ValuationIndex:
         sources = self.model.sources(wanted)
         with self._writing(wait):
             self._search.clear()  # which may hold the memory that the model needs
-            report = add(self.model, sources, on_bad=wanted.on_bad)
+            report = add(self.model, sources, on_bad=wanted.on_bad, relabel=relabel)
             if report.added:
                 keep_codes_current(self.storage, self.model.on_progress)
         return report
@@ -154,9 +160,8 @@ class ValuationIndex:
     ) -> CalibrationSummary:
         """Calibrate an index without samples on data, or take over the calibration of an index.
 
-        Otherwise the first `add` calibrates on a sample of its data. Data of another index, by its
-        directory, makes rows of both comparable, where settings are equal. Raises UsageError where
-        the index holds samples: their rows depend on its calibration.
+        Otherwise the first `add` calibrates on a sample of its data. Data may be the directory of
+        another index. Raises UsageError where the index holds samples: rows depend on it.
         """
         with self._writing(wait):
             return calibrate(self.model, Data.of(data, options))
@@ -182,28 +187,29 @@ class ValuationIndex:
     ) -> TuneReport:
         """Find the cheapest search that reaches a recall at both ends; queries use it from then on.
 
-        `search` is `rabitq` or `ivf-rabitq`, by default what an index of this size is searched
-        with. The queries are rows of the index. Nothing is kept where no choice reaches the recall.
-        Raises UsageError where there is nothing to tune, or the index has no such rows.
+        `search` is `rabitq` or `ivf-rabitq`, by default as the size of the index has it. Queries
+        are rows of the index. Raises UsageError where it has no such rows, or nothing to tune.
         """
         scoring = wanted_scoring(self.storage, {"geometry": geometry}, exact=False, rows=True)
         kind, rows = search_kind(len(self), search), RowKind(scoring.geometry, normalize)
-        with self.storage.view() as view:
-            report = tune(view, rows, kind, recall=recall, on_progress=self.model.on_progress)
-        self._search.clear()  # it searches as it did before
-        return report
+        return self._search.tune(rows, kind, recall=recall)
 
-    def check(self, *, repair: bool = False, wait: bool = False) -> CheckReport:
+    def check(
+        self, *, repair: bool = False, labels: bool = False, wait: bool = False
+    ) -> CheckReport:
         """Compare catalog, segments and checksums; what is wrong is named with its cure.
 
-        With `repair`, lost rows are embedded again from the texts in the catalog, which needs the
-        model, and files that the catalog does not know are deleted.
+        With `repair`, lost rows are embedded again from the texts in the catalog, and files that it
+        does not know are deleted. With `labels`, samples are named, too, that earlier versions read
+        or labelled otherwise. Both need the model.
         """
-        if not repair:
-            return check(self.storage, on_progress=self.model.on_progress)
-        with self._writing(wait):
-            self._search.clear()
-            return repair_index(self.model)
+        if repair:
+            with self._writing(wait):
+                self._search.clear()
+                report = repair_index(self.model)
+        else:
+            report = check(self.storage, on_progress=self.model.on_progress)
+        return with_relabelled(self.model, report) if labels else report
 
     def query(
         self,
@@ -218,14 +224,13 @@ class ValuationIndex:
     ) -> QueryResult:
         """The most helpful and the most harmful samples for a validation set.
 
-        The score of a sample is its mean value over the validation set: the inner product of the
-        head gradients of both (arXiv 2508.10180, Eq. 1). Positive helps, negative hurts. Sketched
-        scores carry their standard error.
+        The score of a sample is its mean value over the validation set: the inner product of head
+        gradients (arXiv 2508.10180, Eq. 1). Positive helps. Sketched ones have standard errors.
 
         Args:
             data: the validation set, see `Data`.
             top: how many of the most helpful samples.
-            bottom: how many of the most harmful ones; as many as `top` where it is None.
+            bottom: how many of the most harmful ones, by default as many.
             per_sample: also answer each validation sample alone.
             rerank: so many candidates from either end are scored again, exactly, with the model.
             where: only samples that meet this condition, as in `list_samples`.
@@ -251,9 +256,8 @@ class ValuationIndex:
         """A score for every sample, or those that meet `where`: `ids`, `scores`, `stderrs`.
 
         With `output`, columns id, key, source, score and stderr are also written to a Parquet, CSV
-        or JSONL file, by suffix. With `exact`, all samples run through the model again. `options`
-        as for `query`; exact scores can have any geometry that the index is calibrated for. Raises
-        UsageError where the suffix of `output` is unknown, and as `query`.
+        or JSONL file, by suffix. With `exact`, all samples run through the model again, in any
+        geometry that the index is calibrated for. `options` and errors as for `query`.
         """
         selection = Selection(where, None if output is None else Path(output))
         refuse_selection(selection)
@@ -272,9 +276,8 @@ class ValuationIndex:
     ) -> Explanation:
         """What each label token adds to the exact value of a sample for a validation set.
 
-        The terms sum to the score. With `validation_tokens`, the same score is also split over the
-        tokens of the validation samples. `options` as for `query`, but for `whiten`. Raises
-        CatalogError where there is no such sample, and as `query`.
+        The terms sum to the score; with `validation_tokens` it is split over those of the set, too.
+        `options` as for `query`, but for `whiten`. Raises CatalogError for no such sample.
         """
         wanted, scoring = asked(self.storage, data, options, exact=True, rows=False)
         return explain(
@@ -310,10 +313,7 @@ class ValuationIndex:
     def remove(
         self, names: Sequence[str | int] = (), *, wait: bool = False, **chosen: Unpack[Chosen]
     ) -> int:
-        """Remove samples by key or number, or all of a `source` or a filter; returns how many.
-
-        They no longer count, and come back where they are added again. `compact` forgets them.
-        """
+        """Remove samples by key or number, of a `source` or a filter, as `IndexSamples.remove`."""
         return self._samples.remove(names, wait=wait, **chosen)
 
     def _writing(self, wait: bool) -> AbstractContextManager[None]:

@@ -99,6 +99,11 @@ def calibrate(
 @click.command()
 @index_argument
 @data_options
+@click.option(
+    "--relabel",
+    is_flag=True,
+    help="Embed samples anew that are read or labelled otherwise now, see check --labels.",
+)
 @model_option
 @wait_option
 @json_option
@@ -106,6 +111,7 @@ def add(
     index: Path,
     data: tuple[str, ...],
     reading: dict[str, Any],
+    relabel: bool,
     model: str | None,
     trust_remote_code: bool,
     wait: bool,
@@ -120,7 +126,7 @@ def add(
     from forvalue_index.reports.documents import add_document
 
     with opened_index(index, model, trust_remote_code=trust_remote_code) as opened:
-        report = opened.add(list(data), wait=wait, **reading)
+        report = opened.add(list(data), wait=wait, relabel=relabel, **reading)
     if as_json:
         print_json(add_document(report))
     else:

@@ -48,6 +48,11 @@ def print_added(report: AddReport) -> None:
             f"{report.restored:,} removed samples are back; {report.updated:,} known ones have "
             "new metadata or places of images."
         )
+    if report.relabelled:
+        console.print(
+            f"{report.relabelled:,} of the samples added take the place of ones that were read or "
+            "labelled otherwise."
+        )
     _print_duplicates(console, report)
     if report.truncated:
         console.print(

@@ -97,12 +97,18 @@ def compact(index: Path, wait: bool, as_json: bool) -> None:
     is_flag=True,
     help="Embed lost rows again from the catalog's texts, delete files that it does not know.",
 )
+@click.option(
+    "--labels",
+    is_flag=True,
+    help="Also name samples that earlier versions read or labelled otherwise. Loads the model.",
+)
 @model_option
 @wait_option
 @json_option
 def check(
     index: Path,
     repair: bool,
+    labels: bool,
     model: str | None,
     trust_remote_code: bool,
     wait: bool,
@@ -114,9 +120,9 @@ def check(
     """
     from forvalue_index.reports.documents import check_document
 
-    trusted = trust_remote_code if repair else None
+    trusted = trust_remote_code if repair or labels else None
     with opened_index(index, model, trust_remote_code=trusted) as opened:
-        report = opened.check(repair=repair, wait=wait)
+        report = opened.check(repair=repair, labels=labels, wait=wait)
     if as_json:
         print_json(check_document(report))
     else:

@@ -29,12 +29,15 @@ from forvalue_index.store.model import IndexModel
 from forvalue_index.store.store import Storage
 
 
-def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -> AddReport:
+def add(
+    model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail", relabel: bool = False
+) -> AddReport:
     """Store the samples of `sources` that the index does not hold yet. The writer's lock is held.
 
     A sample is known where its key is stored with the same content: it gets new metadata where
     this row has other, and is restored where it was removed. Of several rows of one key the first
-    is embedded, and each later one does what it would do in an `add` of its own.
+    is embedded, and each later one does what it would do in an `add` of its own. With `relabel`,
+    a sample that is read or labelled otherwise now is embedded anew, and its old row removed.
 
     With `on_bad="fail"`, sources that can be read twice are checked whole before anything is
     embedded; with "skip", bad rows go to a file in the index.
@@ -56,7 +59,7 @@ def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -
     choice, total = CalibrationSample(storage.manifest.settings.seed), None
     if all(source.rereadable for source in sources):
         on_bad_row = refuse_bad_row if on_bad == "fail" else ignore_bad_row
-        with _planner(storage, reader) as planner:
+        with _planner(storage, reader, relabel=relabel) as planner:
             total = check(
                 planner.plans(sources), choice, on_bad_row=on_bad_row, on_progress=on_progress
             )
@@ -64,7 +67,7 @@ def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -
     ingestion = Ingestion(storage, embedders, total=total, on_progress=on_progress)
     with (
         closing(Rejects(storage.path / REJECTED)) as rejects,
-        _planner(storage, reader) as planner,
+        _planner(storage, reader, relabel=relabel) as planner,
     ):
         on_bad_row = refuse_bad_row if on_bad == "fail" else rejects.write
         ingestion.run(sources, planner, on_bad_row=on_bad_row)
@@ -80,9 +83,9 @@ def add(model: IndexModel, sources: Sequence[Source], *, on_bad: str = "fail") -
 
 
 @contextmanager
-def _planner(storage: Storage, reader: ModelReader) -> Iterator[Planner]:
+def _planner(storage: Storage, reader: ModelReader, *, relabel: bool) -> Iterator[Planner]:
     with closing(SeenKeys()) as seen:
-        yield Planner(storage.catalog, storage.media, reader, seen)
+        yield Planner(storage.catalog, storage.media, reader, seen, relabel=relabel)
 
 
 def check(

@@ -118,6 +118,7 @@ class Ingestion:
         """Embed what is new, and store it as often as that is due."""
         if not plan.new:
             return
+        self._unstored.replaced |= plan.replaced
         positions, samples = list(plan.new), list(plan.new.values())
         lost: dict[int, str] = {}
         for done in embedded_batches(self._embedders.of(samples), samples, lost):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from forvalue_index.ingest.notices import Notices
+from forvalue_index.ingest.relabelling import Place, Relabelling
 from forvalue_index.ingest.seen_keys import NewMetadata, SeenKeys
 from forvalue_index.ingest.tally import Repeat
 from forvalue_index.model.label_tokens import ModelReader, Prepared
@@ -29,7 +30,8 @@ IMAGE_BYTES = 16
 class IngestPlan:
     """The rows of a window, sorted by what is to be done about them.
 
-    `new` are the samples to embed, by their positions in the order of reading; `restored` goes by
+    `new` are the samples to embed, by their positions in the order of reading; `replaced` are the
+    ids of those that they take the place of; `restored` goes by
     the ids of known samples. `with_images` are the known ones that have some. `duplicates` repeat
     an earlier row of the data, `differing` ones with other metadata.
     """
@@ -42,6 +44,7 @@ class IngestPlan:
     differing: list[Repeat] = field(default_factory=list)
     rejected: list[BadRow] = field(default_factory=list)
     new: dict[int, Prepared] = field(default_factory=dict)
+    replaced: dict[int, int] = field(default_factory=dict)
     restored: dict[int, Sample] = field(default_factory=dict)
     with_images: list[Sample] = field(default_factory=list)
     notices: Notices = field(default_factory=Notices)
@@ -52,19 +55,33 @@ class IngestPlan:
 
 
 class _Held(NamedTuple):
-    """What the catalog holds of a window: samples by key, and the ids of those that have moved."""
+    """What the catalog holds of a window: samples by key, and the ids of those that have moved.
+
+    `at_places` are those that came from the places of its rows, where that is asked for.
+    """
 
     samples: Mapping[str, KnownSample]
     moved: set[int]
+    at_places: Mapping[Place, KnownSample]
 
 
 class Planner:
     """Plans windows by what the catalog holds and by the keys seen before; stores nothing.
 
-    One planner reads a data set once, and notes the keys of its rows in `seen`.
+    One planner reads a data set once, and notes the keys of its rows in `seen`. With `relabel`,
+    samples that are read or labelled otherwise now are embedded anew.
     """
 
-    def __init__(self, catalog: Catalog, media: Media, reader: ModelReader, seen: SeenKeys) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        media: Media,
+        reader: ModelReader,
+        seen: SeenKeys,
+        *,
+        relabel: bool = False,
+    ) -> None:
+        self._relabelling = Relabelling(catalog, reader) if relabel else None
         self._catalog = catalog
         self._media = media
         self._reader = reader
@@ -101,6 +118,8 @@ class Planner:
             plan.reject(row, reason)
             return
         seen, known = self._seen.content_of(row.key), held.samples.get(row.key)
+        if seen is None and self._plan_relabelled(row, position, held, plan):
+            return
         content = seen or (known.content_hash if known else row.content_hash)
         if content != row.content_hash:
             plan.reject(
@@ -115,6 +134,22 @@ class Planner:
             self._plan_known(row, known, plan, moved=known.id in held.moved)
         else:
             self._plan_new(row, position, plan)
+
+    def _plan_relabelled(self, row: Sample, position: int, held: _Held, plan: IngestPlan) -> bool:
+        """Plan to embed a row in place of the sample that it was stored as; returns whether it is.
+
+        A row that is refused now leaves that sample as it is, and is named.
+        """
+        if self._relabelling is None:
+            return False
+        known, at_place = held.samples.get(row.key), held.at_places.get((row.source, row.position))
+        before = self._relabelling.outdated(row, known, at_place)
+        if before is None:
+            return False
+        self._plan_new(row, position, plan)
+        if position in plan.new:
+            plan.replaced[position] = before.id
+        return True
 
     def _plan_repeat(self, row: Sample, plan: IngestPlan) -> None:
         """Of several rows of one key the first is embedded, and the metadata of the last counts."""
@@ -166,7 +201,8 @@ class Planner:
         with self._catalog.snapshot() as snapshot:
             known = snapshot.known(samples)
             with_images = [sample for sample in samples if sample.images]
-            return _Held(known, self._moved(snapshot, with_images, known))
+            places = self._relabelling.at_places(snapshot, samples) if self._relabelling else {}
+            return _Held(known, self._moved(snapshot, with_images, known), places)
 
     def _moved(
         self, snapshot: Snapshot, rows: Sequence[Sample], known: Mapping[str, KnownSample]

@@ -58,6 +58,8 @@ class Unstored:
         self._tally = tally
         self._batches: list[EmbeddedSamples] = []
         self._since: float | None = None
+        # By position, the ids of samples that new ones take the place of.
+        self.replaced: dict[int, int] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._batches))
@@ -82,7 +84,11 @@ class Unstored:
         with interrupts_held():
             # No batch is held on to, as its rows are in the segment.
             self._batches, segment = [], _joined(self._batches).in_order_of_reading()
-            self._storage.append(segment.rows, segment.samples, segment.statistics)
+            replaced = [self.replaced[at] for at in segment.positions if at in self.replaced]
+            self._storage.append(
+                segment.rows, segment.samples, segment.statistics, replaced=replaced
+            )
+            self._tally.relabelled += len(replaced)
             self._count(segment.statistics)
         self._since = time.perf_counter()
 

@@ -27,6 +27,7 @@ class Tally:
 
     read: int = 0
     added: int = 0
+    relabelled: int = 0
     restored: int = 0
     known: int = 0
     updated: int = 0
@@ -45,6 +46,7 @@ class Tally:
 class AddReport:
     """What one `add` did. Each row read was added, restored, known, a duplicate or rejected.
 
+    Of the added ones, `relabelled` take the place of samples that were read or labelled otherwise.
     Restored samples had been removed. Known ones were in the index before; of these, `updated`
     have new metadata, or images that lie elsewhere. Duplicates repeat an earlier row of this
     `add`, `differing` of them with other metadata, of which the last counts; `examples` are the
@@ -58,6 +60,7 @@ class AddReport:
 
     read: int
     added: int
+    relabelled: int
     restored: int
     known: int
     updated: int

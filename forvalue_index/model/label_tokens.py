@@ -126,6 +126,11 @@ class ModelReader:
             )
         return None
 
+    def count_labels(self, encoded: Encoded) -> int:
+        """How many label tokens of a sample count."""
+        share = 1.0 if self._hardest is None else self._hardest
+        return math.ceil(share * encoded.n_label_tokens)
+
     def open_images(self, sample: Sample) -> None:
         """Raise BadSampleError where an image of a sample cannot be opened."""
         self._encoder.open_images(sample)

@@ -83,6 +83,7 @@ def add_document(report: AddReport) -> dict[str, Any]:
     return {
         "read": report.read,
         "added": report.added,
+        "relabelled": report.relabelled,
         "restored": report.restored,
         "known": report.known,
         "updated": report.updated,

@@ -49,6 +49,17 @@ class StoredSegment:
     file: SegmentRecord
 
 
+class Measured(NamedTuple):
+    """How many tokens were read of a sample, how many of these are labels, and whether it was cut.
+
+    `SampleStatistics` has them beside what the model says.
+    """
+
+    n_tokens: int
+    n_label_tokens: int
+    truncated: bool
+
+
 @dataclass(frozen=True)
 class KnownSample:
     """What is stored under a key.
@@ -60,6 +71,7 @@ class KnownSample:
     content_hash: str
     removed: bool
     metadata: Mapping[str, Any]
+    measured: Measured
     location: tuple[str, int, int | None] | None = None
 
 

@@ -65,12 +65,16 @@ class CompactReport:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with an index: its kind, where and what it is, and what to do about it."""
+    """Something wrong with an index: its kind, where and what it is, and what to do about it.
+
+    `samples` are the keys of those that it concerns, where they are known.
+    """
 
     kind: str
     what: str
     cure: str
     repaired: bool = False
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -128,14 +128,16 @@ class Storage:
         rows: Mapping[str, StoredRows],
         samples: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
+        *,
+        replaced: Sequence[int] = (),
     ) -> None:
         """Store rows of each geometry and samples: the segment file first, then one transaction.
 
-        The images of samples are kept already.
+        The images of samples are kept already. Samples with ids in `replaced` are removed with it.
         """
         segment = self._write(rows)
         with self._unrecorded(segment):
-            self.catalog.commit_segment(segment, samples, statistics)
+            self.catalog.commit_segment(segment, samples, statistics, replaced=replaced)
 
     def replace(
         self,

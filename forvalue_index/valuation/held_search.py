@@ -10,9 +10,10 @@ from typing import TypeVar, cast
 from forvalue_index.devices import gpus, is_out_of_memory, release_memory
 from forvalue_index.progress import OnProgress
 from forvalue_index.search.building import RowKind, search_index
-from forvalue_index.search.contract import SearchIndex
+from forvalue_index.search.contract import SearchIndex, TuneReport
 from forvalue_index.search.gpu import GpuIndex, rows_on_gpus
 from forvalue_index.search.kinds import FLAT
+from forvalue_index.search.tuning import tune
 from forvalue_index.store.catalog.snapshot import Snapshot
 from forvalue_index.store.store import Storage
 from forvalue_index.store.view import View
@@ -36,6 +37,13 @@ class HeldSearch:
     def clear(self) -> None:
         """Let go of what is held in memory, on GPUs too."""
         self._held = {}
+
+    def tune(self, rows: RowKind, kind: str, *, recall: float) -> TuneReport:
+        """Find and keep the cheapest parameters that reach a recall. Raises as `tuning.tune`."""
+        with self._storage.view() as view:
+            report = tune(view, rows, kind, recall=recall, on_progress=self._on_progress)
+        self.clear()  # it searches as it did before
+        return report
 
     @contextmanager
     def current(self, scoring: Scoring) -> Iterator[tuple[RowScorer, Snapshot]]:

@@ -40,7 +40,7 @@ OPTIONS = {
         *("--hardest", "--media"),
     },
     "calibrate": {*READING_OPTIONS, "--wait", "--json", *MODEL_OPTIONS},
-    "add": {*READING_OPTIONS, "--on-bad", "--wait", "--json", *MODEL_OPTIONS},
+    "add": {*READING_OPTIONS, "--on-bad", "--relabel", "--wait", "--json", *MODEL_OPTIONS},
     "query": {
         *READING_OPTIONS,
         "--on-bad",
@@ -80,7 +80,7 @@ OPTIONS = {
     },
     "remove": {"--source", "--where", "--dry-run", "--yes", "--wait", "--json"},
     "compact": {"--wait", "--json"},
-    "check": {"--repair", "--wait", "--json", *MODEL_OPTIONS},
+    "check": {"--repair", "--labels", "--wait", "--json", *MODEL_OPTIONS},
     "tune": {"--recall", "--geometry", "--normalize", "--search", "--json"},
     "migrate": {"--wait", "--json"},
     "make-demo-data": {"--seed"},
@@ -97,6 +97,7 @@ ADD_KEYS = [
     *(
         "read",
         "added",
+        "relabelled",
         "restored",
         "known",
         "updated",

@@ -136,8 +136,12 @@ class Catalog:
         segment: SegmentRecord,
         new: Sequence[Sample],
         statistics: Sequence[SampleStatistics],
+        *,
+        replaced: Sequence[int] = (),
     ) -> int:
         """Record a written segment and its samples, all or nothing; returns the first id.
+
+        Samples with ids in `replaced` are removed, as others have their place.
 
         Raises CatalogError where a key is taken, BadSampleError where a sample cannot be stored.
         """
@@ -160,6 +164,7 @@ class Catalog:
                     }
                     for offset, (sample, measured) in enumerate(zip(new, statistics, strict=True))
                 ]
+                self._mark_removed(connection, replaced)
                 if rows:
                     connection.execute(sa.insert(samples), rows)
         except sa.exc.IntegrityError as error:
@@ -173,15 +178,18 @@ class Catalog:
 
     def remove(self, ids: Iterable[int] | NDArray[np.int64]) -> int:
         """Mark samples as removed; returns how many were live before."""
-        removed = 0
         with self._writing() as connection:
-            for chunk in chunks(int(id_) for id_ in ids):
-                live = self._own(samples) & LIVE & samples.c.id.in_(chunk)
-                removed += connection.execute(
-                    sa.update(samples).where(live).values(removed=True)
-                ).rowcount
+            removed = self._mark_removed(connection, (int(id_) for id_ in ids))
             if removed:
                 self._allocate(connection, 0)
+        return removed
+
+    def _mark_removed(self, connection: sa.Connection, ids: Iterable[int]) -> int:
+        removed = 0
+        for chunk in chunks(ids):
+            live = self._own(samples) & LIVE & samples.c.id.in_(chunk)
+            marked = sa.update(samples).where(live).values(removed=True)
+            removed += connection.execute(marked).rowcount
         return removed
 
     def restore(self, restored: Mapping[int, Sample]) -> None:

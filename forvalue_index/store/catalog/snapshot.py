@@ -14,6 +14,7 @@ from sqlalchemy.sql.visitors import iterate
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.sources.sample import Sample
 from forvalue_index.store.catalog.database import CatalogError
+from forvalue_index.store.catalog.known_samples import known_samples, live_samples, samples_at
 from forvalue_index.store.catalog.sample_rows import chunks, clean_text, unpack
 from forvalue_index.store.catalog.schema import LIVE, REMOVED, indexes, samples, segments, sources
 from forvalue_index.store.catalog.summary import median_error_mass, summarise
@@ -43,12 +44,6 @@ _STORED = sa.select(
     sources.c["columns"].label("mapping"),
     segments.c.uid.label("segment"),
 ).select_from(_NAMED.join(segments))
-_KNOWN = sa.select(
-    *(samples.c[name] for name in ("id", "key", "content_hash", "removed", "metadata")),
-    *(samples.c[name] for name in ("position", "offset")),
-    sources.c.name.label("source"),
-).select_from(_NAMED)
-
 _SEGMENT = tuple(segments.c[name] for name in ("first_id", "uid", "n_rows", "n_bytes", "sha256"))
 
 
@@ -127,28 +122,16 @@ class Snapshot:
 
         A removed sample of other content does not count; its key is free.
         """
-        contents: dict[str, str] = {}
-        for sample in candidates:
-            # The first of several samples of one key counts.
-            contents.setdefault(clean_text(sample.key), sample.content_hash)
-        known: dict[str, KnownSample] = {}
-        # One query for each index over keys; what is live comes last and wins.
-        for state in (REMOVED, LIVE):
-            query = _KNOWN.where(self._own(samples), state)
-            for keys in chunks(contents):
-                for row in self._connection.execute(query.where(samples.c.key.in_(keys))):
-                    if not row.removed or row.content_hash == contents.get(row.key):
-                        known[row.key] = self._known(row)
-        return known
+        referenced = self._texts is not None
+        return known_samples(self._connection, self._id, candidates, referenced=referenced)
 
     def live_by_key(self, keys: Iterable[str]) -> dict[str, KnownSample]:
         """What live samples are stored under keys."""
-        query = _KNOWN.where(self._own(samples), LIVE)
-        return {
-            row.key: self._known(row)
-            for chunk in chunks(keys)
-            for row in self._connection.execute(query.where(samples.c.key.in_(chunk)))
-        }
+        return live_samples(self._connection, self._id, keys)
+
+    def at_positions(self, source: str, first: int, last: int) -> dict[int, KnownSample]:
+        """The live samples from a range of positions of a source whose content is their key."""
+        return samples_at(self._connection, self._id, source, first, last)
 
     def samples(self, ids: Iterable[int] | NDArray[np.int64]) -> dict[int, StoredSample]:
         """Read samples by id, removed ones too; ids that were never given are left out."""
@@ -249,10 +232,6 @@ class Snapshot:
     def summary(self) -> CatalogSummary:
         """Count and measure what the index holds."""
         return summarise(self._connection, self._id)
-
-    def _known(self, row: Any) -> KnownSample:
-        location = None if self._texts is None else (row.source, row.position, row.offset)
-        return KnownSample(row.id, row.content_hash, row.removed, row.metadata, location)
 
     def _stored(self, query: sa.Select[Any]) -> list[StoredSample]:
         rows = self._connection.execute(query).all()

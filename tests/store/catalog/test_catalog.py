@@ -13,7 +13,7 @@ from forvalue_index.sources.sample import Message, Sample
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.database import CatalogError, connect
 from forvalue_index.store.catalog.schema import samples as samples_table
-from forvalue_index.store.records import KnownSample
+from forvalue_index.store.records import KnownSample, Measured
 
 pytest_plugins = ("catalog_fixtures",)
 
@@ -89,10 +89,15 @@ def test_ids_are_contiguous_over_segments_and_changes_are_counted(full_catalog):
     assert Now(full_catalog).version() == 2
 
 
+def measured(number):
+    told = statistics(number)
+    return Measured(told.n_tokens, told.n_label_tokens, told.truncated)
+
+
 def test_known_finds_keys_in_bulk_with_their_content(full_catalog):
     candidates = [sample(n, own_id=f"own-{n}") for n in range(2500)]
     expected = {
-        f"own-{n}": KnownSample(n, sample(n).content_hash, False, {}, None) for n in range(3)
+        f"own-{n}": KnownSample(n, sample(n).content_hash, False, {}, measured(n)) for n in range(3)
     }
     assert Now(full_catalog).known(iter(candidates)) == expected
     by_content = sample(4, source="elsewhere")
