@@ -37,7 +37,7 @@ SEARCH = "search"
 REJECTED = "rejected"
 # What an interrupted creation may leave behind; it is safe to create an index over it.
 PARTS = (TABLES, TABLES + ".partial", MANIFEST + ".partial", SEGMENTS, LOCK)
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # How the model is found and run, and where texts and images lie. The digest of the tokenizer covers
 # the chat template.
 FOUND_AND_RUN = (
