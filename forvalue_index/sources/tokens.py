@@ -96,7 +96,7 @@ def _beside(value: Any, column: str, field: str, ids: Numbers) -> Numbers:
     numbers = _numbers(value, column, marks=field in ZERO_OR_ONE)
     if len(numbers) != len(ids):
         raise BadSampleError(
-            f"'{column}' has {len(numbers):,} entries for {len(ids):,} tokens; wanted one for each"
+            f"'{column}' has {len(numbers):,} for {len(ids):,} tokens; wanted one for each"
         )
     if field in ZERO_OR_ONE:
         _refuse((numbers != 0) & (numbers != 1), numbers, column, "wanted 0 or 1")
@@ -165,7 +165,8 @@ def _refuse(wrong: Mask, numbers: Numbers, column: str, told: str, *, first: int
 
 def _told_of_no_label(read: Mapping[str, Numbers], columns: Mapping[str, str]) -> str:
     said = [LABELS] if LABELS in read else [field for field in MASKS if field in read]
-    names = " and ".join(f"'{columns[field]}'" for field in said or [IDS])
-    return (
-        f"nothing to score: no label in {names} but maybe the first token, which nothing predicts"
-    )
+    if not said:
+        return f"'{columns[IDS]}' has one token, and nothing predicts the first; nothing to score"
+    names = " and ".join(f"'{columns[field]}'" for field in said)
+    told = "and nothing predicts the first; nothing to score"
+    return f"no token but maybe the first is a label by {names}, {told}"
