@@ -7,6 +7,9 @@
 * `--labels last`: the same, of a conversation its last assistant turn alone.
 * `--labels all`: every token but the first, as in the authors' text script.
 
+A row that is tokenised already says which tokens are labels. With `last` they are the last run of
+them, with `all` every token but the first.
+
 Tokens that stand for images are context, whatever stands around them.
 """
 
@@ -25,6 +28,7 @@ from forvalue_index.model.encoded import Encoded, Inputs
 from forvalue_index.model.labelled_chat import labelled_chat
 from forvalue_index.model.tokenization import Mask, Span, covered, refuse_straddling, tokenize
 from forvalue_index.sources.sample import ASSISTANT, IMAGE_MARK, Image, Sample
+from forvalue_index.sources.tokens import tokens_of
 
 
 class _Rendered(NamedTuple):
@@ -85,9 +89,26 @@ class PromptEncoder:
         Raises BadSampleError where no label is left, an image is cut or cannot be read, or the
         chat template refuses.
         """
+        if sample.is_tokens:
+            ids, labels = tokens_of(sample.messages[0], last=self._last_turn)
+            return self._encoded(_Tokens(ids, labels, ()))
         rendered = self._rendered(sample)
         expanded = self._expanded(rendered.text, sample.images)
         tokens = self._tokens(rendered, expanded)
+        self._refuse_cut(tokens)
+        read_inputs = self._inputs_of(sample, rendered, tokens.ids)
+        if read_inputs is not None:
+            self._refuse_misread(sample, read_inputs)
+        return self._encoded(tokens, read_inputs, expanded.n_patches, rendered.unrendered)
+
+    def _encoded(
+        self,
+        tokens: _Tokens,
+        read_inputs: Callable[[], Inputs] | None = None,
+        n_patches: int = 0,
+        unrendered: tuple[str, ...] = (),
+    ) -> Encoded:
+        """What the model reads of some tokens, once they are cut and their labels chosen."""
         mask = tokens.labels
         if self._all_labels:
             mask[:] = True
@@ -98,10 +119,6 @@ class PromptEncoder:
         mask[:1] = False
         if self._max_label_tokens is not None:
             mask &= mask.cumsum() <= self._max_label_tokens
-        self._refuse_cut(tokens)
-        read_inputs = self._inputs_of(sample, rendered, tokens.ids)
-        if read_inputs is not None:
-            self._refuse_misread(sample, read_inputs)
         cut = slice(self._max_length)
         encoded = Encoded(
             tokens.ids[cut],
@@ -109,8 +126,8 @@ class PromptEncoder:
             len(tokens.ids) > self._max_length,
             tuple(tokens.images),
             read_inputs,
-            expanded.n_patches,
-            rendered.unrendered,
+            n_patches,
+            unrendered,
         )
         if encoded.n_label_tokens == 0:
             raise BadSampleError(_no_label(mask, self._max_length, is_cut=tokens.is_cut))

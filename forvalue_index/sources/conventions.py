@@ -10,11 +10,13 @@ from typing import Any
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.cell_values import is_absent, is_list, parsed
 from forvalue_index.sources.dialogues import alternates
+from forvalue_index.sources.tokens import IDS, OF_TOKENS
 from forvalue_index.sources.tool_calls import LEGACY_TOOLS
 
 FIELDS = (
     *("prompt", "response", "messages", "text", "images", "id"),
     *("system", "input", "history", "choices", "tools", "chosen", "rejected", "texts"),
+    *(IDS, *OF_TOKENS),
 )
 # In a mapping, beside fields: lower-case names, by commas, of what is left out on purpose. It is
 # kept with the mapping, so that an index that refers to its data reads them again alike.
@@ -54,8 +56,10 @@ CONVENTIONS: tuple[Mapping[str, Names], ...] = (
 )
 # Met where no other is, and where the cells are lists of texts that alternate.
 BY_VALUE: tuple[Mapping[str, Names], ...] = ({"texts": "texts"}, {"texts": "data"})
+# Met last of all: most rows that hold tokens hold their text too.
+TOKENS: Mapping[str, Names] = {IDS: IDS}
 OPTIONAL = {"input", "choices"}
-# Fields that go with every convention, and with all but plain text.
+# Fields that go with every convention, and with all but plain text and tokens.
 BESIDE: dict[str, Names] = {"id": "id", "images": ("images", "image")}
 OF_CHATS: dict[str, Names] = {
     "system": ("system", "system_prompt"),
@@ -70,7 +74,7 @@ KEPT_COLUMNS = {"answers"}
 TYPICAL = {
     *("system", "system_prompt", "input", "context", "contexts", "history", "tools", "functions"),
     *("passage", "document", "article", "evidence", "background", "knowledge", "choices"),
-    *("options", "video", "videos", "audio", "audios"),
+    *("options", "video", "videos", "audio", "audios", "loss_mask"),
 }
 # Columns of rows that are single turns: of OpenAssistant's flat files, and of dialogues.
 TREE_ROWS = {"message_id", "parent_id", "role", "text"}
@@ -120,7 +124,7 @@ def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) ->
 
     Raises BadSampleError where a mapped column is not there, and where none is met.
     """
-    layout = _named_layout(names, mapped)
+    layout = _named_layout(names, mapped) or _tokens_layout(names, mapped)
     if layout is None:
         raise BadSampleError(_told_of_none(names))
     return dict(layout.columns)
@@ -129,6 +133,11 @@ def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) ->
 @lru_cache(maxsize=1024)
 def _named_layout(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> Layout | None:
     return _first_met(CONVENTIONS, names, mapped)
+
+
+@lru_cache(maxsize=1024)
+def _tokens_layout(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> Layout | None:
+    return _first_met((TOKENS,), names, mapped)
 
 
 def _layout_by_value(
@@ -140,7 +149,10 @@ def _layout_by_value(
             continue
         if "texts" in dict(mapped) or alternates(row[layout.columns["texts"]]):
             return layout
-    raise BadSampleError(_told_of_none(names))
+    layout = _tokens_layout(names, mapped)
+    if layout is None:
+        raise BadSampleError(_told_of_none(names))
+    return layout
 
 
 def _first_met(
@@ -193,6 +205,8 @@ def _extras(convention: Mapping[str, Names]) -> dict[str, Names]:
     """The fields that go with a convention, whether or not it names them."""
     if "text" in convention:
         return BESIDE
+    if IDS in convention:
+        return BESIDE | {field: field for field in OF_TOKENS}
     of_shape = OF_PROMPTS if "prompt" in convention else {}
     return BESIDE | OF_CHATS | of_shape | (OF_MESSAGES if "messages" in convention else {})
 
@@ -278,11 +292,6 @@ def _refuse_messages_as_rows(names: tuple[str, ...]) -> None:
 
 
 def _told_of_none(names: tuple[str, ...]) -> str:
-    if "input_ids" in names:
-        return (
-            "the row has input_ids, tokens without the text that a sample is made of; decode them, "
-            "to prompt and response where labels are -100 up to the response, else to text"
-        )
     return (
         f"no messages, no prompt with response, and no text among the columns: {_listed(names)}; "
         "map them with --columns, as in prompt=QUESTION,response=REPLY"

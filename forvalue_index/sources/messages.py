@@ -14,6 +14,7 @@ from forvalue_index.sources.pairs import Cells, Columns, pair_turns
 from forvalue_index.sources.preferences import continued, preference_turns
 from forvalue_index.sources.roles import SYSTEM, USER
 from forvalue_index.sources.sample import ASSISTANT, TEXT_ROLE, Image, Message
+from forvalue_index.sources.tokens import IDS, token_message
 from forvalue_index.sources.tool_calls import CALLS
 from forvalue_index.sources.turns import Reading, read_turns
 
@@ -31,6 +32,8 @@ def messages_of(
     `columns` has the names of their columns. Raises BadSampleError, with the reason, where there
     is nothing to score or an image is missing.
     """
+    if IDS in columns:
+        return (_tokens(cells, columns),), 0
     if "text" in columns:
         turns = [Turn(TEXT_ROLE, [text_of(cells["text"], f"'{columns['text']}'")])]
     else:
@@ -41,6 +44,15 @@ def messages_of(
     fill(turns, images, columns.get("images", ""))
     column = next(columns[field] for field in ENDS_IN if field in columns)
     return _complete([_message(turn, open_image) for turn in turns], column)
+
+
+def _tokens(cells: Cells, columns: Columns) -> Message:
+    if "images" in cells and image_values(cells["images"], columns["images"]):
+        raise BadSampleError(
+            f"'{columns['images']}' holds images, and a row of {columns[IDS]} is read without; use "
+            "messages, or prompt and response"
+        )
+    return token_message(cells, columns)
 
 
 def _turns_of(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.sources.sample import ASSISTANT, TEXT_ROLE
+from forvalue_index.sources.sample import ASSISTANT, TEXT_ROLE, TOKENS_ROLE
 
 USER, SYSTEM, TOOL = "user", "system", "tool"
 # A turn of the assistant whose content is a call: LLaMA-Factory's and ms-swift's names.
@@ -33,6 +33,6 @@ def role_of(name: str, location: str, *, sharegpt: bool) -> str:
         role = ROLES.get(lower, name)
         if sharegpt and lower == OBSERVATION:
             return TOOL
-        if lower in ("", TEXT_ROLE):
+        if lower in ("", TEXT_ROLE, TOKENS_ROLE):
             raise BadSampleError(f"the role of {location} is {name!r}, wanted user, assistant, ...")
     return role

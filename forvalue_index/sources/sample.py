@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-TEXT_ROLE, ASSISTANT = "text", "assistant"
+TEXT_ROLE, TOKENS_ROLE, ASSISTANT = "text", "tokens", "assistant"
 # The field of a turn that says, where it is false, that the model is not trained to say it.
 TRAINED = "train"
 PREVIEW_CHARACTERS = 80
@@ -52,6 +52,7 @@ class Image:
 class Message:
     """One turn. `role` is `user`, `assistant`, `system`, ... or `text` for a plain document.
 
+    Of a row that is tokenised already it is `tokens`, and `content` the ids, as `tokens` has it.
     `extra` holds further fields that a chat template may read, such as `tool_calls`. `images` are
     in order of their places in `content`.
     """
@@ -154,13 +155,18 @@ class Sample:
         return self.messages[0].role == TEXT_ROLE
 
     @property
+    def is_tokens(self) -> bool:
+        """Whether this is tokenised already, so that its one message holds token ids."""
+        return self.messages[0].role == TOKENS_ROLE
+
+    @property
     def response(self) -> str:
-        """The last assistant turn, or the document itself."""
+        """The last assistant turn, or the document itself, or its token ids."""
         return self.messages[-1].content
 
     @property
     def prompt(self) -> str:
-        """Everything before the last turn, one turn a line; empty for a plain document."""
+        """Everything before the last turn, one turn a line; empty for a document or tokens."""
         return "\n".join(m.content for m in self.messages[:-1])
 
     @property

@@ -14,7 +14,7 @@ from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.model.label_tokens import ModelReader, Prepared
 from forvalue_index.model.prediction_error import Head
 from forvalue_index.model.prompts import PromptEncoder
-from forvalue_index.sources.sample import TEXT_ROLE, BadRow, Message, Sample
+from forvalue_index.sources.sample import TEXT_ROLE, TOKENS_ROLE, BadRow, Message, Sample
 
 SAMPLE = Sample((Message(TEXT_ROLE, "x"),), source="s")
 
@@ -202,3 +202,10 @@ def test_a_token_that_the_model_does_not_have_makes_a_bad_row():
     row = reader.prepare(pair("a", f"<{VOCAB - 1}>"))
     assert isinstance(row, BadRow)
     assert f"and the model knows {VOCAB}" in row.reason
+
+
+def test_given_tokens_that_the_model_does_not_have_make_a_bad_row():
+    sample = Sample((Message(TOKENS_ROLE, f"5 6 {VOCAB}"),), source="train.jsonl", position=7)
+    row = embedder(tiny_model("llama")).prepare(sample)
+    assert isinstance(row, BadRow)
+    assert str(row).startswith(f"train.jsonl:7: it has token {VOCAB}, and the model knows {VOCAB} ")

@@ -10,7 +10,7 @@ from models import tiny_tokenizer
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.contracts import Tokenizer
 from forvalue_index.model.prompts import PromptEncoder
-from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
+from forvalue_index.sources.sample import TEXT_ROLE, TOKENS_ROLE, Message, Sample
 
 PAIR = Sample((Message("user", "the hall?"), Message("assistant", "in a cab")))
 TWO_TURNS = Sample(
@@ -319,3 +319,33 @@ def test_texts_of_tokens_add_up_to_what_was_encoded():
     tokenizer = tiny_tokenizer()
     encoder = PromptEncoder(tokenizer, template="chat", labels="response", max_length=512)
     assert encoder.decode(encoder.encode(PAIR).token_ids.tolist()).endswith("in a cab<|im_end|>\n")
+
+
+TOKENS = Sample((Message(TOKENS_ROLE, "9 8 7 6 5 4 3", {"labels": [[1, 3], [4, 6]]}),))
+WHOLE = Sample((Message(TOKENS_ROLE, "9 8 7 6"),))
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+@pytest.mark.parametrize(
+    ("sample", "options", "ids", "places"),
+    [
+        (TOKENS, {}, [9, 8, 7, 6, 5, 4, 3], [1, 2, 4, 5]),
+        (TOKENS, {"labels": "last"}, [9, 8, 7, 6, 5, 4, 3], [4, 5]),
+        (TOKENS, {"labels": "all"}, [9, 8, 7, 6, 5, 4, 3], [1, 2, 3, 4, 5, 6]),
+        (TOKENS, {"max_label_tokens": 3}, [9, 8, 7, 6, 5, 4, 3], [1, 2, 4]),
+        (TOKENS, {"max_length": 5}, [9, 8, 7, 6, 5], [1, 2, 4]),
+        (WHOLE, {}, [9, 8, 7, 6], [1, 2, 3]),
+        (WHOLE, {"labels": "last"}, [9, 8, 7, 6], [1, 2, 3]),
+    ],
+)
+def test_tokens_are_read_as_they_are(template, sample, options, ids, places):
+    """No template, no first or end token: whoever made them has put in what belongs there."""
+    encoded = encode(sample, bos=True, template=template, **options)
+    assert encoded.token_ids.tolist() == ids
+    assert np.flatnonzero(encoded.label_mask).tolist() == places
+    assert encoded.truncated == (len(ids) < len(sample.response.split()))
+
+
+def test_tokens_whose_labels_are_cut_are_refused():
+    late = Sample((Message(TOKENS_ROLE, "9 8 7 6", {"labels": [[3, 4]]}),))
+    assert reason(late, max_length=3).startswith("its prompt alone has 3 tokens, so no response")

@@ -89,10 +89,41 @@ def test_a_mapped_field_needs_what_it_goes_with(names, mapped):
         found(names, **mapped)
 
 
-def test_tokens_alone_are_no_sample():
-    with pytest.raises(BadSampleError, match="the row has input_ids, tokens without the text that"):
-        to_sample({"input_ids": [1, 2], "labels": [-100, 2], "attention_mask": [1, 1]})
-    assert to_sample({"input_ids": [1, 2], "text": "T"}).is_text
+TOKENS = {"input_ids": [1, 2], "labels": [-100, 2], "attention_mask": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "T"},
+        {"prompt": "Q", "completion": "A"},
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+        {"data": ["Q", "A"]},
+    ],
+)
+def test_text_counts_before_tokens(row):
+    """As trainers write their prepared data: what was read as text stays that, tokens beside it."""
+    sample = to_sample(row | TOKENS)
+    assert sample.messages == to_sample(row).messages
+    assert sample.content_hash == to_sample(row).content_hash
+    assert sample.metadata.items() >= TOKENS.items()
+    chosen = to_sample(row | TOKENS, {"input_ids": "input_ids"})
+    assert chosen.is_tokens
+    assert chosen.metadata == row
+
+
+def test_tokens_alone_are_a_sample():
+    assert to_sample(TOKENS).is_tokens
+    assert found("id input_ids labels other") == {
+        "id": "id",
+        "input_ids": "input_ids",
+        "labels": "labels",
+    }
+    with pytest.raises(BadSampleError, match="no messages, no prompt with response, and no text"):
+        to_sample({"prompt": "Q"} | TOKENS, {"prompt": "prompt"})
+    with pytest.raises(BadSampleError, match="no messages, no prompt with response, and no text"):
+        to_sample(TOKENS, {"ignore": "input_ids"})
 
 
 def test_messages_in_the_cell_of_a_table():

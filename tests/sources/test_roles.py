@@ -29,7 +29,7 @@ def test_observation_is_a_tool_of_sharegpt_and_a_role_of_glm():
     assert role_of("observation", "turn 1", sharegpt=False) == "observation"
 
 
-@pytest.mark.parametrize("name", ["", " ", "text", "Text"])
+@pytest.mark.parametrize("name", ["", " ", "text", "Text", "tokens"])
 def test_a_role_that_is_none(name):
     with pytest.raises(BadSampleError, match=f"the role of turn 1 is '{name}', wanted user"):
         role_of(name, "turn 1", sharegpt=False)
