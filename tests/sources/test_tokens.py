@@ -342,5 +342,5 @@ def test_any_row_is_read_as_a_loop_reads_it(row):
     if expected:
         assert read(message(**row)) == ([row["input_ids"][at] for at in places], expected)
     else:
-        with pytest.raises(BadSampleError, match="nothing predicts the first; nothing to score$"):
+        with pytest.raises(BadSampleError, match=r"nothing predicts the first; nothing to score$"):
             message(**row)

@@ -281,7 +281,7 @@ def test_tokens_are_read_of_texts_alone(home, model):
     plain = {"input_ids": [40, 41, 42], "labels": [-100, 41, 42]}
     assert document("add", index, write_jsonl(home / "a.jsonl", [plain]))["added"] == 1
     config = json.loads((model / "config.json").read_text("utf-8"))
-    marked = {"input_ids": [40, config["image_token_id"], 42]}
+    marked = {"input_ids": [40, config["image_token_index"], 42]}
     said = refused("add", index, write_jsonl(home / "b.jsonl", [marked]))
     assert "which stands for a part of an image or the like in this model" in said
     beside = write_jsonl(home / "c.jsonl", [plain | {"images": ["data/pictures/1.png"]}])
