@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from numbers import Integral
 from typing import Any, TypeGuard
@@ -14,6 +14,7 @@ from forvalue_index.exceptions import BadSampleError
 
 # Where cells come from: of Arrow, objects have all fields of all objects, and of CSV, all is text.
 JSON, ARROW, CSV = "json", "arrow", "csv"
+LARGEST = 2**63 - 1
 # NUL is refused by PostgreSQL, half a surrogate pair by every UTF-8 encoder.
 UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
@@ -46,6 +47,14 @@ def is_absent(value: Any) -> bool:
 def is_empty(value: Any) -> bool:
     """Whether a cell holds nothing, or text or a list or an object with nothing in it."""
     return is_absent(value) or (isinstance(value, str | list | tuple | Mapping) and not value)
+
+
+def are_integers(values: Collection[Any]) -> bool:
+    """Whether all are integers of 64 bits: token ids beside a text, of which no single one matters.
+
+    Telling so takes a twentieth of the time of looking at each in Python.
+    """
+    return set(map(type, values)) == {int} and min(values) >= -LARGEST and max(values) <= LARGEST
 
 
 def is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
@@ -86,7 +95,7 @@ def storable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {storable(str(name)): storable(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [storable(item) for item in value]
+        return list(value) if are_integers(value) else [storable(item) for item in value]
     return _told(value)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.sources.cell_values import ARROW, JSON
 from forvalue_index.sources.columns import ignoring, parse_columns, to_sample
-from forvalue_index.sources.conventions import BY_VALUE, CONVENTIONS
+from forvalue_index.sources.conventions import BY_VALUE, CONVENTIONS, TOKENS
 from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
 from forvalue_index.sources.source import open_sources
 
@@ -409,11 +409,11 @@ TURNS = st.lists(
 CELLS = VALUES | TURNS | WORDS
 # The columns of a convention, and some others beside them.
 BESIDE = st.dictionaries(
-    st.sampled_from(["system", "tools", "history", "input", "choices", "images", "x"]),
+    st.sampled_from(["system", "tools", "history", "input", "choices", "images", "labels", "x"]),
     CELLS,
     max_size=2,
 )
-OF_A_CONVENTION = st.sampled_from([*CONVENTIONS, *BY_VALUE]).flatmap(
+OF_A_CONVENTION = st.sampled_from([*CONVENTIONS, *BY_VALUE, TOKENS]).flatmap(
     lambda convention: st.fixed_dictionaries(
         {name: CELLS for names in convention.values() for name in listed(names)[:1]}
     )
@@ -435,8 +435,9 @@ def test_any_row_is_a_sample_or_is_refused_in_one_line(row, of_arrow):
     if isinstance(found, str):
         assert "\n" not in found
         return
-    assert found.is_text or found.messages[-1].role == "assistant"
-    assert any(message.is_trained for message in found.messages) or found.is_text
+    if not found.is_text and not found.is_tokens:
+        assert found.messages[-1].role == "assistant"
+        assert any(message.is_trained for message in found.messages)
     json.dumps([found.content_hash, found.metadata, found.tools], allow_nan=False)
 
 

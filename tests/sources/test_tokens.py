@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.columns import to_sample
@@ -309,3 +311,36 @@ def test_a_message_says_ids_and_labels():
 def test_a_message_of_a_stranger_that_holds_no_tokens(one):
     with pytest.raises(BadSampleError, match="its tokens or their labels are not those of a"):
         tokens_of(one)
+
+
+@st.composite
+def token_rows(draw):
+    """Rows that are padded on either side, with labels or masks or neither."""
+    before, n, after = (draw(st.integers(low, most)) for low, most in ((0, 2), (1, 6), (0, 2)))
+    whole = before + n + after
+    ids = draw(st.lists(st.integers(0, 9), min_size=whole, max_size=whole))
+    row = {"input_ids": ids, "attention_mask": [0] * before + [1] * n + [0] * after}
+    for name in draw(st.sets(st.sampled_from(["labels", "completion_mask", "assistant_masks"]))):
+        row[name] = draw(st.lists(st.integers(0, 1), min_size=whole, max_size=whole))
+    if "labels" in row:
+        marks = zip(row["labels"], ids, strict=True)
+        row["labels"] = [token if mark else -100 for mark, token in marks]
+    return row
+
+
+def is_label(row, at):
+    if "labels" in row:
+        return row["labels"][at] != -100
+    return all(row[name][at] for name in ("completion_mask", "assistant_masks") if name in row)
+
+
+@settings(deadline=None)
+@given(token_rows())
+def test_any_row_is_read_as_a_loop_reads_it(row):
+    places = [at for at, seen in enumerate(row["attention_mask"]) if seen]
+    expected = [n for n, at in enumerate(places) if n and is_label(row, at)]
+    if expected:
+        assert read(message(**row)) == ([row["input_ids"][at] for at in places], expected)
+    else:
+        with pytest.raises(BadSampleError, match=r"nothing predicts the first; nothing to score$"):
+            message(**row)

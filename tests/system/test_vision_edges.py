@@ -273,3 +273,17 @@ def test_a_copy_that_is_a_link_out_of_the_index_is_not_opened(home, model):
     done = run("check", index, "--json")
     (finding,) = json.loads(done.stdout)["findings"]
     assert "is a link that leads out of the index" in finding["what"]
+
+
+def test_tokens_are_read_of_texts_alone(home, model):
+    """Whoever has image tokens has images too, and nobody knows which."""
+    index = made(home, model)
+    plain = {"input_ids": [40, 41, 42], "labels": [-100, 41, 42]}
+    assert document("add", index, write_jsonl(home / "a.jsonl", [plain]))["added"] == 1
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    marked = {"input_ids": [40, config["image_token_index"], 42]}
+    said = refused("add", index, write_jsonl(home / "b.jsonl", [marked]))
+    assert "which stands for a part of an image or the like in this model" in said
+    beside = write_jsonl(home / "c.jsonl", [plain | {"images": ["data/pictures/1.png"]}])
+    said = refused("add", index, beside)
+    assert "c.jsonl:1: 'images' holds images, and a row of input_ids is read without;" in said

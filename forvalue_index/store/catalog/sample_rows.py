@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from forvalue_index.exceptions import BadSampleError, BrokenIndexError
 from forvalue_index.model.encoded import SampleStatistics
-from forvalue_index.sources.cell_values import UNSTORABLE
+from forvalue_index.sources.cell_values import UNSTORABLE, are_integers
 from forvalue_index.sources.images import MOST_PIXELS
 from forvalue_index.sources.sample import TEXT_ROLE, Image, Message, Sample
 from forvalue_index.store.records import Conversation, StoredSample
@@ -173,7 +173,9 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
     if type(value) in _SCALARS or not isinstance(value, Mapping | list | tuple):
         return False
     entries = value.values() if isinstance(value, Mapping) else value
-    return limit == 0 or any(_depth_exceeds(entry, limit - 1) for entry in entries)
+    if limit == 0 or are_integers(entries):
+        return limit == 0
+    return any(_depth_exceeds(entry, limit - 1) for entry in entries)
 
 
 def _clean(value: Any) -> Any:
@@ -186,7 +188,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {clean_text(str(name)): _clean(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(entry) for entry in value]
+        return list(value) if are_integers(value) else [_clean(entry) for entry in value]
     return clean_text(str(value))
 
 
@@ -251,7 +253,7 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _canonical(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_canonical(entry) for entry in value]
+        return value if are_integers(value) else [_canonical(entry) for entry in value]
     whole = isinstance(value, float) and value.is_integer()
     return int(Decimal(repr(value))) if whole else value
 
