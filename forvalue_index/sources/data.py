@@ -17,6 +17,8 @@ class DataOptions(TypedDict, total=False):
     columns: Mapping[str, str] | None
     on_bad: str
     media_root: str | PathLike[str] | None
+    split: str | None
+    config: str | None
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,16 @@ class Data:
     """A data set, and how it is read.
 
     Args:
-        rows: a path, a glob, `-` for standard input, a list of these, a `datasets.Dataset`, or an
-            iterable of dicts.
+        rows: a path, a glob, an address, the id of a data set of the Hugging Face hub, `-` for
+            standard input, a list of these, a data set of `datasets`, a data frame of pandas or
+            polars, a table of pyarrow, or an iterable of dicts.
         columns: canonical field (prompt, response, messages, text, images, id) to column name.
         on_bad: `fail` raises on a row that is not usable, `skip` leaves it out and says so.
         media_root: the directory that paths of images count from, and must stay in; by default
             that of the data file, or the working directory for rows that come from none.
+        split: which split, where the data have several: a saved or loaded DatasetDict, a data set
+            of the hub, or a folder whose files are named after splits.
+        config: which configuration of a data set of the hub.
 
     Raises:
         UsageError: `on_bad` is neither.
@@ -39,6 +45,8 @@ class Data:
     columns: Mapping[str, str] | None = None
     on_bad: str = "fail"
     media_root: str | PathLike[str] | None = None
+    split: str | None = None
+    config: str | None = None
 
     def __post_init__(self) -> None:
         refuse_on_bad(self.on_bad)
@@ -51,4 +59,11 @@ class Data:
 
     def open(self, *, images: bool) -> list[RowSource]:
         """Its sources, for a model that reads `images` or text alone. Raises as `open_sources`."""
-        return open_sources(self.rows, self.columns, self.media_root, images=images)
+        return open_sources(
+            self.rows,
+            self.columns,
+            self.media_root,
+            images=images,
+            split=self.split,
+            config=self.config,
+        )
