@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 Decode = Callable[[Any], Any]
 HUGGINGFACE = b"huggingface"
+ISO = re.compile(r"[+-]?(\d{4,}-\d\d-\d\d([ T]\d\d:\d\d:\d\d|$)|\d\d:\d\d:\d\d)")
 
 
 def refuse_repeated_names(schema: pa.Schema) -> None:
@@ -131,6 +133,6 @@ def _as_text(scalar: Any) -> str | None:
         text = str(scalar.cast(pa.string()).as_py())
     except Exception:  # A type that has no text, or a time zone that nobody knows.
         return None
-    if "out of range" in text or not text[:1].isdigit():
-        return f"{scalar.value} ({scalar.type})" if hasattr(scalar, "value") else None
-    return text.replace(" ", "T", 1).replace("Z", "+00:00")
+    if ISO.match(text):
+        return text.replace(" ", "T", 1).replace("Z", "+00:00")
+    return f"{scalar.value} ({scalar.type})" if pa.types.is_temporal(scalar.type) else text

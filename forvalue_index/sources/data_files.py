@@ -89,7 +89,7 @@ class DataFile:
 
 def suffixes(name: str) -> tuple[str, str]:
     """The suffixes of format and compression of a path or an address."""
-    path = PurePosixPath(urlsplit(name).path if "://" in name else name)
+    path = PurePosixPath(urlsplit(name).path if name.startswith(("http://", "https://")) else name)
     last = path.suffix.lower()
     if last not in DECOMPRESSED:
         return last, ""

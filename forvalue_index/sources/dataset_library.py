@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,19 +51,30 @@ def _saved_rows(path: Path) -> Rows:
 def hub_id(name: str) -> str | None:
     """The id of a data set of the hub that a name stands for, or None where it stands for none."""
     short = name.removeprefix(HUB_URL).rstrip("/")
-    return short if HUB_ID.fullmatch(short) and format_of(short) is None else None
+    if not HUB_ID.fullmatch(short) or format_of(short) is not None:
+        return None
+    # Below a folder that is there it is a path with a fault.
+    is_path = short == name and Path(name).parent.is_dir()
+    return None if is_path else short
 
 
 def hub_data_set(name: str, config: str | None, split: str | None) -> DataSet:
     """One split of a data set of the hub, kept in the library's cache. Runs no code of the hub."""
     short = hub_id(name) or name
-    need = f"{name} is no path here, and to look for it on the hub"
-    datasets = library(need)
-    with reachable(f"{name}, which is no path here but may be a data set of the hub,"), _quiet():
-        if split is None:
-            splits = datasets.get_dataset_split_names(short, config)
-            raise SourceError(_choose(name, splits))
-        data = datasets.load_dataset(short, name=config, split=split)
+    datasets = library(f"{name} is no path here, and as a data set of the Hugging Face hub it")
+    with reachable(f"{name}, as a data set of the Hugging Face hub,"), _quiet():
+        try:
+            if split is None:
+                raise SourceError(_choose(name, datasets.get_dataset_split_names(short, config)))
+            data = datasets.load_dataset(short, name=config, split=split)
+        except ValueError as error:
+            names = datasets.get_dataset_config_names(short) if config is None else []
+            if len(names) < 2:
+                raise
+            listed = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+            raise SourceError(
+                f"{name} has the configurations {listed}: choose one, as in --config {names[0]}"
+            ) from error
     called = "/".join(part for part in (short, config, split) if part)
     return DataSet(called, lambda _: _arrow_rows(data), of_arrow=True)
 
@@ -134,12 +146,18 @@ def _arrow_rows(data: Any) -> Rows:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of the library; the caller draws its own."""
+    """Without the progress bars and tries of the libraries; the caller draws its own."""
     datasets = library("a data set of the hub")
     hidden = datasets.utils.are_progress_bars_disabled()
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
     datasets.utils.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if not hidden:
             datasets.utils.enable_progress_bars()

@@ -44,9 +44,8 @@ def reader_of(name: str) -> Reader:
     if known is None:
         suffix, compression = suffixes(name)
         raise SourceError(
-            f"{name} has the unknown format '{suffix + compression}': use {', '.join(READERS)}; of "
-            f"these {', '.join(COMPRESSIBLE)} may be compressed, as in .jsonl"
-            f"{' or .jsonl'.join(DECOMPRESSED)}"
+            f"{name} has the unknown format '{suffix + compression}': use {', '.join(READERS)}; "
+            f"text and archives also compressed, as {', '.join(DECOMPRESSED)}"
         )
     return READERS[known]
 

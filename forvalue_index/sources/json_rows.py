@@ -82,7 +82,7 @@ def parse_line(line: bytes) -> Any:
         text = line.removeprefix(codecs.BOM_UTF8).decode()
         return DECODER.decode(text)
     except RepeatedKeyError as error:
-        return Unreadable(str(error), text)
+        return Unreadable(str(error), (text or "").rstrip("\r\n"))
     except (ValueError, RecursionError) as error:
         # The parser counts lines within this one.
         reason = str(error).replace("line 1 ", "")

@@ -60,7 +60,10 @@ def data_sets_at(name: str, part: Part) -> list[DataSet]:
             return _matching(name, part)
         if hub_id(name):
             return [hub_data_set(name, part.config, part.split)]
-        raise SourceError(f"{name} does not exist: check the path, or pass - for stdin")
+        raise SourceError(
+            f"{name} does not exist: check the path, or pass - for stdin, or OWNER/NAME for a data "
+            "set of the Hugging Face hub"
+        )
 
 
 def _at_address(name: str, part: Part) -> list[DataSet]:

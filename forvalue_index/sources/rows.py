@@ -76,15 +76,16 @@ def reachable(name: str) -> Iterator[None]:
         yield
     except ForValueError:
         raise
-    except FileNotFoundError as error:
-        raise SourceError(f"{name} does not exist: check the address") from error
-    except DAMAGE as error:
-        raise _unreadable(name, error, "check the address, the network and your rights") from error
     except Exception as error:
-        kind = type(error).__name__
-        raise _unreadable(
-            name, f"{kind}: {error}", "check the address, the network and your rights"
-        ) from error
+        advice = "check the address, the network and your rights"
+        cause = error.__cause__
+        if isinstance(error, FileNotFoundError):
+            if cause is None or getattr(cause, "status", None) == 404:
+                raise SourceError(f"{name} does not exist: check the address") from error
+            raise _unreadable(name, f"{type(cause).__name__}: {cause}", advice) from error
+        known = isinstance(error, DAMAGE)
+        said = error if known else f"{type(error).__name__}: {error}"
+        raise _unreadable(name, said, advice) from error
 
 
 def _unreadable(name: str, error: Exception | str, advice: str) -> SourceError:
