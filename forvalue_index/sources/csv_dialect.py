@@ -65,10 +65,10 @@ def guess_dialect(head: str, delimiter: str, *, is_whole: bool) -> Dialect:
         delimiter = _delimiter(header, head, is_whole=is_whole)
     usual = Dialect(delimiter)
     if _fits(usual, head, is_whole=is_whole):
-        single = Dialect(delimiter, "'")
-        wrapped = all(map(single.wraps, header.split(delimiter)))
-        return single if wrapped and _fits(single, head, is_whole=is_whole) else usual
-    others = [d for d in _others(head, delimiter) if _fits(d, head, is_whole=is_whole)]
+        others = list(_hidden(header, head, delimiter))
+    else:
+        others = list(_others(head, delimiter))
+    others = [other for other in others if _fits(other, head, is_whole=is_whole)]
     if len(others) > 1:
         raise ValueError(
             f"it can be read with {' or with '.join(map(str, others))}; write it with commas and "
@@ -109,6 +109,20 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return next(Dialect(delimiter).reader(iter([line])), [])
     except csv.Error:
         return line.split(delimiter)
+
+
+def _hidden(header: str, head: str, delimiter: str) -> Iterator[Dialect]:
+    """Dialects that show where the usual one fits, too: their quotes would become text."""
+    single = Dialect(delimiter, "'")
+    if all(map(single.wraps, header.split(delimiter))):
+        yield single
+    if delimiter == "\t" or '\\"' not in head:
+        return
+    between = re.escape(delimiter)
+    left = re.sub(r"\\.", "", head)
+    all_escaped = not re.search(rf'[^{between}\r\n]"[^{between}\r\n]', left)
+    if all_escaped and re.search(rf'\\"[^"{between}\r\n]', head):
+        yield Dialect(delimiter, backslash=True)
 
 
 def _others(head: str, delimiter: str) -> Iterator[Dialect]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from forvalue_index.sources.data_files import DataFile, Stream
 from forvalue_index.sources.images import SUFFIXES
@@ -76,24 +76,50 @@ def read_webdataset(file: DataFile, columns: Columns) -> Rows:
 def _samples(content: Stream) -> Iterator[_Sample]:
     current: _Sample | None = None
     seen: set[int] = set()
-    try:
-        with tarfile.open(fileobj=content, mode="r|") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # It remembers every file.
-                if member.isdir():
-                    continue
-                key, name = _key_and_field(member.name)
-                if current is None or current.key != key:
-                    if current is not None:
-                        yield current
-                    again = hash(key) in seen
-                    current = _Sample(key, fault=_again(key) if again else None)
-                    seen.add(hash(key))
-                current.add(member, name, archive)
-    except tarfile.TarError as error:
-        raise ValueError(f"not a whole tar archive: {error}") from error
+    for member, archive in _members(content):
+        key, name = _key_and_field(member.name)
+        if current is None or current.key != key:
+            if current is not None:
+                yield current
+            current = _Sample(key, fault=_again(key) if hash(key) in seen else None)
+            seen.add(hash(key))
+        current.add(member, name, archive)
     if current is not None:
         yield current
+
+
+class _Member(tarfile.TarInfo):
+    """A member that tells its archive where that ends as it should."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        """The next member."""
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tarfile_.has_ended = True  # type: ignore[attr-defined]
+            raise
+
+
+def _members(content: Stream) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """All but folders, each to be read before the next. Raises ValueError for a damaged archive.
+
+    The module itself takes a damaged header, and a cut between two files, for the end.
+    """
+    try:
+        with tarfile.open(fileobj=content, mode="r|", tarinfo=_Member) as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # It remembers every file.
+                if not member.isdir():
+                    yield member, archive
+            if not hasattr(archive, "has_ended"):
+                raise ValueError("not a whole tar archive: it is cut or damaged")
+            rest: Any = archive.fileobj
+            while chunk := rest.read(2**16):
+                if chunk.strip(b"\0"):
+                    raise ValueError("after the end of the tar archive comes more; split the file")
+    except tarfile.TarError as error:
+        raise ValueError(f"not a whole tar archive: {error}") from error
 
 
 def _again(key: str) -> str:
