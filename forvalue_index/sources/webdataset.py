@@ -10,7 +10,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from forvalue_index.sources.data_files import DataFile, Stream
 from forvalue_index.sources.images import SUFFIXES
@@ -69,8 +69,11 @@ class _Sample:
 
 def read_webdataset(file: DataFile, columns: Columns) -> Rows:
     """Samples of an archive, numbered: objects of `.json` give their columns, others one each."""
-    with file.content() as content:
-        yield from enumerate((sample.result() for sample in _samples(content)), 1)
+    try:
+        with file.content() as content:
+            yield from enumerate((sample.result() for sample in _samples(content)), 1)
+    except tarfile.TarError as error:
+        raise ValueError(f"not a whole tar archive: {error}") from error
 
 
 def _samples(content: Stream) -> Iterator[_Sample]:
@@ -92,7 +95,7 @@ class _Member(tarfile.TarInfo):
     """A member that tells its archive where that ends as it should."""
 
     @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Any:
         """The next member."""
         try:
             return super().fromtarfile(tarfile_)
@@ -106,20 +109,17 @@ def _members(content: Stream) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile
 
     The module itself takes a damaged header, and a cut between two files, for the end.
     """
-    try:
-        with tarfile.open(fileobj=content, mode="r|", tarinfo=_Member) as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # It remembers every file.
-                if not member.isdir():
-                    yield member, archive
-            if not hasattr(archive, "has_ended"):
-                raise ValueError("not a whole tar archive: it is cut or damaged")
-            rest: Any = archive.fileobj
-            while chunk := rest.read(2**16):
-                if chunk.strip(b"\0"):
-                    raise ValueError("after the end of the tar archive comes more; split the file")
-    except tarfile.TarError as error:
-        raise ValueError(f"not a whole tar archive: {error}") from error
+    with tarfile.open(fileobj=content, mode="r|", tarinfo=_Member) as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # It remembers every file.
+            if not member.isdir():
+                yield member, archive
+        if not hasattr(archive, "has_ended"):
+            raise ValueError("not a whole tar archive: it is cut or damaged")
+        rest: Any = archive.fileobj
+        while chunk := rest.read(2**16):
+            if chunk.strip(b"\0"):
+                raise ValueError("after the end of the tar archive comes more; split the file")
 
 
 def _again(key: str) -> str:

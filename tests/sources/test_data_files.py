@@ -26,7 +26,7 @@ COMPRESS = {
 
 def as_csv(delimiter):
     lines = [delimiter.join(("id", "prompt", "response", "topic"))]
-    lines += [delimiter.join('"{}"'.format(value) for value in row.values()) for row in ROWS]
+    lines += [delimiter.join(f'"{value}"' for value in row.values()) for row in ROWS]
     return "\n".join(lines).encode()
 
 
