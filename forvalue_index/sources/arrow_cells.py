@@ -38,6 +38,11 @@ def _children(kind: pa.DataType) -> list[pa.Field[Any]]:
     return [kind.field(at) for at in range(kind.num_fields)]
 
 
+def has_maps(kind: pa.DataType) -> bool:
+    """Whether a map is somewhere in a type."""
+    return pa.types.is_map(kind) or any(has_maps(field.type) for field in _children(kind))
+
+
 def json_decoders(schema: pa.Schema) -> dict[str, Decode]:
     """By name, what makes objects of columns in which JSON stands as text.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import dataset
 
 from forvalue_index.exceptions import SourceError
 from forvalue_index.sources.arrow_rows import BATCH_ROWS, rows_of
@@ -47,7 +46,7 @@ def _split_of(data: Mapping[Any, Any], split: str | None) -> Any:
 
 def _rows_in(data: Any) -> DataSet:
     home = type(data).__module__.partition(".")[0]
-    if isinstance(data, dataset.Dataset):
+    if home == "pyarrow" and hasattr(data, "scanner"):
         return DataSet(NAME, lambda _: rows_of(data.schema, _scanned(data)), of_arrow=True)
     if home == "pandas" and hasattr(data, "iterrows"):
         return DataSet(NAME, lambda _: _pandas_rows(data), of_arrow=True)
@@ -72,8 +71,8 @@ def _refuse_what_has_no_rows(data: Any) -> None:
         )
 
 
-def _scanned(data: dataset.Dataset) -> Iterator[pa.RecordBatch]:
-    return data.scanner(batch_size=BATCH_ROWS).to_batches()
+def _scanned(data: Any) -> Iterator[pa.RecordBatch]:
+    yield from data.scanner(batch_size=BATCH_ROWS).to_batches()
 
 
 def _stream_rows(data: Any) -> Rows:

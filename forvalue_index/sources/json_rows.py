@@ -41,17 +41,20 @@ def read_jsonl(file: DataFile, columns: Columns) -> Rows:
 
 
 def _lines(lines: Stream, *, offsets: bool) -> Rows:
-    offset, encoding = 0, "utf-8-sig"
-    for position, line in enumerate(lines, 1):
-        if position == 1 and (encoding := encoding_of(line[:4])) != "utf-8-sig":
-            yield from _recoded(line, lines, encoding)
-            return
-        length = len(line)
-        if not line.isspace():
-            row = parse_line(line)
-            del line  # It may be large, and so is what was made of it.
+    line, position, offset = lines.readline(), 1, 0
+    if (encoding := encoding_of(line[:4])) != "utf-8-sig":
+        yield from _recoded(line, lines, encoding)
+        return
+    while line:
+        length, is_blank = len(line), line.isspace()
+        text = _text(line)
+        del line  # It may be large: only one of bytes, text and value is held beside another.
+        if not is_blank:
+            row = _value(text)
+            del text
             yield (position, row, offset) if offsets else (position, row)
-        offset += length
+            del row
+        line, position, offset = lines.readline(), position + 1, offset + length
 
 
 def _recoded(start: bytes, lines: Stream, encoding: str) -> Rows:
@@ -77,17 +80,28 @@ def lines_at(path: Path, lines: list[tuple[int, int]]) -> Iterator[tuple[int, An
 
 def parse_line(line: bytes) -> Any:
     """The value of a line, or why it has none."""
-    text = None
+    return _value(_text(line))
+
+
+def _text(line: bytes) -> str | Unreadable:
     try:
-        text = line.removeprefix(codecs.BOM_UTF8).decode()
+        return line.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        raw = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
+        return Unreadable(f"not JSON in UTF-8: {error}", raw.rstrip("\r\n"))
+
+
+def _value(text: str | Unreadable) -> Any:
+    if isinstance(text, Unreadable):
+        return text
+    try:
         return DECODER.decode(text)
     except RepeatedKeyError as error:
-        return Unreadable(str(error), (text or "").rstrip("\r\n"))
+        return Unreadable(str(error), text.rstrip("\r\n"))
     except (ValueError, RecursionError) as error:
         # The parser counts lines within this one.
         reason = str(error).replace("line 1 ", "")
-        raw = line.decode("utf-8", "replace") if text is None else text
-        return Unreadable(f"not JSON in UTF-8: {reason}", raw.rstrip("\r\n"))
+        return Unreadable(f"not JSON in UTF-8: {reason}", text.rstrip("\r\n"))
 
 
 def read_json(file: DataFile, columns: Columns) -> Rows:

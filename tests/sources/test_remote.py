@@ -1,7 +1,7 @@
 """Addresses: servers on this machine, and words for what is not installed or not there."""
 
-import builtins
 import json
+import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 
@@ -127,13 +127,6 @@ def test_an_address_on_this_machine_is_a_path(files):
 def test_protocols_that_are_not_there(monkeypatch):
     with pytest.raises(SourceError, match=r"xyz://b/d\.jsonl has a protocol that is not known"):
         read("xyz://b/d.jsonl")
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.partition(".")[0] == "gcsfs":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(MissingDependencyError, match=r"gs:// .* 'forvalue-index\[remote\]'"):
         read("gs://b/d.jsonl")

@@ -217,7 +217,7 @@ def test_a_single_json_object_is_a_row(write):
         (
             "d.json",
             '{"a": [{}], "b": [{}]}',
-            "or an object one such array, not 2: a, b; check",
+            "with one such array, not 2: a, b; check",
         ),
         ("d.json", "[" * 100_000, "cannot be read: "),
         ("d.csv", "a,a\n1,2\n", "a column name appears twice in the header: a, a"),
