@@ -84,23 +84,21 @@ def scoring_options(command: Command) -> Command:
 
 
 def reading_options(command: Command) -> Command:
-    """--columns, --ignore and --media-root: the options `reading` of what reads, for a command."""
+    """How rows are read, which a command takes as the options `reading` of what reads."""
 
     @wraps(command)
-    def read(
-        *arguments: Any,
-        columns: str | None,
-        ignore: str | None,
-        media_root: Path | None,
-        **options: Any,
-    ) -> Any:
+    def read(*arguments: Any, columns: str | None, ignore: str | None, **options: Any) -> Any:
         from forvalue_index.sources.columns import parse_columns
 
         mapping = None if columns is None else parse_columns(columns)
-        said = {"columns": mapping, "ignore": ignore or (), "media_root": media_root}
-        return command(*arguments, reading=options.pop("reading", {}) | said, **options)
+        said = {"columns": mapping, "ignore": ignore or ()}
+        chosen = {name: options.pop(name) for name in ("media_root", "split", "config")}
+        reading = options.pop("reading", {}) | said | chosen
+        return command(*arguments, reading=reading, **options)
 
     for decorate in (
+        click.option("--config", help="Which configuration of a data set of the Hugging Face hub."),
+        click.option("--split", help="Which split, where DATA has several, as in train."),
         click.option(
             "--media-root",
             type=click.Path(path_type=Path),
@@ -121,7 +119,7 @@ def reading_options(command: Command) -> Command:
 
 
 def data_options(command: Command) -> Command:
-    """DATA..., and --columns, --ignore, --media-root and --on-bad as the options `reading`."""
+    """DATA..., --on-bad and those of `reading_options`, as the options `reading`."""
     reads = reading_options(command)
 
     @wraps(command)

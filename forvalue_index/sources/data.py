@@ -19,6 +19,8 @@ class DataOptions(TypedDict, total=False):
     on_bad: str
     media_root: str | PathLike[str] | None
     ignore: str | Collection[str]
+    split: str | None
+    config: str | None
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Data:
     """A data set, and how it is read.
 
     Args:
-        rows: a path, a glob, `-` for standard input, a list of these, a `datasets.Dataset`, or an
-            iterable of dicts.
+        rows: a path, a glob, an address, the id of a data set of the Hugging Face hub, `-` for
+            standard input, a list of these, a data set of `datasets`, a data frame of pandas or
+            polars, a table of pyarrow, or an iterable of dicts.
         columns: field (prompt, response, messages, text, images, id, system, input, history,
             choices, tools, chosen, rejected, texts) to column name. `{"id": ""}` says that no
             column is the id: samples are known by their content then.
@@ -35,6 +38,9 @@ class Data:
         media_root: the directory that paths of images count from, and must stay in; by default
             that of the data file, or the working directory for rows that come from none.
         ignore: names of columns that are only metadata, and of fields of turns that are left out.
+        split: which split, where the data have several: a saved or loaded DatasetDict, a data set
+            of the hub, or a folder whose files are named after splits.
+        config: which configuration of a data set of the hub.
 
     Raises:
         UsageError: `on_bad` is neither.
@@ -45,6 +51,8 @@ class Data:
     on_bad: str = "fail"
     media_root: str | PathLike[str] | None = None
     ignore: str | Collection[str] = ()
+    split: str | None = None
+    config: str | None = None
 
     def __post_init__(self) -> None:
         refuse_on_bad(self.on_bad)
@@ -60,5 +68,11 @@ class Data:
 
         Raises as `open_sources` does, and UsageError for names that cannot be ignored.
         """
-        columns = ignoring(self.columns, self.ignore)
-        return open_sources(self.rows, columns, self.media_root, images=images)
+        return open_sources(
+            self.rows,
+            ignoring(self.columns, self.ignore),
+            self.media_root,
+            images=images,
+            split=self.split,
+            config=self.config,
+        )

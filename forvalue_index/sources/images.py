@@ -44,10 +44,11 @@ class ImageFiles:
     """Opens what the rows of a data set say of images: paths below `root`, or images themselves.
 
     Relative paths count from `root`, or from `beside`, where the data lie, if nothing is there.
+    Data that lie on another machine have no `root`, and their paths are refused.
     For a model of text alone images are not `wanted`, and one that is there is refused.
     """
 
-    root: Path
+    root: Path | None
     beside: Path | None = None
     wanted: bool = True
 
@@ -102,6 +103,11 @@ class ImageFiles:
         if UNSTORABLE.search(value):
             raise BadSampleError(
                 f"{location} is a path with a NUL or half a character in it; mend it"
+            )
+        if self.root is None:
+            raise BadSampleError(
+                f"{location} is the path {value} in data that do not lie on this machine, and "
+                "nothing is fetched; download the images and name their directory with --media-root"
             )
         name = unquote(value[len("file://") :]) if scheme == "file" else value
         try:

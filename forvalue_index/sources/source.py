@@ -1,19 +1,11 @@
-"""Data sets as samples: files, globs, stdin, saved data sets and iterables of dicts.
+"""Data sets as samples: a `RowSource` for each file, folder, address or object that has rows.
 
 A bad row never stops a source.
 """
 
 from __future__ import annotations
 
-import glob
-import json
-import shutil
-import sys
-import tempfile
-import weakref
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
@@ -21,30 +13,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyarrow import ArrowException
-
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
-from forvalue_index.sources.cell_values import ARROW, CSV, JSON, kind_of
+from forvalue_index.sources.cell_values import JSON, kind_of
 from forvalue_index.sources.columns import checked_columns, to_sample
-from forvalue_index.sources.formats import (
-    TEXT_READERS,
-    Reader,
-    Rows,
-    Unreadable,
-    datasets_loader,
-    lines_at,
-    read_jsonl,
-    read_parquet,
-    read_saved,
-)
+from forvalue_index.sources.frames import data_set_in
 from forvalue_index.sources.images import ImageFiles
+from forvalue_index.sources.json_rows import lines_at
+from forvalue_index.sources.paths import Part, data_sets_at
+from forvalue_index.sources.rows import DataSet, Rows, Unreadable, readable
 from forvalue_index.sources.sample import BadRow, Sample
 from forvalue_index.threads import parallel_map
 
 Location = tuple[int, int | None]
 ROWS_AT_ONCE = 64
-# Suffixes of formats whose cells are text alone.
-UNTYPED = {".csv", ".tsv"}
 
 
 @dataclass(eq=False)
@@ -90,7 +71,7 @@ class RowSource:
     def _at_offsets(
         self, path: Path, lines: list[tuple[int, int]]
     ) -> dict[Location, Sample | BadRow]:
-        with _readable(self.name):
+        with readable(self.name):
             return {(line[0], line[2]): self._checked(*line) for line in lines_at(path, lines)}
 
     def _checked(self, position: int, row: Any, offset: int | None = None) -> Sample | BadRow:
@@ -121,40 +102,47 @@ def open_sources(
     media_root: str | PathLike[str] | None = None,
     *,
     images: bool = True,
+    split: str | None = None,
+    config: str | None = None,
 ) -> list[RowSource]:
-    """Open a path, a glob, "-" for stdin, a list of these, or an iterable of dicts.
+    """Open a path, glob, address or id of the hub, "-" for stdin, a list of these, or rows.
 
-    A saved data set makes one source, or one per split. `columns` says which column holds a field
-    of FIELDS, where the names of the columns do not tell. Paths of images count from `media_root`,
-    or else from the directory of a file, the working directory for rows without one, and no image
-    elsewhere is opened; without `images`, none at all.
+    Rows may be a data frame, a table of Arrow, a data set of `datasets` or an iterable of dicts.
+    `columns` says which column holds a field of FIELDS, where the names of the columns do not tell.
+    Where data have splits or configurations, `split` and `config` choose one. Paths of images count
+    from `media_root`, or else from the directory of a file, the working directory for rows without
+    one, and no image elsewhere is opened; without `images`, none at all.
+
+    Raises UsageError, SourceError and MissingDependencyError.
     """
     columns = checked_columns(columns or {})
     media = _Media(None if media_root is None else _media_root(media_root), images)
     if isinstance(data, str | Path):
         data = [data]
     if isinstance(data, list | tuple) and any(isinstance(item, str | Path) for item in data):
-        return [source for item in data for source in _open_path(item, columns, media)]
-    _refuse_what_has_no_rows(data)
-    rereadable = iter(data) is not data
-    files = media.beside(Path.cwd())
-    rows = RowSource("<iterable>", lambda: enumerate(data, 1), columns, files, rereadable)
-    rows.origin = ARROW if type(data).__module__.startswith("datasets.") else JSON
-    return [rows]
+        part = Part(split, config)
+        found = [one for item in data for one in data_sets_at(_name_of(item), part)]
+    else:
+        found = [data_set_in(data, split, config)]
+    return [_row_source(one, columns, media) for one in found]
 
 
-def _refuse_what_has_no_rows(data: Any) -> None:
-    if isinstance(data, Mapping):
-        keys = ", ".join(map(str, list(data)[:8]))
-        raise SourceError(
-            f"a {type(data).__name__} with keys {keys} is not one data set: choose a split, as in "
-            "data['train'], or pass a list of rows"
-        )
-    if not isinstance(data, Iterable) or isinstance(data, bytes) or hasattr(data, "iterrows"):
-        raise SourceError(
-            f"a {type(data).__name__} is no data set: pass a path, a datasets.Dataset or an "
-            "iterable of dicts (for a data frame, frame.to_dict('records'))"
-        )
+def _name_of(item: Any) -> str:
+    if not isinstance(item, str | Path):
+        raise SourceError(f"{kind_of(item)} among paths: pass either paths or rows, not both")
+    return str(item)
+
+
+def _row_source(found: DataSet, columns: Mapping[str, str], media: _Media) -> RowSource:
+    return RowSource(
+        found.name,
+        partial(found.read, columns),
+        columns,
+        media.beside(found.images),
+        found.rereadable,
+        found.path,
+        found.origin,
+    )
 
 
 class _Media(NamedTuple):
@@ -163,8 +151,8 @@ class _Media(NamedTuple):
     root: Path | None
     wanted: bool
 
-    def beside(self, data: Path) -> ImageFiles:
-        """What opens the images of data in a directory."""
+    def beside(self, data: Path | None) -> ImageFiles:
+        """What opens the images of data in a directory, or of data in none."""
         if self.root is None:
             return ImageFiles(data, wanted=self.wanted)
         return ImageFiles(self.root, beside=data, wanted=self.wanted)
@@ -175,99 +163,3 @@ def _media_root(media_root: str | PathLike[str]) -> Path:
     if not root.is_dir():
         raise UsageError(f"--media-root {media_root} is not a directory; name where images lie")
     return root
-
-
-def _open_path(path: Any, columns: Mapping[str, str], media: _Media) -> list[RowSource]:
-    if not isinstance(path, str | Path):
-        raise SourceError(f"{kind_of(path)} among paths: pass either paths or rows, not both")
-    if str(path) == "-":
-        return [_open_stdin(columns, media.beside(Path.cwd()))]
-    with _readable(str(path)):
-        return [
-            RowSource(
-                name,
-                partial(_rows_of, name, read, Path(name)),
-                columns,
-                media.beside(Path(name).absolute().parent),
-                path=Path(name),
-                origin=_origin(read, name),
-            )
-            for match in _expand(str(path))
-            for name, read in _readers(match)
-        ]
-
-
-def _origin(read: Reader, name: str) -> str:
-    if read in (read_parquet, read_saved):
-        return ARROW
-    return CSV if UNTYPED & {suffix.lower() for suffix in Path(name).suffixes} else JSON
-
-
-def _open_stdin(columns: Mapping[str, str], images: ImageFiles) -> RowSource:
-    """JSONL from stdin, kept in a temporary file for as long as the source lives."""
-    with tempfile.NamedTemporaryFile(delete=False) as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
-    path = Path(spool.name)
-    source = RowSource("<stdin>", partial(_rows_of, "<stdin>", read_jsonl, path), columns, images)
-    weakref.finalize(source, path.unlink, missing_ok=True)
-    return source
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turn whatever a file system or a file format raises into one SourceError."""
-    try:
-        yield
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, ArrowException) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise SourceError(f"{name} cannot be read: {reason}; check the file") from error
-
-
-def _rows_of(name: str, read: Reader, path: Path) -> Rows:
-    with _readable(name):
-        yield from read(path)
-
-
-def _expand(name: str) -> list[str]:
-    """Return the path, or what it matches as a pattern: files and saved data sets, sorted."""
-    if Path(name).exists():
-        return [name]
-    if not glob.has_magic(name):
-        raise SourceError(f"{name} does not exist: check the path, or pass - for stdin")
-    paths = glob.glob(name, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
-    matches = sorted(match for match in paths if Path(match).is_file() or _saved_splits(match))
-    if not matches:
-        raise SourceError(f"{name} matches no file: check the pattern, and quote it in a shell")
-    return matches
-
-
-def _readers(name: str) -> list[tuple[str, Reader]]:
-    """Names of the data sets at a path, each with what reads it."""
-    path = Path(name)
-    if path.is_dir():
-        splits = _saved_splits(name)
-        if not splits:
-            raise SourceError(
-                f"{name} is a directory but no saved data set: name its files, as in {name}/*.jsonl"
-            )
-        datasets_loader()
-        return [(split, read_saved) for split in splits]
-    suffix = path.suffix.lower()
-    if suffix == ".gz" and Path(path.stem).suffix.lower() in TEXT_READERS:
-        suffix = Path(path.stem).suffix.lower()
-    readers = TEXT_READERS | {".parquet": read_parquet}
-    if suffix not in readers:
-        raise SourceError(
-            f"{name} has the unknown format '{suffix}': use {', '.join(readers)}, or a gzip of a "
-            "text format, as .jsonl.gz"
-        )
-    return [(name, readers[suffix])]
-
-
-def _saved_splits(name: str) -> list[str]:
-    """List the folders that `save_to_disk` of a Dataset, or of a DatasetDict, left here."""
-    path = Path(name)
-    splits = path / "dataset_dict.json"
-    if splits.is_file():
-        return [str(path / split) for split in json.loads(splits.read_text("utf-8"))["splits"]]
-    return [name] if (path / "state.json").is_file() else []

@@ -21,7 +21,7 @@ pytest_plugins = ("tiny",)
 
 MODEL_OPTIONS = ("--model", "--trust-remote-code")
 SCORING_OPTIONS = ("--geometry", "--normalize", "--whiten")
-READING_OPTIONS = ("--columns", "--ignore", "--media-root")
+READING_OPTIONS = ("--columns", "--ignore", "--media-root", "--split", "--config")
 EVALUATION_OPTIONS = (*READING_OPTIONS, "--on-bad", "--limit", "--seed", "--json", *MODEL_OPTIONS)
 # A sub-command stands under its group's name and its own.
 OPTIONS = {
