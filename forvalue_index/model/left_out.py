@@ -20,7 +20,7 @@ from forvalue_index.model.marked_turns import (
     text_of,
 )
 from forvalue_index.sources.sample import ASSISTANT
-from forvalue_index.sources.training_marks import MARKS
+from forvalue_index.sources.shapes.training_marks import MARKS
 
 # Fields of turns by which data link them or weigh them; none of them is said by anybody.
 TOOL_ROLES = ("tool", "function")

@@ -28,7 +28,7 @@ from forvalue_index.model.encoded import Encoded, Inputs
 from forvalue_index.model.labelled_chat import labelled_chat
 from forvalue_index.model.tokenization import Mask, Span, covered, refuse_straddling, tokenize
 from forvalue_index.sources.sample import ASSISTANT, IMAGE_MARK, Image, Sample
-from forvalue_index.sources.tokens import tokens_of
+from forvalue_index.sources.shapes.tokens import tokens_of
 
 
 class _Rendered(NamedTuple):

@@ -20,15 +20,15 @@ from forvalue_index.sources.cell_values import (
     is_empty,
     storable,
 )
-from forvalue_index.sources.conventions import FIELDS, IGNORED, Layout, layout_of
-from forvalue_index.sources.dialogues import beside_texts
-from forvalue_index.sources.image_places import holds_nothing
 from forvalue_index.sources.images import ImageFiles
-from forvalue_index.sources.messages import messages_of
-from forvalue_index.sources.own_ids import own_id
 from forvalue_index.sources.sample import Message, Sample
-from forvalue_index.sources.tool_calls import tools_of
-from forvalue_index.sources.turns import Reading
+from forvalue_index.sources.shapes.conventions import FIELDS, IGNORED, Layout, layout_of
+from forvalue_index.sources.shapes.dialogues import beside_texts
+from forvalue_index.sources.shapes.image_places import holds_nothing
+from forvalue_index.sources.shapes.messages import messages_of
+from forvalue_index.sources.shapes.own_ids import own_id
+from forvalue_index.sources.shapes.tool_calls import tools_of
+from forvalue_index.sources.shapes.turns import Reading
 
 # What a turn cannot do without.
 NEEDED = {"role", "content", "from", "value"}

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from forvalue_index.exceptions import BadSampleError, SourceError, UsageError
 from forvalue_index.sources.cell_values import JSON, kind_of
 from forvalue_index.sources.columns import checked_columns, to_sample
-from forvalue_index.sources.frames import data_set_in
+from forvalue_index.sources.files.frames import data_set_in
+from forvalue_index.sources.files.json_rows import lines_at
+from forvalue_index.sources.files.paths import Part, data_sets_at
+from forvalue_index.sources.files.rows import DataSet, Rows, Unreadable, readable
 from forvalue_index.sources.images import ImageFiles
-from forvalue_index.sources.json_rows import lines_at
-from forvalue_index.sources.paths import Part, data_sets_at
-from forvalue_index.sources.rows import DataSet, Rows, Unreadable, readable
 from forvalue_index.sources.sample import BadRow, Sample
 from forvalue_index.threads import parallel_map
 

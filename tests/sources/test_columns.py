@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from forvalue_index.exceptions import BadSampleError, UsageError
 from forvalue_index.sources.cell_values import ARROW, JSON
 from forvalue_index.sources.columns import ignoring, parse_columns, to_sample
-from forvalue_index.sources.conventions import BY_VALUE, CONVENTIONS, TOKENS
 from forvalue_index.sources.sample import TEXT_ROLE, Message, Sample
+from forvalue_index.sources.shapes.conventions import BY_VALUE, CONVENTIONS, TOKENS
 from forvalue_index.sources.source import open_sources
 
 PAIR = (Message("user", "Q"), Message("assistant", "A"))

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 from forvalue_index.exceptions import SourceError
-from forvalue_index.sources.arrow_rows import read_arrow, read_parquet
 from forvalue_index.sources.cell_values import ARROW, CSV, JSON
-from forvalue_index.sources.csv_rows import read_csv
-from forvalue_index.sources.data_files import DECOMPRESSED, DataFile, suffixes
-from forvalue_index.sources.json_rows import read_json, read_jsonl
-from forvalue_index.sources.rows import Columns, Rows
-from forvalue_index.sources.webdataset import read_webdataset
+from forvalue_index.sources.files.arrow_rows import read_arrow, read_parquet
+from forvalue_index.sources.files.csv_rows import read_csv
+from forvalue_index.sources.files.data_files import DECOMPRESSED, DataFile, suffixes
+from forvalue_index.sources.files.json_rows import read_json, read_jsonl
+from forvalue_index.sources.files.rows import Columns, Rows
+from forvalue_index.sources.files.webdataset import read_webdataset
 
 Reader = Callable[[DataFile, Columns], Rows]
 

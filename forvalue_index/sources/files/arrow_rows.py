@@ -11,9 +11,14 @@ import pyarrow as pa
 from pyarrow import ipc
 from pyarrow.parquet import ParquetFile
 
-from forvalue_index.sources.arrow_cells import cell, has_maps, json_decoders, refuse_repeated_names
-from forvalue_index.sources.data_files import DataFile
-from forvalue_index.sources.rows import Columns, Rows
+from forvalue_index.sources.files.arrow_cells import (
+    cell,
+    has_maps,
+    json_decoders,
+    refuse_repeated_names,
+)
+from forvalue_index.sources.files.data_files import DataFile
+from forvalue_index.sources.files.rows import Columns, Rows
 
 # Rows that are held at once; of those with images, fewer, by their bytes.
 BATCH_ROWS, BATCH_BYTES = 1024, 2**26

@@ -2,7 +2,7 @@ import pytest
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.columns import to_sample
-from forvalue_index.sources.roles import CALL, role_of
+from forvalue_index.sources.shapes.roles import CALL, role_of
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.sources.image_places import Turn
-from forvalue_index.sources.pairs import Cells, Columns, prompt_turns
-from forvalue_index.sources.roles import SYSTEM, USER
 from forvalue_index.sources.sample import ASSISTANT
-from forvalue_index.sources.turns import Reading, as_context, read_turns, turns_in
+from forvalue_index.sources.shapes.image_places import Turn
+from forvalue_index.sources.shapes.pairs import Cells, Columns, prompt_turns
+from forvalue_index.sources.shapes.roles import SYSTEM, USER
+from forvalue_index.sources.shapes.turns import Reading, as_context, read_turns, turns_in
 
 # How Anthropic's HH-RLHF writes conversations.
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")

@@ -14,7 +14,7 @@ from pyarrow import ArrowException
 
 from forvalue_index.exceptions import BadSampleError, ForValueError, SourceError
 from forvalue_index.sources.cell_values import JSON
-from forvalue_index.sources.conventions import find_columns
+from forvalue_index.sources.shapes.conventions import find_columns
 
 # Position, row and, where a reader can go back to it, the offset of its line in bytes.
 Rows = Iterator[tuple[int, Any] | tuple[int, Any, int]]

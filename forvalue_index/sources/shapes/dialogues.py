@@ -8,9 +8,9 @@ from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.cell_values import is_list, kind_of, parsed, text_of
-from forvalue_index.sources.image_places import Turn
-from forvalue_index.sources.roles import USER, role_of
 from forvalue_index.sources.sample import ASSISTANT
+from forvalue_index.sources.shapes.image_places import Turn
+from forvalue_index.sources.shapes.roles import USER, role_of
 
 SPEAKERS = (USER, ASSISTANT)
 

@@ -12,7 +12,7 @@ import zstandard
 from reading import PAIRS, ROWS, pairs, read
 
 from forvalue_index.exceptions import SourceError
-from forvalue_index.sources.data_files import suffixes
+from forvalue_index.sources.files.data_files import suffixes
 
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 ZSTD = zstandard.ZstdCompressor(write_checksum=True)

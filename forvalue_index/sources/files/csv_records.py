@@ -11,8 +11,8 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from forvalue_index.sources.csv_dialect import LINE_ENDS, Dialect
-from forvalue_index.sources.rows import Unreadable
+from forvalue_index.sources.files.csv_dialect import LINE_ENDS, Dialect
+from forvalue_index.sources.files.rows import Unreadable
 
 # A cell over several lines that is longer has a quote that is not closed.
 MOST_CHARACTERS = 2**25

@@ -15,11 +15,17 @@ from forvalue_index.sources.cell_values import (
     text_of,
     without_nulls,
 )
-from forvalue_index.sources.image_places import Slot, Turn, image_slot, taken_images, with_images
-from forvalue_index.sources.roles import CALL, TOOL, role_of
 from forvalue_index.sources.sample import ASSISTANT
-from forvalue_index.sources.tool_calls import CALLS, calls_in, calls_of, with_calls
-from forvalue_index.sources.training_marks import context_only, marked
+from forvalue_index.sources.shapes.image_places import (
+    Slot,
+    Turn,
+    image_slot,
+    taken_images,
+    with_images,
+)
+from forvalue_index.sources.shapes.roles import CALL, TOOL, role_of
+from forvalue_index.sources.shapes.tool_calls import CALLS, calls_in, calls_of, with_calls
+from forvalue_index.sources.shapes.training_marks import context_only, marked
 
 OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
 IMAGE_PARTS = {"image", "image_url", "input_image"}

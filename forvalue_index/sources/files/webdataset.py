@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from forvalue_index.sources.data_files import DataFile, Stream
+from forvalue_index.sources.files.data_files import DataFile, Stream
+from forvalue_index.sources.files.json_rows import parse_line
+from forvalue_index.sources.files.rows import Columns, Rows, Unreadable
 from forvalue_index.sources.images import SUFFIXES
-from forvalue_index.sources.json_rows import parse_line
-from forvalue_index.sources.rows import Columns, Rows, Unreadable
 
 # Field -> column, where they differ. Images of whatever format are those of the sample.
 NAMES = {"txt": "text"} | {suffix[1:]: "image" for suffix in SUFFIXES}

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from forvalue_index.sources.data_files import DataFile, Stream, encoding_of
-from forvalue_index.sources.rows import Columns, Rows, Unreadable, is_recognised
+from forvalue_index.sources.files.data_files import DataFile, Stream, encoding_of
+from forvalue_index.sources.files.rows import Columns, Rows, Unreadable, is_recognised
 
 # An array of texts alone is that of rows only under such a name: turns and sections have text, too.
 HOLD_ROWS = {"data", "dataset", "rows", "examples", "samples", "instances", "records", "items"}

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from forvalue_index.exceptions import SourceError
-from forvalue_index.sources.data_files import suffixes
-from forvalue_index.sources.formats import format_of
+from forvalue_index.sources.files.data_files import suffixes
+from forvalue_index.sources.files.formats import format_of
 
 # As the `datasets` library names and finds splits; https://huggingface.co/docs/datasets
 SHARD = re.compile(r"(.+?)-(\d{5,})-of-(\d{5,})(?:-[0-9a-f]+)?\.")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from forvalue_index.exceptions import SourceError, missing_extra
-from forvalue_index.sources.data_files import DataFile
-from forvalue_index.sources.dataset_library import refuse_split
-from forvalue_index.sources.folders import shards
-from forvalue_index.sources.rows import reachable
+from forvalue_index.sources.files.data_files import DataFile
+from forvalue_index.sources.files.dataset_library import refuse_split
+from forvalue_index.sources.files.folders import shards
+from forvalue_index.sources.files.rows import reachable
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # These list no folders, and a question mark in them is no pattern.

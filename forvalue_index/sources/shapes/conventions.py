@@ -9,9 +9,9 @@ from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.cell_values import is_absent, is_list, parsed
-from forvalue_index.sources.dialogues import alternates
-from forvalue_index.sources.tokens import IDS, OF_TOKENS
-from forvalue_index.sources.tool_calls import LEGACY_TOOLS
+from forvalue_index.sources.shapes.dialogues import alternates
+from forvalue_index.sources.shapes.tokens import IDS, OF_TOKENS
+from forvalue_index.sources.shapes.tool_calls import LEGACY_TOOLS
 
 FIELDS = (
     *("prompt", "response", "messages", "text", "images", "id"),

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from forvalue_index.exceptions import SourceError, UsageError, missing_extra
-from forvalue_index.sources.arrow_rows import rows_of
 from forvalue_index.sources.cell_values import ARROW
-from forvalue_index.sources.formats import format_of
-from forvalue_index.sources.rows import DataSet, Rows, reachable, readable
+from forvalue_index.sources.files.arrow_rows import rows_of
+from forvalue_index.sources.files.formats import format_of
+from forvalue_index.sources.files.rows import DataSet, Rows, reachable, readable
 
 BATCH_ROWS = 64
 HUB_URL = "hf://datasets/"

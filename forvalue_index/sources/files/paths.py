@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from forvalue_index.exceptions import SourceError
-from forvalue_index.sources.data_files import DataFile
-from forvalue_index.sources.dataset_library import (
+from forvalue_index.sources.files.data_files import DataFile
+from forvalue_index.sources.files.dataset_library import (
     hub_data_set,
     hub_id,
     is_saved,
@@ -23,11 +23,11 @@ from forvalue_index.sources.dataset_library import (
     saved_data_set,
     saved_splits,
 )
-from forvalue_index.sources.folders import shards
-from forvalue_index.sources.formats import Reader, origin_of, reader_of
-from forvalue_index.sources.json_rows import read_jsonl
-from forvalue_index.sources.remote import is_address, local_path, remote_files
-from forvalue_index.sources.rows import Columns, DataSet, Rows, reachable, readable
+from forvalue_index.sources.files.folders import shards
+from forvalue_index.sources.files.formats import Reader, origin_of, reader_of
+from forvalue_index.sources.files.json_rows import read_jsonl
+from forvalue_index.sources.files.remote import is_address, local_path, remote_files
+from forvalue_index.sources.files.rows import Columns, DataSet, Rows, reachable, readable
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.columns import to_sample
-from forvalue_index.sources.conventions import find_columns
+from forvalue_index.sources.shapes.conventions import find_columns
 
 
 def found(names, **mapped):

@@ -16,11 +16,11 @@ from forvalue_index.sources.cell_values import (
     parsed,
     text_of,
 )
-from forvalue_index.sources.image_places import Turn
-from forvalue_index.sources.roles import USER
 from forvalue_index.sources.sample import ASSISTANT
-from forvalue_index.sources.tool_calls import CALLS, calls_in
-from forvalue_index.sources.turns import Reading, as_context, read_turns
+from forvalue_index.sources.shapes.image_places import Turn
+from forvalue_index.sources.shapes.roles import USER
+from forvalue_index.sources.shapes.tool_calls import CALLS, calls_in
+from forvalue_index.sources.shapes.turns import Reading, as_context, read_turns
 
 Cells = Mapping[str, Any]
 Columns = Mapping[str, str]

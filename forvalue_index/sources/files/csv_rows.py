@@ -8,10 +8,10 @@ import logging
 from functools import lru_cache
 
 from forvalue_index.sources.cell_values import UNSTORABLE
-from forvalue_index.sources.csv_dialect import Dialect, guess_dialect
-from forvalue_index.sources.csv_records import Records
-from forvalue_index.sources.data_files import DataFile, Stream, encoding_of
-from forvalue_index.sources.rows import Columns, Rows, Unreadable, why_unrecognised
+from forvalue_index.sources.files.csv_dialect import Dialect, guess_dialect
+from forvalue_index.sources.files.csv_records import Records
+from forvalue_index.sources.files.data_files import DataFile, Stream, encoding_of
+from forvalue_index.sources.files.rows import Columns, Rows, Unreadable, why_unrecognised
 
 LOG = logging.getLogger(__name__)
 CELL_LIMIT = 2**31 - 1

@@ -8,15 +8,15 @@ from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.cell_values import is_absent, kind_of, parsed, text_of
-from forvalue_index.sources.dialogues import alternating_turns, best_path
-from forvalue_index.sources.image_places import Turn, fill, image_values
-from forvalue_index.sources.pairs import Cells, Columns, pair_turns
-from forvalue_index.sources.preferences import continued, preference_turns
-from forvalue_index.sources.roles import SYSTEM, USER
 from forvalue_index.sources.sample import ASSISTANT, TEXT_ROLE, Image, Message
-from forvalue_index.sources.tokens import IDS, token_message
-from forvalue_index.sources.tool_calls import CALLS
-from forvalue_index.sources.turns import Reading, read_turns
+from forvalue_index.sources.shapes.dialogues import alternating_turns, best_path
+from forvalue_index.sources.shapes.image_places import Turn, fill, image_values
+from forvalue_index.sources.shapes.pairs import Cells, Columns, pair_turns
+from forvalue_index.sources.shapes.preferences import continued, preference_turns
+from forvalue_index.sources.shapes.roles import SYSTEM, USER
+from forvalue_index.sources.shapes.tokens import IDS, token_message
+from forvalue_index.sources.shapes.tool_calls import CALLS
+from forvalue_index.sources.shapes.turns import Reading, read_turns
 
 OpenImage = Callable[[Any, str], Image]
 # The field whose column a conversation ends in, by what makes a row what it is.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from forvalue_index.sources.csv_dialect import Dialect, guess_dialect
+from forvalue_index.sources.files.csv_dialect import Dialect, guess_dialect
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from reading import read
 
 from forvalue_index.exceptions import SourceError, UsageError
-from forvalue_index.sources.folders import shards, split_of
+from forvalue_index.sources.files.folders import shards, split_of
 from forvalue_index.sources.source import open_sources
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from forvalue_index.exceptions import SourceError
-from forvalue_index.sources.arrow_rows import BATCH_ROWS, rows_of
 from forvalue_index.sources.cell_values import ARROW
-from forvalue_index.sources.dataset_library import one_split, refuse_config, refuse_split
-from forvalue_index.sources.dataset_library import rows_in_memory as library_rows
-from forvalue_index.sources.rows import DataSet, Rows
+from forvalue_index.sources.files.arrow_rows import BATCH_ROWS, rows_of
+from forvalue_index.sources.files.dataset_library import one_split, refuse_config, refuse_split
+from forvalue_index.sources.files.dataset_library import rows_in_memory as library_rows
+from forvalue_index.sources.files.rows import DataSet, Rows
 
 NAME = "<iterable>"
 

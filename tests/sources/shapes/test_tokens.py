@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.columns import to_sample
 from forvalue_index.sources.sample import Message
-from forvalue_index.sources.tokens import tokens_of
+from forvalue_index.sources.shapes.tokens import tokens_of
 
 NOTHING = "and nothing predicts the first; nothing to score"
 

@@ -12,7 +12,7 @@ from local_hub import local_hub
 from reading import PAIRS, ROWS, metadata, pairs, read
 
 from forvalue_index.exceptions import SourceError, UsageError
-from forvalue_index.sources.dataset_library import hub_id
+from forvalue_index.sources.files.dataset_library import hub_id
 from forvalue_index.sources.source import open_sources
 
 DATA = datasets.Dataset.from_list(ROWS)

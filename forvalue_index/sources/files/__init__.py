@@ -1,0 +1,1 @@
+"""Files, folders, addresses, frames and the hub: whatever holds rows, read row by row."""

@@ -1,0 +1,1 @@
+"""Shapes of rows: which columns and turns say what, whoever wrote them."""
