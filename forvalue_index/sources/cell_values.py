@@ -91,7 +91,8 @@ def storable(value: Any) -> Any:
     if isinstance(value, str):
         return UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, float | Decimal):
-        return float(value) if math.isfinite(value) else None
+        number = float(value)  # Of a large Decimal that is infinite.
+        return number if math.isfinite(number) else None
     if isinstance(value, Mapping):
         return {storable(str(name)): storable(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,7 @@
 """Data frames and tables in memory."""
 
+import decimal
+
 import pandas
 import polars
 import pyarrow as pa
@@ -53,6 +55,10 @@ def test_what_pandas_holds_is_python_or_null(tmp_path):
     for one in (frame, pandas.read_parquet(tmp_path / "d.parquet")):
         assert pairs(one) == [("q", "a"), ("q", "a")]
         assert metadata(one) == [first, dict.fromkeys(first)]
+
+
+def test_numbers_that_json_cannot_hold():
+    assert metadata([{"text": "T", "n": decimal.Decimal("1e400")}]) == [{"n": None}]
 
 
 def test_many_rows_keep_their_numbers():
