@@ -19,12 +19,9 @@ ORDER = (
 # The one home of each framework. A name stands for a module, or for a package and all in it.
 HOMES = {
     "PIL": {"sources.images"},
-    "datasets": {"sources.dataset_library"},
-    "fsspec": {"sources.remote"},
-    "pyarrow": {
-        *("sources.arrow_cells", "sources.arrow_rows", "sources.data_files", "sources.frames"),
-        *("sources.rows", "valuation.exports"),
-    },
+    "datasets": {"sources.files"},
+    "fsspec": {"sources.files"},
+    "pyarrow": {"sources.files", "valuation.exports"},
     "transformers": {"model.huggingface"},
     "peft": {"model.huggingface"},
     "huggingface_hub": {"model.huggingface"},

@@ -58,8 +58,6 @@ def test_a_description_beside_rows_is_ambiguous(write):
 @pytest.mark.parametrize(
     "document",
     [
-        {"id": 1, "turns": [{"speaker": "A", "text": "hello"}, {"speaker": "B", "text": "hi"}]},
-        {"dialogue": [PAIR]},
         {"conversation_id": 3, "exchanges": [PAIR, OTHER]},
         {"title": "T", "sections": [{"heading": "H", "text": "one"}]},
     ],
@@ -67,6 +65,14 @@ def test_a_description_beside_rows_is_ambiguous(write):
 def test_parts_of_one_row_are_no_rows(write, document):
     with pytest.raises(SourceError, match="may be parts of one row"):
         read(write(document))
+
+
+@pytest.mark.parametrize("name", ["turns", "dialogue"])
+def test_turns_of_a_dialogue_are_no_documents(write, name):
+    """Each turn was a sample of its own."""
+    turns = [{"speaker": "A", "text": "hello there"}, {"speaker": "B", "text": "hi you too"}]
+    (reason,) = bad(write({"id": 1, name: turns}))
+    assert reason == f"d.json:1: turn 1 of '{name}' has no role and no content"
 
 
 def test_several_arrays_are_named(write):
