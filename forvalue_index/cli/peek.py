@@ -133,7 +133,7 @@ def _text(runs: Sequence[TextRun], *, coloured: bool) -> Text:
             text.append(words, style="black on green")
         else:
             text.append(f"[[{words}]]")
-    return Text(INDENT) + Text(f"\n{INDENT}").join(text.split("\n", allow_blank=True))
+    return Text(INDENT) + Text(f"\n{INDENT}").join(text.split("\n"))
 
 
 def _facts(row: PeekedRow) -> Iterator[tuple[str, str]]:
