@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,10 +144,16 @@ def _facts(row: PeekedRow) -> Iterator[tuple[str, str]]:
     if sample.tools:
         yield "tools", f"{len(sample.tools):,}"
     for name, value in sample.metadata.items():
-        yield "metadata", f"{name}: {textwrap.shorten(str(value), MOST_SHOWN, placeholder='…')}"
+        yield "metadata", f"{name}: {_cut(str(value))}"
     if sample.unread:
         yield "columns that are not read", ", ".join(sample.unread)
     if row.unrendered:
         yield "fields of turns that the chat template leaves out", ", ".join(row.unrendered)
     if sample.cut_turns:
         yield "turns left out after the assistant's last", f"{sample.cut_turns:,}"
+
+
+def _cut(text: str) -> str:
+    """One line of at most MOST_SHOWN characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_SHOWN else line[: MOST_SHOWN - 1] + "…"

@@ -47,7 +47,7 @@ d.jsonl:2, key [b]k: 8 tokens, 3 of them labels; cut to --max-length
   turns user, assistant
   tools 2
   metadata topic: [red]x[/] �[2J
-  metadata long: word word word word word word word word word word word word word word word word word word word…
+  metadata long: word word word word word word word word word word word word word word word word word word word word…
   columns that are not read document, notes
   fields of turns that the chat template leaves out name, thinking
   turns left out after the assistant's last 1
