@@ -227,6 +227,14 @@ def test_the_settings_have_to_be_right(weightless, tmp_path):
         peek([HELLO], model=str(tmp_path / "none"))
 
 
+def test_rows_that_are_tokenised_already(weightless):
+    ids = tiny_tokenizer()("Hi the cab", add_special_tokens=False)["input_ids"]
+    labels = [-100] * (len(ids) - 2) + ids[-2:]
+    row = one({"input_ids": ids, "labels": labels}, weightless)
+    assert said(row) == "Hi the [[cab]]"
+    assert (row.n_tokens, row.n_label_tokens) == (len(ids), 2)
+
+
 class TestAnIndex:
     """Its model, and its settings."""
 
