@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from forvalue_index.exceptions import SourceError as SourceError
     from forvalue_index.exceptions import UsageError as UsageError
     from forvalue_index.index import ValuationIndex as ValuationIndex
+    from forvalue_index.ingest.peek import PeekedRow as PeekedRow
+    from forvalue_index.ingest.peek import PeekedSource as PeekedSource
+    from forvalue_index.ingest.peek import TextRun as TextRun
+    from forvalue_index.ingest.peek import peek as peek
     from forvalue_index.ingest.tally import AddReport as AddReport
     from forvalue_index.search.contract import SearchIndex as SearchIndex
     from forvalue_index.sources.data import Data as Data
@@ -49,6 +53,7 @@ _HOMES = {
     "index": ("ValuationIndex",),
     "sources.data": ("Data",),
     "sources.sample": ("Image", "Message", "Sample", "Source"),
+    "ingest.peek": ("PeekedRow", "PeekedSource", "TextRun", "peek"),
     "ingest.tally": ("AddReport",),
     "search.contract": ("SearchIndex",),
     "valuation.scoring": ("Scoring",),

@@ -169,6 +169,7 @@ def test_files_stay_short(module):
 def test_help_imports_nothing_slow():
     assert not loaded_by(["--help"]) & SLOW
     assert not loaded_by(["query", "--help"]) & SLOW
+    assert not loaded_by(["peek", "--help"]) & SLOW
     assert not loaded_by(["evaluate", "retrieval", "--help"]) & SLOW
 
 

@@ -15,6 +15,7 @@ from forvalue_index.cli.evaluate import evaluate
 from forvalue_index.cli.inspect import info, list_samples, show
 from forvalue_index.cli.maintain import check, compact, migrate, remove, tune
 from forvalue_index.cli.options import RESUMES
+from forvalue_index.cli.peek import peek
 from forvalue_index.cli.value import explain, query, values
 from forvalue_index.exceptions import ForValueError
 
@@ -84,6 +85,6 @@ def main() -> None:
 
 READING = (query, values, explain, show, list_samples, info, evaluate)
 for command in (
-    *(init, calibrate, add, *READING, remove, compact, check, tune, migrate, make_demo_data),
+    *(init, calibrate, peek, add, *READING, remove, compact, check, tune, migrate, make_demo_data),
 ):
     main.add_command(command)

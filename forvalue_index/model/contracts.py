@@ -88,6 +88,35 @@ class Vision(Protocol):
 
 
 @runtime_checkable
+class InputSide(Protocol):
+    """What stands before the weights of a model: samples are tokenised with it alone.
+
+    `processor` reads images, if any are read; `placeholders` are ids of tokens that stand for
+    parts of them. `context` is the most tokens that the model reads, where it says so.
+    """
+
+    @property
+    def tokenizer(self) -> Any:
+        """The `Tokenizer`, a Hugging Face one."""
+        ...
+
+    @property
+    def processor(self) -> Any:
+        """The Hugging Face processor that a `Vision` is made of, or None."""
+        ...
+
+    @property
+    def placeholders(self) -> set[int]:
+        """The ids of tokens that stand for something else, such as a part of an image."""
+        ...
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model reads, or None where it does not say."""
+        ...
+
+
+@runtime_checkable
 class Trunk(Protocol):
     """A language model up to, and without, its head."""
 

@@ -70,6 +70,44 @@ class _Labels(NamedTuple):
         return _Labels(*(tensor[which] for tensor in self))
 
 
+def prepare(
+    encoder: PromptEncoder, sample: Sample, *, vocab_size: int, replaced_tokens: Collection[int]
+) -> Prepared | BadRow:
+    """Tokenise a sample, or say why a model with such a vocabulary cannot value it.
+
+    `replaced_tokens` are ids in whose place the model reads parts of images.
+    """
+    try:
+        encoded = encoder.encode(sample)
+        of_text = np.ones(len(encoded), dtype=bool)
+        for start, end in encoded.image_tokens:
+            of_text[start:end] = False
+        _refuse_unreadable(encoder, encoded.token_ids[of_text], vocab_size, replaced_tokens)
+    except BadSampleError as error:
+        return bad_row(sample, str(error))
+    return Prepared(sample, encoded)
+
+
+def _refuse_unreadable(
+    encoder: PromptEncoder,
+    token_ids: NDArray[np.int64],
+    vocab_size: int,
+    replaced_tokens: Collection[int],
+) -> None:
+    """Raise BadSampleError where tokens of a text cannot be read."""
+    reserved = token_ids[np.isin(token_ids, sorted(replaced_tokens))]
+    if len(reserved):
+        raise BadSampleError(
+            f"its text holds {encoder.decode(reserved[:1].tolist())}, which stands for a part of "
+            "an image or the like in this model; take it out"
+        )
+    if (largest := int(token_ids.max())) >= vocab_size:
+        raise BadSampleError(
+            f"it has token {largest:,}, and the model knows {vocab_size:,} tokens; the "
+            "tokenizer is of another model, or was extended alone"
+        )
+
+
 class ModelReader:
     """Reads samples with one model; `vocab_order` says how it orders the vocabulary.
 
@@ -92,7 +130,7 @@ class ModelReader:
         self.vocab_order = vocab_order
         self._encoder = encoder
         self._hardest = hardest
-        self._replaced_tokens = sorted(replaced_tokens)
+        self._replaced_tokens = replaced_tokens
         # Where each vocabulary entry went, so that labels follow the reordered head.
         self._vocab_rank = torch.argsort(vocab_order)
         self._chunk_tokens = CHUNK_TOKENS[head.weight.device.type]
@@ -100,31 +138,12 @@ class ModelReader:
 
     def prepare(self, sample: Sample) -> Prepared | BadRow:
         """Tokenise a sample, or say why it cannot be valued."""
-        try:
-            encoded = self._encoder.encode(sample)
-        except BadSampleError as error:
-            return bad_row(sample, str(error))
-        of_text = np.ones(len(encoded), dtype=bool)
-        for start, end in encoded.image_tokens:
-            of_text[start:end] = False
-        reason = self._unreadable(encoded.token_ids[of_text])
-        return bad_row(sample, reason) if reason else Prepared(sample, encoded)
-
-    def _unreadable(self, token_ids: NDArray[np.int64]) -> str | None:
-        """Why tokens of a text cannot be read, or None."""
-        largest, vocab_size = int(token_ids.max()), len(self._vocab_rank)
-        reserved = token_ids[np.isin(token_ids, self._replaced_tokens)]
-        if len(reserved):
-            return (
-                f"its text holds {self.decode(reserved[:1].tolist())}, which stands for a part of "
-                "an image or the like in this model; take it out"
-            )
-        if largest >= vocab_size:
-            return (
-                f"it has token {largest:,}, and the model knows {vocab_size:,} tokens; the "
-                "tokenizer is of another model, or was extended alone"
-            )
-        return None
+        return prepare(
+            self._encoder,
+            sample,
+            vocab_size=len(self._vocab_rank),
+            replaced_tokens=self._replaced_tokens,
+        )
 
     def count_labels(self, encoded: Encoded) -> int:
         """How many label tokens of a sample count."""

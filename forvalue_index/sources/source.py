@@ -54,6 +54,10 @@ class RowSource:
             with_images = any(isinstance(one, Sample) and one.images for one in checked)
             at_once = ROWS_AT_ONCE if with_images and self.path is not None else 1
 
+    def first(self, count: int) -> RowSource:
+        """The same source up to some rows; nothing after them is read."""
+        return replace(self, read=lambda: islice(self.read(), count))
+
     def samples_at(self, locations: Collection[Location]) -> dict[Location, Sample | BadRow]:
         """What is at locations in a file: positions, with offsets where they are known.
 

@@ -10,6 +10,7 @@ from typing import Any
 from forvalue_index.devices import default_device
 from forvalue_index.exceptions import UsageError
 from forvalue_index.gradients.model_profile import profile_model
+from forvalue_index.model.contracts import InputSide
 from forvalue_index.model.huggingface.backbone import Backbone, resolve_dtype
 from forvalue_index.model.huggingface.causality import refuse_looking_ahead
 from forvalue_index.model.huggingface.image_check import open_content, refuse_misread_images
@@ -79,8 +80,7 @@ def create_storage(
     """
     refuse_occupied(path)
     on_progress(Progress("loading", 0, 1))
-    if wanted.adapter is not None and wanted.chat_template is None:
-        wanted = replace(wanted, chat_template=adapter_template(wanted.adapter))
+    wanted = with_adapter_template(wanted)
     images = wanted.media != NO_IMAGES
     backbone = Backbone.load(wanted, device=default_device(), images=images)
     settings = resolve(wanted, backbone)
@@ -105,18 +105,40 @@ def create_storage(
     return storage, backbone
 
 
+def with_adapter_template(wanted: Settings) -> Settings:
+    """Settings with the chat template of the adapter, if it has one and no other is wanted.
+
+    Raises ModelError where there is no such adapter.
+    """
+    if wanted.adapter is None or wanted.chat_template is not None:
+        return wanted
+    return replace(wanted, chat_template=adapter_template(wanted.adapter))
+
+
 def resolve(wanted: Settings, backbone: Backbone) -> Settings:
     """Settings without `auto`: template, dtype and maximum length as the model has them.
 
+    Raises as `resolve_reading`.
+    """
+    return replace(
+        resolve_reading(wanted, backbone),
+        revision=backbone.revision,
+        dtype=resolve_dtype(wanted.dtype, backbone.device),
+    )
+
+
+def resolve_reading(wanted: Settings, model: InputSide) -> Settings:
+    """Settings whose template and maximum length are those that samples are read with.
+
     Raises UsageError where the model has no chat template, or reads fewer tokens, than wanted.
     """
-    context = backbone.context or wanted.max_length or DEFAULT_CONTEXT
-    has_template = bool(backbone.tokenizer.chat_template)
+    context = model.context or wanted.max_length or DEFAULT_CONTEXT
+    has_template = bool(model.tokenizer.chat_template)
     template = wanted.template
     if wanted.chat_template is not None:
         if template == "plain":
             raise UsageError("--chat-template is not used with --template plain; leave one out")
-        refuse_broken(backbone.tokenizer)
+        refuse_broken(model.tokenizer)
     if template == "auto":
         template = "chat" if has_template else "plain"
     if template == "chat" and not has_template:
@@ -129,13 +151,7 @@ def resolve(wanted: Settings, backbone: Backbone) -> Settings:
             f"--max-length {wanted.max_length:,}: {wanted.model} reads {context:,} tokens "
             "at most; use that or less"
         )
-    return replace(
-        wanted,
-        revision=backbone.revision,
-        template=template,
-        max_length=wanted.max_length or context,
-        dtype=resolve_dtype(wanted.dtype, backbone.device),
-    )
+    return replace(wanted, template=template, max_length=wanted.max_length or context)
 
 
 def _located(name: str) -> str:

@@ -18,6 +18,7 @@ from forvalue_index.gradients.embedder import Embedder, Feature, features_of, ge
 from forvalue_index.gradients.geometry import Geometry
 from forvalue_index.gradients.hash_tables import VOCAB_ORDER, HashTables
 from forvalue_index.gradients.sketch import Sketch
+from forvalue_index.model.contracts import InputSide
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.model.huggingface.vision import VisionProcessor
 from forvalue_index.model.label_tokens import ModelReader
@@ -228,14 +229,14 @@ def make_reader(
     )
 
 
-def make_encoder(backbone: Backbone, settings: Settings, open_image: OpenPixels) -> PromptEncoder:
+def make_encoder(model: InputSide, settings: Settings, open_image: OpenPixels) -> PromptEncoder:
     """What tokenises samples for a model and resolved settings."""
     vision = None
-    if backbone.processor is not None:
-        around = backbone.placeholders
-        vision = VisionProcessor(backbone.processor, open_image, context_tokens=around)
+    if model.processor is not None:
+        around = model.placeholders
+        vision = VisionProcessor(model.processor, open_image, context_tokens=around)
     return PromptEncoder(
-        backbone.tokenizer,
+        model.tokenizer,
         template=settings.template,
         labels=settings.labels,
         max_length=settings.max_length or DEFAULT_CONTEXT,

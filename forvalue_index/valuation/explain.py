@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from forvalue_index.gradients.exact_values import (
@@ -16,6 +16,7 @@ from forvalue_index.gradients.exact_values import (
 )
 from forvalue_index.gradients.geometry import Geometry
 from forvalue_index.model.label_tokens import ModelReader, Prepared
+from forvalue_index.model.token_texts import pieces
 from forvalue_index.sources.data import Data
 from forvalue_index.store.model import IndexModel
 from forvalue_index.store.records import StoredSample
@@ -23,11 +24,6 @@ from forvalue_index.valuation.rerank import prepare_stored
 from forvalue_index.valuation.results import ExplainedSample, Explanation, TokenTerm
 from forvalue_index.valuation.scoring import Scoring
 from forvalue_index.valuation.validation import ValidationSet, read_validation
-
-Decode = Callable[[Sequence[int]], str]
-
-# Tokens of single bytes that make one character of UTF-8.
-LONGEST_CHARACTER = 4
 
 
 class _Term(NamedTuple):
@@ -92,31 +88,6 @@ def explanation_of(
         validation=tuple(others),
         warnings=validation.warnings,
     )
-
-
-def pieces(decode: Decode, token_ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to the text before it; joined, the text of all of them.
-
-    Where several make one character, the last of them has it. Each is decoded behind the one before
-    it, as many tokenizers drop a space at the start of what they decode.
-    """
-    whole = decode(token_ids)
-    texts: list[str] = []
-    base = start = known = 0
-    for end in range(1, len(token_ids) + 1):
-        if end - start > LONGEST_CHARACTER:
-            base = 0  # what was taken for a whole character was not: decode from the first token
-        before, text = decode(token_ids[base:start]), decode(token_ids[base:end])
-        added = text.removeprefix(before)
-        if text.startswith(before) and whole.startswith(added, known):
-            texts.append(added)
-            known += len(added)
-            base, start = start, end
-        else:
-            texts.append("")
-    if texts:
-        texts[-1] += whole[known:]
-    return texts
 
 
 def _other_side(

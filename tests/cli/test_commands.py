@@ -40,6 +40,11 @@ OPTIONS = {
         *("--hardest", "--media"),
     },
     "calibrate": {*READING_OPTIONS, "--wait", "--json", *MODEL_OPTIONS},
+    "peek": {
+        *("--model", "--index", "-n", "--count", *READING_OPTIONS, "--adapter", "--revision"),
+        *("--labels", "--template", "--chat-template", "--max-length", "--media"),
+        *("--trust-remote-code", "--json"),
+    },
     "add": {*READING_OPTIONS, "--on-bad", "--relabel", "--wait", "--json", *MODEL_OPTIONS},
     "query": {
         *READING_OPTIONS,

@@ -30,13 +30,14 @@ from forvalue_index.model.huggingface.files import model_errors, quiet, without_
 from forvalue_index.model.huggingface.heads import heads_of, relative_gap, tolerance, trunk_of
 from forvalue_index.model.huggingface.probes import plain_tokens, probe_errors
 from forvalue_index.model.huggingface.shared_prefix import can_share_prefix, states_after
-from forvalue_index.model.huggingface.tokenizers import ModelTokenizer, context_of, image_tokens
-from forvalue_index.model.huggingface.vision import (
-    REPLACED_TOKEN,
-    placeholders,
-    processor_digest,
-    stacked,
+from forvalue_index.model.huggingface.tokenizers import (
+    ModelTokenizer,
+    context_of,
+    image_tokens,
+    refuse_slow,
+    replaced_tokens,
 )
+from forvalue_index.model.huggingface.vision import processor_digest, stacked
 from forvalue_index.model.prediction_error import Head
 from forvalue_index.settings import ModelIdentity, Settings
 
@@ -67,11 +68,7 @@ class Backbone:
         self.name = name
         self.revision = revision
         self.processor = processor
-        if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(
-                f"{name}: its tokenizer does not say which characters a token stands for, so "
-                "responses cannot be told from prompts; use a model with a tokenizer.json"
-            )
+        refuse_slow(tokenizer, name)
         self.tokenizer = tokenizer
         self._model = model.eval().requires_grad_(False)
         self._trunk = trunk_of(model)
@@ -123,9 +120,7 @@ class Backbone:
     @property
     def replaced_tokens(self) -> set[int]:
         """Those of them in whose place something else is read."""
-        if self.processor is None:
-            return set()
-        return placeholders(self._model.config.to_dict(), REPLACED_TOKEN)
+        return replaced_tokens(self.processor, self._model.config)
 
     @property
     def context(self) -> int | None:
