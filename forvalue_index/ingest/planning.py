@@ -30,10 +30,10 @@ IMAGE_BYTES = 16
 class IngestPlan:
     """The rows of a window, sorted by what is to be done about them.
 
-    `new` are the samples to embed, by their positions in the order of reading; `replaced` are the
-    ids of those that they take the place of; `restored` goes by
-    the ids of known samples. `with_images` are the known ones that have some. `duplicates` repeat
-    an earlier row of the data, `differing` ones with other metadata.
+    `new` are the samples to embed, by their positions in the order of reading, and `replaced` the
+    ids of those that they take the place of. `restored` goes by the ids of known samples.
+    `with_images` are the known ones that have some. `duplicates` repeat an earlier row of the data,
+    `differing` ones with other metadata.
     """
 
     n_rows: int

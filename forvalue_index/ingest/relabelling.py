@@ -16,6 +16,7 @@ from forvalue_index.model.label_tokens import ModelReader
 from forvalue_index.progress import Progress
 from forvalue_index.sources.columns import to_sample
 from forvalue_index.sources.sample import BadRow, Sample
+from forvalue_index.sources.shapes.conventions import IGNORED
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.snapshot import Snapshot
 from forvalue_index.store.model import IndexModel
@@ -89,14 +90,14 @@ def _finding(source: str, reasons: Mapping[str, str]) -> Finding:
         OTHERWISE,
         f"{len(reasons):,} samples of {source} are read or labelled otherwise now: "
         + ", ".join([*named, *more]),
-        f"run: forvalue add INDEX {source} --relabel",
+        f"run with the options that it was added with: forvalue add INDEX {source} --relabel",
         samples=tuple(reasons),
     )
 
 
 def _change(reader: ModelReader, stored: StoredSample) -> str | None:
     """How a stored sample is read or labelled otherwise now, if it is."""
-    again = _read_again(stored.sample)
+    again = _read_again(stored)
     if isinstance(again, str):
         return again
     if again.content_hash != stored.sample.content_hash:
@@ -117,9 +118,10 @@ def _told(measured: Measured) -> str:
     return f"{measured.n_tokens:,} tokens with {measured.n_label_tokens:,} labels"
 
 
-def _read_again(sample: Sample) -> Sample | str:
+def _read_again(stored: StoredSample) -> Sample | str:
     """A stored sample read from its turns and its metadata, or why it is refused now."""
-    if sample.images or sample.is_text:
+    sample = stored.sample
+    if sample.images or sample.is_text or sample.is_tokens:
         return sample
     messages = sample.messages
     said: dict[str, Any] = {"messages": [message.as_row() for message in messages]}
@@ -127,7 +129,10 @@ def _read_again(sample: Sample) -> Sample | str:
         said = {"prompt": messages[0].content, "response": messages[1].content}
     tools = {"tools": list(sample.tools)} if sample.tools else {}
     beside = {n: v for n, v in sample.metadata.items() if n not in said}
+    # What was left out on purpose is left out again.
+    columns = {name: name for name in said}
+    columns |= {f: column for f, column in stored.columns.items() if f == IGNORED}
     try:
-        return to_sample({**beside, **said, **tools})
+        return to_sample({**beside, **said, **tools}, columns)
     except BadSampleError as error:
         return f"refused now: {error}"

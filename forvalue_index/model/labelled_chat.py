@@ -34,7 +34,7 @@ def labelled_chat(template: ChatTemplate, sample: Sample, *, labels: bool = True
     places = find_places(template, chat, text)
     refuse_left_out(template, chat, text, places)
     turns = assistant_spans(template, sample, chat, text, places) if labels else []
-    return LabelledChat(text, turns, tuple(unrendered_fields(template, chat, places)))
+    return LabelledChat(text, turns, tuple(unrendered_fields(template, chat, text, places)))
 
 
 def _rendered(template: ChatTemplate, chat: Chat) -> tuple[Chat, str]:

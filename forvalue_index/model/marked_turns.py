@@ -18,8 +18,11 @@ from forvalue_index.model.chat_templates import Chat, ChatTemplate
 FIRST_MARK, MARKS = 0xF0000, re.compile("[\U000f0000-\U000ffffd]")
 OPENING, CLOSING = "\U000ffffc", "\U000ffffd"
 CONTENT, NAME, CALLS = "content", "name", "tool_calls"
+# A mark behind the first letter of content, too: some templates render the end of it alone.
+BEGINNING = "beginning"
 # The thought with which content may begin, up to this tag.
 THOUGHT, THOUGHT_ENDS = "thought", "</think>"
+IN_CONTENT = (BEGINNING, THOUGHT)
 # Under these names data hold thoughts, and transformers hands each of them on as the others.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -99,6 +102,8 @@ def slots_of(chat: Chat) -> Iterator[Slot]:
         content = turn.get(CONTENT)
         if isinstance(content, str) and _says(content.rpartition(THOUGHT_ENDS)[0]):
             yield Slot(number, THOUGHT)
+        elif isinstance(content, str) and len(content.strip()) > 1:
+            yield Slot(number, BEGINNING)
         parts = content if isinstance(content, list) else [{"text": content}]
         for part_number, part in enumerate(parts):
             if _says(part.get("text")):
@@ -117,7 +122,7 @@ def _thoughts(turn: Mapping[str, Any]) -> list[str]:
 
 def text_of(chat: Chat, slot: Slot) -> str:
     """What a slot holds."""
-    value = chat.turns[slot.turn][CONTENT if slot.field == THOUGHT else slot.field]
+    value = chat.turns[slot.turn][CONTENT if slot.field in IN_CONTENT else slot.field]
     if isinstance(value, str):
         return value
     entry = value[slot.number]
@@ -130,8 +135,7 @@ def marked(chat: Chat, marks: Sequence[Mark]) -> Chat:
     for number, mark in enumerate(marks):
         slot = mark.slot
         text = text_of(chat._replace(turns=turns), slot)
-        marked_part = text.partition(THOUGHT_ENDS)[0] if slot.field == THOUGHT else text
-        at = len(marked_part) // 2 if mark.in_middle else len(marked_part.rstrip())
+        at = _place(text, mark)
         said = text[:at] + chr(FIRST_MARK + number) + text[at:]
         turns[slot.turn] = _saying(turns[slot.turn], slot, said)
     return chat._replace(turns=turns)
@@ -154,9 +158,19 @@ def _positions(
     return positions
 
 
+def _place(text: str, mark: Mark) -> int:
+    """Where in the text of a slot its mark stands."""
+    part = text.partition(THOUGHT_ENDS)[0] if mark.slot.field == THOUGHT else text
+    if mark.in_middle:
+        return len(part) // 2
+    if mark.slot.field == BEGINNING:
+        return len(text) - len(text.lstrip()) + 1
+    return len(part.rstrip())
+
+
 def _saying(turn: dict[str, Any], slot: Slot, text: str) -> dict[str, Any]:
     """A turn with another text in a slot."""
-    field = CONTENT if slot.field == THOUGHT else slot.field
+    field = CONTENT if slot.field in IN_CONTENT else slot.field
     value = turn[field]
     if isinstance(value, str):
         return {**turn, field: text}
@@ -184,18 +198,28 @@ def with_written_arguments(chat: Chat) -> Chat:
     """A conversation with the arguments of calls as JSON text."""
 
     def written(call: Any) -> Any:
-        function = _function(call)
-        if not isinstance(function.get("arguments"), Mapping):
+        arguments = _function(call).get("arguments")
+        if not isinstance(arguments, Mapping):
             return call
-        text = json.dumps(function["arguments"], ensure_ascii=False)
-        changed = {**function, "arguments": text}
-        return changed if function is call else {**call, "function": changed}
+        return with_arguments(call, json.dumps(arguments, ensure_ascii=False))
 
     turns = [
         {**turn, CALLS: list(map(written, turn[CALLS]))} if turn.get(CALLS) else turn
         for turn in chat.turns
     ]
     return chat._replace(turns=turns)
+
+
+def with_arguments(call: Any, arguments: Any) -> Any:
+    """A call with other arguments, text where those that it has are; as it is where it has none."""
+    function = _function(call)
+    before = function.get("arguments")
+    if not before:
+        return call
+    if isinstance(before, str) and not isinstance(arguments, str):
+        arguments = json.dumps(arguments)
+    changed = {**function, "arguments": arguments}
+    return changed if function is call else {**call, "function": changed}
 
 
 def _says(text: Any) -> bool:

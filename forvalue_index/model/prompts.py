@@ -150,6 +150,11 @@ class PromptEncoder:
             return _Rendered(text, None, add_special_tokens=True)
         if self._chat is None:
             return self._plain_pair(sample)
+        if self._last_turn and not sample.messages[-1].is_trained:
+            raise BadSampleError(
+                "its last turn is not to be trained, and --labels last scores that alone; leave "
+                "the sample out"
+            )
         chat = labelled_chat(self._chat, sample, labels=not self._all_labels)
         spans = chat.turns[-1:] if self._last_turn else chat.turns
         return _Rendered(chat.text, spans, add_special_tokens=False, unrendered=chat.unrendered)

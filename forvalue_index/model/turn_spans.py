@@ -39,21 +39,19 @@ def assistant_spans(
     for turn, span in found.items():
         if span is None:
             raise _not_found(turn)
-        spans[turn] = _ended_once(span, text, template)
+        spans[turn] = span
     _refuse_strangers(spans, places)
-    return list(spans.values())
+    return [_ended_once(span, text, template) for span in spans.values()]
 
 
 def _ended_once(span: Span, text: str, template: ChatTemplate) -> Span:
-    """A span without its last end token where that stands twice, as the data have it, too."""
+    """A span with its end token once, where the data have it, too."""
     start, end = span
     said = text[start:end]
     token = next((token for token in template.special if said.endswith(token)), None)
-    if token is not None:
-        rest = said[: -len(token)].rstrip()
-        if rest.endswith(token):
-            return start, start + len(rest)
-    return span
+    while token is not None and (rest := said[: -len(token)].rstrip()).endswith(token):
+        said = rest
+    return start, start + len(said)
 
 
 def _not_found(turn: int) -> BadSampleError:

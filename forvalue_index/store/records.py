@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -80,7 +80,7 @@ class StoredSample:
     """A sample as the catalog holds it, under the id that its row has in the segments.
 
     The text of a `referenced` one lies in a data file; `text_error` says why it cannot be read,
-    and stands in for it.
+    and stands in for it. `columns` say how its source was read, where that is known.
     """
 
     id: int
@@ -90,6 +90,7 @@ class StoredSample:
     removed: bool = False
     referenced: bool = False
     text_error: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ def test_samples_that_are_read_otherwise_now_are_named(old):
     assert len(finding.samples) == 2
     assert finding.samples[0] == "w"
     assert finding.what.startswith(f"2 samples of {path} are read or labelled otherwise now: w (")
-    assert finding.cure == f"run: forvalue add INDEX {path} --relabel"
+    assert finding.cure.endswith(f": forvalue add INDEX {path} --relabel")
 
 
 def test_they_are_embedded_anew_and_the_others_stay(old, tmp_path, model_dir):
@@ -140,3 +140,13 @@ def test_a_row_that_is_refused_now_is_named_and_its_sample_stays(index, tmp_path
     assert (report.added, report.relabelled, report.rejected) == (0, 0, 1)
     assert "leaves out reasoning_content" in next(iter(report.reasons))
     assert len(index) == 1
+
+
+def test_what_was_added_with_options_is_up_to_date(index, tmp_path):
+    index.add([{"id": "t", "input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}])
+    pair = {"prompt": "q", "response": "a", "system": "Be brief.", "context": "Long ago."}
+    index.add(write_jsonl(tmp_path / "a.jsonl", [pair]), ignore="system,context")
+    beside = {"q": "q2", "a": "a2", "messages": [{"role": "user", "content": "x"}]}
+    mapped = {"prompt": "q", "response": "a"}
+    index.add(write_jsonl(tmp_path / "b.jsonl", [beside]), columns=mapped)
+    assert index.check(labels=True).sound

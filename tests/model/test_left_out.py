@@ -60,6 +60,33 @@ def turns(*messages):
             "leaves out name of turn 1 (user)",
         ),
         (conversation("x", "y") | {"tools": [{"name": "t"}]}, CHATML, "leaves out the tools"),
+        (
+            conversation("x", "<reasoning>deep</reasoning>yes"),
+            CHATML.replace("m.content", "m.content.split('</reasoning>')[-1]"),
+            "leaves out the beginning of what the role assistant says in turn 2",
+        ),
+        (
+            conversation("x", "", tool_calls=[CALL]),
+            CHATML.replace(
+                "{{ m.content }}",
+                "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}",
+            ),
+            "leaves out tool_calls of turn 2 (assistant)",
+        ),
+        (
+            turns(
+                ("system", {"content": "S", "tools": [{"name": "t"}]}),
+                ("user", {"content": "x"}),
+                ("assistant", {"content": "y"}),
+            ),
+            QWEN3,
+            "leaves out the tools of turn 1",
+        ),
+        (
+            conversation("x", "<think>u</think>z"),
+            CHATML.replace("m.content", "m.content.split('</think>')[-1]"),
+            "leaves out the thought of turn 2",
+        ),
     ],
 )
 def test_what_the_model_would_miss_is_refused_by_name(row, template, said):
@@ -117,6 +144,12 @@ def test_fields_that_nobody_says_are_counted():
         ("assistant", {"content": "y"}),
     )
     assert set(encoded(named, QWEN3).unrendered) == {"name", "tool_call_id"}
+
+
+def test_a_field_whose_name_the_template_has_for_something_else_is_counted():
+    row = turns(("user", {"content": "x", "index": 3}), ("assistant", {"content": "y"}))
+    worded = "{% set index = 1 %}" + CHATML
+    assert encoded(row, worded).unrendered == ("index",)
 
 
 def test_plain_text_has_no_place_for_tools():

@@ -27,7 +27,9 @@ def found(row, source):
 
 def test_the_place_of_each_turn_is_behind_what_it_says():
     text, places = found(conversation("one", "two \n", "one", "two"), CHATML)
-    ends = [(slot.turn, place) for slot, (place,) in places.positions.items()]
+    both = [(slot, place) for slot, (place,) in places.positions.items()]
+    assert [text[:place][-1] for slot, place in both if slot.field == "beginning"] == [*"otot"]
+    ends = [(slot.turn, place) for slot, place in both if slot.field == "content"]
     assert [text[:place].rsplit("\n", 1)[1] for _, place in ends] == ["one", "two", "one", "two"]
     assert [turn for turn, _ in ends] == [0, 1, 2, 3]
     assert not MARKS.search(text)

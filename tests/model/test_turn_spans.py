@@ -118,6 +118,14 @@ def test_a_turn_that_is_not_to_be_trained_is_context(field):
 def test_an_end_token_that_the_data_have_is_labelled_once():
     assert labels(conversation("a", "b<|im_end|>"), CHATML) == ["b<|im_end|>"]
     assert labels(conversation("a", "b<|im_end|>\n"), CHATML) == ["b<|im_end|>"]
+    assert labels(conversation("a", "b<|im_end|><|im_end|>"), CHATML) == ["b<|im_end|>"]
+
+
+def test_a_last_turn_that_is_not_to_be_trained_leaves_nothing_to_score():
+    row = conversation("a", "b", "c", "d", weight=0)
+    assert labels(row, CHATML) == ["b<|im_end|>"]
+    with pytest.raises(BadSampleError, match="its last turn is not to be trained"):
+        labels(row, CHATML, labels="last")
 
 
 def test_a_template_that_puts_a_turn_into_another_is_refused():

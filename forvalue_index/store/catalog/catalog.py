@@ -111,13 +111,12 @@ class Catalog:
             yield snapshot
 
     def refer_to(self, referred: Sequence[Source]) -> None:
-        """Note where the texts of sources lie, in a catalog that only refers to them.
+        """Note how sources are read and, in a catalog that only refers to texts, where these lie.
 
         Raises UsageError where they cannot be referred to, or a name stands for another file.
         """
-        if self._texts is None:
-            return
-        located = {s.name: self._texts.locate(s.name, s.path) for s in referred}
+        texts = self._texts
+        located = {s.name: texts.locate(s.name, s.path) for s in referred} if texts else {}
         with self._writing() as connection:
             refer_to(connection, self._id, referred, located)
 

@@ -113,7 +113,14 @@ def unpack(row: Any, text_found: Conversation | str = "") -> StoredSample:
         raise _damaged(row.id, f"its checksum is {checksum}, and was {row.checksum}")
     statistics = SampleStatistics(*(getattr(row, name) for name in _MEASURED))
     return StoredSample(
-        row.id, sample, statistics, row.segment, row.removed, referenced, text_error=lost
+        row.id,
+        sample,
+        statistics,
+        row.segment,
+        row.removed,
+        referenced,
+        text_error=lost,
+        columns=row.mapping or {},
     )
 
 

@@ -27,18 +27,19 @@ def refer_to(
     referred: Sequence[Source],
     located: Mapping[str, str],
 ) -> None:
-    """Note the paths of sources, by name in `located`, and their columns.
+    """Note the columns of sources and, by name in `located`, their paths.
 
     Raises UsageError where a name stands for another file.
     """
-    ids = source_ids(connection, index_id, set(located))
+    ids = source_ids(connection, index_id, {source.name for source in referred})
     for source in referred:
         own = sources.c.id == ids[source.name]
+        path = located.get(source.name)
         before = connection.scalar(sa.select(sources.c.path).where(own))
-        if before not in (None, located[source.name]):
+        if before not in (None, path):
             raise UsageError(
-                f"{source.name} stands for {before} in this index, and is now "
-                f"{located[source.name]}; give its full path"
+                f"{source.name} stands for {before} in this index, and is now {path}; give its "
+                "full path"
             )
-        location = {"path": located[source.name], "columns": dict(source.columns)}
+        location = {"path": path, "columns": dict(source.columns)}
         connection.execute(sa.update(sources).where(own).values(location))
