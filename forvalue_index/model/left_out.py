@@ -20,11 +20,11 @@ from forvalue_index.model.marked_turns import (
     text_of,
 )
 from forvalue_index.sources.sample import ASSISTANT
-from forvalue_index.sources.shapes.training_marks import MARKS
+from forvalue_index.sources.shapes.training_marks import TRAINING_MARKS
 
 # Fields of turns by which data link them or weigh them; none of them is said by anybody.
 TOOL_ROLES = ("tool", "function")
-NOT_SAID = {"role", CONTENT, CALLS, *MARKS, *REASONING_FIELDS}
+NOT_SAID = {"role", CONTENT, CALLS, *TRAINING_MARKS, *REASONING_FIELDS}
 
 
 def refuse_left_out(template: ChatTemplate, chat: Chat, text: str, places: Places) -> None:

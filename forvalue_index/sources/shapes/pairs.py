@@ -15,11 +15,12 @@ from forvalue_index.sources.cell_values import (
     kind_of,
     parsed,
     text_of,
+    without_nulls,
 )
 from forvalue_index.sources.sample import ASSISTANT
 from forvalue_index.sources.shapes.image_places import Turn
 from forvalue_index.sources.shapes.roles import USER
-from forvalue_index.sources.shapes.tool_calls import CALLS, calls_in
+from forvalue_index.sources.shapes.tool_calls import CALLS, are_calls, calls_of
 from forvalue_index.sources.shapes.turns import Reading, as_context, read_turns
 
 Cells = Mapping[str, Any]
@@ -33,10 +34,11 @@ def pair_turns(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
     response, column = cells["response"], columns["response"]
     if choices:
         response = _chosen(response, choices, column)
+    elif column.lower() == "answers" and are_calls(response):  # as xLAM's sets have them
+        given = without_nulls(parsed(response)) if how.of_arrow else response
+        return [*prompt, Turn(ASSISTANT, [""], {CALLS: calls_of(given, f"'{column}'")})]
     elif column.lower() in ("answer", "answers") and not isinstance(response, str):
         response = _first_answer(response, column)
-    elif column.lower() == "answers" and (calls := calls_in(response)):
-        return [*prompt, Turn(ASSISTANT, [""], {CALLS: calls})]  # as xLAM's sets have them
     return prompt + read_turns(response, column, ASSISTANT, how)
 
 

@@ -25,7 +25,7 @@ from forvalue_index.sources.shapes.image_places import (
 )
 from forvalue_index.sources.shapes.roles import CALL, TOOL, role_of
 from forvalue_index.sources.shapes.tool_calls import CALLS, calls_in, calls_of, with_calls
-from forvalue_index.sources.shapes.training_marks import context_only, marked
+from forvalue_index.sources.shapes.training_marks import context_only, with_training_marks
 
 OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
 IMAGE_PARTS = {"image", "image_url", "input_image"}
@@ -93,10 +93,12 @@ def _turns(turn: Any, location: str, how: Reading) -> list[Turn]:
         raise BadSampleError(_told_of_missing(turn, missing, location))
     role = role_of(text_of(turn[names[0]], f"the role of {location}"), location, sharegpt=sharegpt)
     content = turn.get(names[1])
+    if how.of_arrow and not isinstance(content, str):
+        content = without_nulls(content)
     if role == CALL:
-        role, content, extra = _call_of(content, extra)
+        role, content, extra = _call_of(content, extra, location)
     if extra:
-        extra = marked(extra, role, location)
+        extra = with_training_marks(extra, role, location)
         if content is None and role == ASSISTANT and extra.get(CALLS):
             content = ""
     if isinstance(content, list | tuple) and any(map(_is_anthropic, content)):
@@ -131,9 +133,9 @@ def _told_of_missing(turn: Mapping[Any, Any], missing: list[str], location: str)
     return told
 
 
-def _call_of(content: Any, extra: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+def _call_of(content: Any, extra: dict[str, Any], location: str) -> tuple[str, Any, dict[str, Any]]:
     """A turn that is a call, as one of the assistant: its text where that is no JSON of a call."""
-    calls = calls_in(content)
+    calls = calls_in(content, location)
     return (
         (ASSISTANT, content, extra) if calls is None else (ASSISTANT, "", {**extra, CALLS: calls})
     )
