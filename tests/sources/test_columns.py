@@ -209,6 +209,9 @@ def test_parse_columns():
         parse_columns("ignore=Q")
     with pytest.raises(UsageError, match="unknown fields: answer"):
         open_sources([], {"answer": "A"})
+    with pytest.raises(UsageError, match="columns names 'a' as prompt and as response; give each"):
+        parse_columns("prompt=a,response=a")
+    assert parse_columns("text=a,id=a") == {"text": "a", "id": "a"}
 
 
 def turns(*pairs):

@@ -251,6 +251,8 @@ def _beside(
     found = {f: _first(names, by_name) for f, names in _extras(convention).items()}
     found = {f: column for f, column in found.items() if column and column not in used}
     found |= {field: column for field, column in chosen.items() if field not in columns}
+    if "messages" in convention and "chosen" in chosen:
+        found.setdefault("rejected", by_name.get("chosen", chosen["chosen"]))
     if "messages" in convention and not found.keys() >= OF_MESSAGES.keys():
         found = {field: column for field, column in found.items() if field not in OF_MESSAGES}
     if columns.get("chosen") and columns["chosen"] == columns.get("rejected"):

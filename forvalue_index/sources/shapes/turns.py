@@ -28,6 +28,7 @@ from forvalue_index.sources.shapes.tool_calls import CALLS, calls_in, calls_of, 
 from forvalue_index.sources.shapes.training_marks import context_only, with_training_marks
 
 OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
+MESSAGES = (set(OPENAI), set(SHAREGPT), {"role", CALLS})
 IMAGE_PARTS = {"image", "image_url", "input_image"}
 TEXT_PARTS = {"text", "input_text", "output_text"}
 USE, RESULT, THOUGHT = "tool_use", "tool_result", "thinking"
@@ -58,12 +59,20 @@ def read_turns(value: Any, column: str, role: str, how: Reading) -> list[Turn]:
 
 
 def turns_in(value: Any) -> Any:
-    """The list of messages that JSON text holds; any other value as it is."""
+    """The list of messages that JSON text holds; any other value as it is.
+
+    A list in which none says anything is another one, as of edges of a graph.
+    """
     found = parsed(value, "[")
     named = is_list(found) and all(
         isinstance(one, Mapping) and ("role" in one or "from" in one) for one in found
     )
-    return found if named else value
+    return found if named and any(is_message(one) for one in found) else value
+
+
+def is_message(value: Mapping[Any, Any]) -> bool:
+    """Whether an object has what a message cannot do without."""
+    return any(names <= value.keys() for names in MESSAGES)
 
 
 def as_context(turns: list[Turn]) -> list[Turn]:
