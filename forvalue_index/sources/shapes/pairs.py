@@ -149,28 +149,39 @@ def _chosen(answer: Any, choices: Mapping[str, str], column: str) -> Any:
     Text that is none of these, a worked solution, stays as it is.
     """
     labels = list(choices)
-    label, index = None, int(answer) if is_whole_number(answer) else None
     if isinstance(answer, str):
         told = answer.strip()
-        by_text = [one for one, text in choices.items() if text.strip() == told]
-        label = told if told in choices else (by_text[0] if by_text else None)
-        index = int(told) if told.isdecimal() and len(told) < 4 and told not in choices else None
-        if label is None and index is None and len(told) > 2:
+        label = _told_label(told, choices, column)
+        if label is None and len(told) > 2 and not _is_index(told):
             return answer
-        meant = {label} | ({labels[index]} if index is not None and index < len(labels) else set())
-        if by_text and not meant <= set(by_text):
-            raise BadSampleError(
-                f"'{column}' is {answer!r}, which is the text of choice {by_text[0]} and stands "
-                f"for {', '.join(sorted(meant - set(by_text)))}, too; give the label"
-            )
-    if label is None and index is not None and 0 <= index < len(labels):
-        label = labels[index]
+    else:
+        index = int(answer) if is_whole_number(answer) else -1
+        label = labels[index] if 0 <= index < len(labels) else None
     if label is None:
         raise BadSampleError(
             f"'{column}' is {answer!r}, and the choices are {', '.join(labels)}; give the label, "
             "the text or the index from 0 of one"
         )
     return f"{label}. {choices[label]}"
+
+
+def _told_label(told: str, choices: Mapping[str, str], column: str) -> str | None:
+    """The label of the choice that text means: its label, its text or its index."""
+    by_text = [label for label, text in choices.items() if text.strip() == told]
+    others = [told] if told in choices else []
+    if not others and _is_index(told):
+        others = list(choices)[int(told) : int(told) + 1]
+    if by_text and (apart := [label for label in others if label not in by_text]):
+        raise BadSampleError(
+            f"'{column}' is {told!r}, which is the text of choice {by_text[0]} and stands for "
+            f"{apart[0]}, too; give the label"
+        )
+    found = others if told in choices else by_text or others
+    return found[0] if found else None
+
+
+def _is_index(told: str) -> bool:
+    return told.isdecimal() and len(told) < 4
 
 
 def _first_answer(value: Any, column: str) -> Any:

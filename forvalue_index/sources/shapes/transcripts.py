@@ -14,6 +14,8 @@ from forvalue_index.sources.shapes.turns import Reading, is_message, read_turns,
 
 # How Anthropic's HH-RLHF writes conversations.
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+# How text begins that may be more than one turn; telling so is quick, and most text is none.
+MAY_BE_MORE = re.compile(rf"\s*\[|{SPEAKER.pattern}")
 ROLES = {"Human": USER, "Assistant": ASSISTANT}
 
 
@@ -22,6 +24,8 @@ def conversation(value: Any, column: str, role: str, how: Reading) -> list[Turn]
 
     Raises BadSampleError, with the turn and the reason, where one is none.
     """
+    if isinstance(value, str) and not MAY_BE_MORE.match(value):
+        return [Turn(role, [text_of(value, f"'{column}'")])]
     value = [value] if isinstance(value, Mapping) and is_message(value) else turns_in(value)
     if isinstance(value, str) and SPEAKER.match(value):
         return _transcript(text_of(value, f"'{column}'"))
