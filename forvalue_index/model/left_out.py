@@ -22,12 +22,12 @@ from forvalue_index.model.marked_turns import (
     with_arguments,
 )
 from forvalue_index.sources.sample import ASSISTANT
-from forvalue_index.sources.shapes.training_marks import MARKS
+from forvalue_index.sources.shapes.training_marks import TRAINING_MARKS
 
 # Of these roles a name only says which tool it is.
 TOOL_ROLES = ("tool", "function")
 # Fields that are looked after here, or that data weigh turns by.
-NOT_SAID = {"role", CONTENT, CALLS, *MARKS, *REASONING_FIELDS}
+NOT_SAID = {"role", CONTENT, CALLS, *TRAINING_MARKS, *REASONING_FIELDS}
 
 
 def refuse_left_out(template: ChatTemplate, chat: Chat, text: str, places: Places) -> None:

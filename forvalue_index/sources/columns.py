@@ -62,6 +62,14 @@ def _known(columns: Mapping[str, str], fields: tuple[str, ...]) -> dict[str, str
         raise UsageError(
             f"columns names unknown fields: {', '.join(unknown)}; use {', '.join(FIELDS)}"
         )
+    field_of: dict[str, str] = {}
+    for field, column in columns.items():
+        if field in ("id", IGNORED):  # what is said may be the key, too
+            continue
+        if (other := field_of.setdefault(column, field)) != field:
+            raise UsageError(
+                f"columns names '{column}' as {other} and as {field}; give each a column of its own"
+            )
     return dict(columns)
 
 

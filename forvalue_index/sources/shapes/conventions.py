@@ -8,10 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.sources.cell_values import is_absent, is_list, parsed
+from forvalue_index.sources.cell_values import is_absent
 from forvalue_index.sources.shapes.dialogues import alternates
+from forvalue_index.sources.shapes.fields_by_name import fits, may_be_another
 from forvalue_index.sources.shapes.tokens import IDS, OF_TOKENS
-from forvalue_index.sources.shapes.tool_calls import LEGACY_TOOLS
+from forvalue_index.sources.shapes.turns_as_rows import refuse_turns_as_rows
 
 FIELDS = (
     *("prompt", "response", "messages", "text", "images", "id"),
@@ -26,7 +27,7 @@ Names = str | tuple[str, ...]
 PASSAGE = ("input", "context")
 CHOICES = ("choices", "options")
 # Field -> lower-case column, or columns in order of preference. The first convention that is met
-# counts; what stands after `text` came later, and takes no row from what stands before.
+# counts: a pair before a `text` beside it, which is often both of them in one.
 CONVENTIONS: tuple[Mapping[str, Names], ...] = (
     {"messages": "messages"},
     {"messages": "conversations"},
@@ -34,7 +35,6 @@ CONVENTIONS: tuple[Mapping[str, Names], ...] = (
     {"prompt": "prompt", "response": "completion"},
     {"prompt": "question", "input": "context", "choices": CHOICES, "response": "answer"},
     {"prompt": "instruction", "input": PASSAGE, "response": "output"},
-    {"text": "text"},
     {"prompt": "instruction", "input": PASSAGE, "response": "response"},
     {"prompt": "question", "input": "context", "response": "response"},
     {"prompt": "question", "input": "context", "response": "answers"},
@@ -51,8 +51,17 @@ CONVENTIONS: tuple[Mapping[str, Names], ...] = (
     {"prompt": "instruction", "input": PASSAGE, "chosen": "chosen", "rejected": "rejected"},
     {"prompt": "input", "chosen": "chosen", "rejected": "rejected"},
     {"chosen": "chosen", "rejected": "rejected"},
+    {"text": "text"},
     {"tree": "prompt", "tree_id": "message_tree_id"},
     *({"messages": n} for n in ("conversation", "turns", "dialogue", "dialog", "utterances")),
+)
+# What pairs and conversations are made of: named where a row is read as text.
+OF_PAIRS = frozenset(
+    column
+    for convention in CONVENTIONS
+    for field, names in convention.items()
+    if field in ("prompt", "response", "chosen", "rejected", "messages")
+    for column in ((names,) if isinstance(names, str) else names)
 )
 # Met where no other is, and where the cells are lists of texts that alternate.
 BY_VALUE: tuple[Mapping[str, Names], ...] = ({"texts": "texts"}, {"texts": "data"})
@@ -67,6 +76,8 @@ OF_CHATS: dict[str, Names] = {
 }
 OF_PROMPTS: dict[str, Names] = {"history": "history"}
 OF_MESSAGES: dict[str, Names] = {"chosen": "chosen", "rejected": "rejected"}
+# Fields that go with some of these, and are none by themselves.
+COMPANIONS = ("system", "tools", "history", "input", "choices")
 # Fields that stay among the metadata, for they are not read or not all of them is.
 KEPT = {"rejected", "tree_id"}
 KEPT_COLUMNS = {"answers"}
@@ -76,18 +87,15 @@ TYPICAL = {
     *("passage", "document", "article", "evidence", "background", "knowledge", "choices"),
     *("options", "video", "videos", "audio", "audios", "loss_mask"),
 }
-# Columns of rows that are single turns: of OpenAssistant's flat files, and of dialogues.
-TREE_ROWS = {"message_id", "parent_id", "role", "text"}
-DIALOGUE = {"speaker", "text"}
-NUMBERS = {"id", "turn", "index", "idx", "turn_id", "utterance_id", "dialogue_id", "timestamp"}
 
 
 @dataclass(frozen=True)
 class Layout:
     """What the columns of a row are for: `columns` is field -> column, `beside` are metadata.
 
-    `by_name` are fields that no mapping names and that may be something else; `typical` are the
-    columns beside that are named where they hold something, `silent` those that never are.
+    `needed` are the columns without which a row has another shape. `by_name` are fields that no
+    mapping names and that may be something else; `typical` are the columns beside that are named
+    where they hold something, `silent` those that never are.
     """
 
     columns: Mapping[str, str]
@@ -96,10 +104,11 @@ class Layout:
     by_name: tuple[str, ...] = ()
     typical: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()
+    needed: tuple[str, ...] = ()
 
     def fitting(self, row: Mapping[str, Any]) -> Layout:
         """The layout without fields that only have the name of what they should be."""
-        others = [f for f in self.by_name if not _fits(f, row[self.columns[f]])]
+        others = [f for f in self.by_name if not fits(f, row[self.columns[f]])]
         return self.without(others) if others else self
 
     def without(self, fields: Collection[str]) -> Layout:
@@ -112,11 +121,29 @@ class Layout:
 
 def layout_of(row: Mapping[str, Any], mapped: tuple[tuple[str, str], ...]) -> Layout:
     """What the columns of a row are for. Raises BadSampleError as `find_columns` does."""
-    names = tuple(row)
-    layout = _named_layout(names, mapped)
-    if layout is None:
-        layout = _layout_by_value(row, names, mapped)
+    layout = _layout_among(row, tuple(row), mapped)
+    if any(is_absent(row[column]) for column in layout.needed):
+        layout = _layout_of_filled(row, mapped) or layout
     return layout.fitting(row) if layout.by_name else layout
+
+
+def _layout_among(
+    row: Mapping[str, Any], names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]
+) -> Layout:
+    return _named_layout(names, mapped) or _layout_by_value(row, names, mapped)
+
+
+def _layout_of_filled(row: Mapping[str, Any], mapped: tuple[tuple[str, str], ...]) -> Layout | None:
+    """What the columns that are not null are for, or None where a row has no shape by them."""
+    kept = {column for _, column in mapped}
+    names = tuple(n for n, value in row.items() if n in kept or not is_absent(value))
+    try:
+        layout = _layout_among(row, names, mapped)
+    except BadSampleError:
+        return None
+    if any(is_absent(row[column]) for column in layout.needed):
+        return None
+    return replace(layout, beside=(*layout.beside, *(n for n in row if n not in names)))
 
 
 def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> dict[str, str]:
@@ -126,7 +153,7 @@ def find_columns(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) ->
     """
     layout = _named_layout(names, mapped) or _tokens_layout(names, mapped)
     if layout is None:
-        raise BadSampleError(_told_of_none(names))
+        raise BadSampleError(_told_of_none(names, mapped))
     return dict(layout.columns)
 
 
@@ -151,7 +178,7 @@ def _layout_by_value(
             return layout
     layout = _tokens_layout(names, mapped)
     if layout is None:
-        raise BadSampleError(_told_of_none(names))
+        raise BadSampleError(_told_of_none(names, mapped))
     return layout
 
 
@@ -175,11 +202,13 @@ def _first_met(
         if columns is None:
             continue
         if "text" in columns and "text" not in chosen:
-            _refuse_messages_as_rows(names)
+            refuse_turns_as_rows(names)
         columns |= _beside(convention, columns, chosen, by_name)
         if no_id:
             columns.pop("id", None)
-        return _layout(columns, chosen, read, [name for name in names if name not in read])
+        layout = _layout(columns, chosen, read, [name for name in names if name not in read])
+        decides = convention.keys() - OPTIONAL - KEPT
+        return replace(layout, needed=tuple(columns[field] for field in decides))
     return None
 
 
@@ -222,6 +251,8 @@ def _beside(
     found = {f: _first(names, by_name) for f, names in _extras(convention).items()}
     found = {f: column for f, column in found.items() if column and column not in used}
     found |= {field: column for field, column in chosen.items() if field not in columns}
+    if "messages" in convention and "chosen" in chosen:
+        found.setdefault("rejected", by_name.get("chosen", chosen["chosen"]))
     if "messages" in convention and not found.keys() >= OF_MESSAGES.keys():
         found = {field: column for field, column in found.items() if field not in OF_MESSAGES}
     if columns.get("chosen") and columns["chosen"] == columns.get("rejected"):
@@ -238,60 +269,30 @@ def _layout(
     used = set(columns.values()) - kept
     beside = [name for name in read if name not in used]
     usual = BESIDE["images"]
+    typical = TYPICAL | OF_PAIRS if "text" in columns and "text" not in chosen else TYPICAL
     return Layout(
         columns=columns,
         beside=(*beside, *ignored),
         images=tuple(name for name in read if name.lower() in usual),
-        by_name=tuple(f for f in columns if f not in chosen and _may_be_another(f, columns[f])),
-        typical=frozenset(n for n in beside if n.lower() in TYPICAL),
+        by_name=tuple(f for f in columns if f not in chosen and may_be_another(f, columns[f])),
+        typical=frozenset(n for n in beside if n.lower() in typical),
         silent=frozenset([*kept, *ignored]),
     )
 
 
-def _may_be_another(field: str, column: str) -> bool:
-    """Whether a column may be something else than the field of its name."""
-    if field == "tools":
-        return column.lower() == LEGACY_TOOLS
-    return field in ("system", "history", "choices") or column.lower() == "context"
-
-
-def _fits(field: str, value: Any) -> bool:
-    """Whether a cell is what a field that was found by its name holds."""
-    if is_absent(value):
-        return True
-    if field == "system":
-        return isinstance(value, str)
-    if field == "input":
-        return isinstance(value, str) or _texts(value)
-    found = parsed(value)
-    if field == "choices":
-        return isinstance(found, Mapping) or _texts(found)
-    if field == "tools":
-        return is_list(found) and all(isinstance(one, Mapping) and "name" in one for one in found)
-    return is_list(found)
-
-
-def _texts(value: Any) -> bool:
-    return is_list(value) and all(isinstance(one, str) for one in value)
-
-
-def _refuse_messages_as_rows(names: tuple[str, ...]) -> None:
-    """Raise BadSampleError for rows that are single turns of conversations, and no documents."""
-    lower = {name.lower() for name in names}
-    if lower >= TREE_ROWS:
-        raise BadSampleError(
-            f"the columns {', '.join(sorted(TREE_ROWS))} are those of single messages of "
-            "OpenAssistant trees; use its file of trees (ready.trees.jsonl), or join each path of "
-            "messages to a row with messages"
+def _told_of_none(names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]) -> str:
+    by_name = {name.lower(): name for name in names} | {name: name for name in names}
+    chosen = {field: column for field, column in mapped if field != IGNORED}
+    companions = [field for field in COMPANIONS if field in chosen]
+    others = {field: column for field, column in chosen.items() if field not in companions}
+    met = next((one for one in CONVENTIONS if _met(one, others, by_name)), None)
+    if companions and met:
+        goes = met.keys() | _extras(met).keys() | (OPTIONAL if "prompt" in met else set())
+        told = ", ".join(field for field in companions if field not in goes)
+        return (
+            f"--columns names {told}, and no such field goes with {' and '.join(met)}, which the "
+            f"row has: {_listed(names)}; leave it out, or map the columns of another shape"
         )
-    if DIALOGUE <= lower <= DIALOGUE | NUMBERS:
-        raise BadSampleError(
-            "the row is one turn of a dialogue, with speaker and text; join the turns of each to a "
-            "row with messages, or read them as documents with --columns text=text"
-        )
-
-
-def _told_of_none(names: tuple[str, ...]) -> str:
     return (
         f"no messages, no prompt with response, and no text among the columns: {_listed(names)}; "
         "map them with --columns, as in prompt=QUESTION,response=REPLY"

@@ -15,12 +15,14 @@ from forvalue_index.sources.cell_values import (
     kind_of,
     parsed,
     text_of,
+    without_nulls,
 )
 from forvalue_index.sources.sample import ASSISTANT
 from forvalue_index.sources.shapes.image_places import Turn
-from forvalue_index.sources.shapes.roles import USER
-from forvalue_index.sources.shapes.tool_calls import CALLS, calls_in
-from forvalue_index.sources.shapes.turns import Reading, as_context, read_turns
+from forvalue_index.sources.shapes.roles import SYSTEM, USER
+from forvalue_index.sources.shapes.tool_calls import CALLS, are_calls, calls_of
+from forvalue_index.sources.shapes.transcripts import conversation
+from forvalue_index.sources.shapes.turns import Reading, as_context, read_turns, turns_in
 
 Cells = Mapping[str, Any]
 Columns = Mapping[str, str]
@@ -33,11 +35,12 @@ def pair_turns(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
     response, column = cells["response"], columns["response"]
     if choices:
         response = _chosen(response, choices, column)
+    elif column.lower() == "answers" and are_calls(response):  # as xLAM's sets have them
+        given = without_nulls(parsed(response)) if how.of_arrow else response
+        return [*prompt, Turn(ASSISTANT, [""], {CALLS: calls_of(given, f"'{column}'")})]
     elif column.lower() in ("answer", "answers") and not isinstance(response, str):
         response = _first_answer(response, column)
-    elif column.lower() == "answers" and (calls := calls_in(response)):
-        return [*prompt, Turn(ASSISTANT, [""], {CALLS: calls})]  # as xLAM's sets have them
-    return prompt + read_turns(response, column, ASSISTANT, how)
+    return prompt + conversation(response, column, ASSISTANT, how)
 
 
 def prompt_turns(
@@ -48,18 +51,39 @@ def prompt_turns(
     Answers of a `history` are, as LLaMA-Factory trains them.
     """
     prompt, column = cells["prompt"], columns["prompt"]
-    more = _passage(cells["input"], columns["input"]) if "input" in cells else ""
-    if more:
-        prompt = f"{text_of(prompt, repr(column))}\n\n{more}"
-    if choices:
-        listed = "\n".join(f"{label}. {text}" for label, text in choices.items())
-        prompt = f"{text_of(prompt, repr(column))}\n\n{listed}"
-    turns = read_turns(prompt, column, USER, how)
-    if is_list(prompt):
-        turns = as_context(turns)
+    more = [_passage(cells["input"], columns["input"])] if "input" in cells else []
+    more += ["\n".join(f"{label}. {text}" for label, text in choices.items())] if choices else []
+    turns = as_context(conversation(prompt, column, USER, how))
+    if any(more):
+        asked = text_of(turns_in(prompt), f"'{column}'")
+        turns = _with_more(turns, asked, list(filter(None, more)), column)
     if "history" not in cells:
         return turns
-    return _history(cells["history"], columns["history"], how) + turns
+    return _after_history(_history(cells["history"], columns["history"], how), turns, column)
+
+
+def _with_more(turns: list[Turn], asked: str, more: list[str], column: str) -> list[Turn]:
+    """A prompt of one turn with what stands below it."""
+    if len(turns) != 1:
+        raise BadSampleError(
+            f"'{column}' is a conversation, and a passage or choices stand beside it; write them "
+            "into its last turn"
+        )
+    said = [part for part in turns[0].parts if isinstance(part, str)] or [asked]
+    return [Turn(USER, ["\n\n".join([*said, *more])])]
+
+
+def _after_history(history: list[Turn], turns: list[Turn], column: str) -> list[Turn]:
+    """The turns of a prompt after earlier ones; its system turn stays the first."""
+    first = [turn for turn in turns[:1] if turn.role == SYSTEM]
+    if not history or not first:
+        return history + turns
+    said = [turn for turn in history if turn.role == SYSTEM]
+    if said and said != first:
+        raise BadSampleError(
+            f"'{column}' and the history before it have system turns that differ; leave one out"
+        )
+    return first + [turn for turn in history if turn.role != SYSTEM] + turns[1:]
 
 
 def _passage(value: Any, column: str) -> str:
@@ -125,24 +149,39 @@ def _chosen(answer: Any, choices: Mapping[str, str], column: str) -> Any:
     Text that is none of these, a worked solution, stays as it is.
     """
     labels = list(choices)
-    label = None
     if isinstance(answer, str):
         told = answer.strip()
-        by_text = [one for one, text in choices.items() if text.strip() == told]
-        label = told if told in choices else (by_text[0] if by_text else None)
-        index = int(told) if label is None and told.isdecimal() and len(told) < 4 else None
-        if label is None and index is None and len(told) > 2:
+        label = _told_label(told, choices, column)
+        if label is None and len(told) > 2 and not _is_index(told):
             return answer
     else:
-        index = int(answer) if is_whole_number(answer) else None
-    if index is not None and 0 <= index < len(labels):
-        label = labels[index]
+        index = int(answer) if is_whole_number(answer) else -1
+        label = labels[index] if 0 <= index < len(labels) else None
     if label is None:
         raise BadSampleError(
             f"'{column}' is {answer!r}, and the choices are {', '.join(labels)}; give the label, "
             "the text or the index from 0 of one"
         )
     return f"{label}. {choices[label]}"
+
+
+def _told_label(told: str, choices: Mapping[str, str], column: str) -> str | None:
+    """The label of the choice that text means: its label, its text or its index."""
+    by_text = [label for label, text in choices.items() if text.strip() == told]
+    others = [told] if told in choices else []
+    if not others and _is_index(told):
+        others = list(choices)[int(told) : int(told) + 1]
+    if by_text and (apart := [label for label in others if label not in by_text]):
+        raise BadSampleError(
+            f"'{column}' is {told!r}, which is the text of choice {by_text[0]} and stands for "
+            f"{apart[0]}, too; give the label"
+        )
+    found = others if told in choices else by_text or others
+    return found[0] if found else None
+
+
+def _is_index(told: str) -> bool:
+    return told.isdecimal() and len(told) < 4
 
 
 def _first_answer(value: Any, column: str) -> Any:

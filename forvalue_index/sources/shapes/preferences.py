@@ -6,27 +6,20 @@ assistant says in that prompt is no label, as TRL takes it (`extract_prompt` in 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
-
 from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.sample import ASSISTANT
 from forvalue_index.sources.shapes.image_places import Turn
 from forvalue_index.sources.shapes.pairs import Cells, Columns, prompt_turns
 from forvalue_index.sources.shapes.roles import SYSTEM, USER
-from forvalue_index.sources.shapes.turns import Reading, as_context, read_turns, turns_in
-
-# How Anthropic's HH-RLHF writes conversations.
-SPEAKER = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"Human": USER, "Assistant": ASSISTANT}
+from forvalue_index.sources.shapes.transcripts import conversation
+from forvalue_index.sources.shapes.turns import Reading, as_context
 
 
 def preference_turns(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
     """The turns up to the chosen answer, the shared prompt once. Raises BadSampleError."""
     column = columns["chosen"]
-    chosen = _conversation(cells["chosen"], column, how)
-    prompt = _prompt(cells, columns, how)
+    chosen = conversation(cells["chosen"], column, ASSISTANT, how)
+    prompt = prompt_turns(cells, columns, how) if "prompt" in cells else []
     if not any(turn.role == USER for turn in chosen):
         if not prompt:
             raise BadSampleError(
@@ -39,7 +32,8 @@ def preference_turns(cells: Cells, columns: Columns, how: Reading) -> list[Turn]
         raise BadSampleError(
             f"'{column}' has questions, and '{columns['prompt']}' is none of them; leave out one"
         )
-    shared = _shared(chosen, _conversation(cells["rejected"], columns["rejected"], how))
+    rejected = conversation(cells["rejected"], columns["rejected"], ASSISTANT, how)
+    shared = _shared(chosen, rejected)
     return first + as_context(chosen[:shared]) + chosen[shared:]
 
 
@@ -50,37 +44,21 @@ def _first_words(prompt: list[Turn], chosen: list[Turn]) -> list[Turn]:
 
 
 def continued(turns: list[Turn], cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
-    """A conversation with its chosen answer where that is missing at its end (LLaMA-Factory)."""
-    if "chosen" not in cells or not turns or turns[-1].role == ASSISTANT:
+    """A conversation with its chosen answer where that is missing at its end (LLaMA-Factory).
+
+    Raises BadSampleError where it has an answer, and another column is named as the chosen one.
+    """
+    if "chosen" not in cells or not turns:
         return turns
-    return as_context(turns) + _conversation(cells["chosen"], columns["chosen"], how)
-
-
-def _conversation(value: Any, column: str, how: Reading) -> list[Turn]:
-    """An answer as turns, maybe with those before it."""
-    value = [value] if isinstance(value, Mapping) else turns_in(value)
-    if isinstance(value, str) and SPEAKER.match(value):
-        return _transcript(value)
-    return read_turns(value, column, ASSISTANT, how)
-
-
-def _transcript(text: str) -> list[Turn]:
-    """Turns of a text in which each begins with its speaker; one left open at the end is none."""
-    _, *pieces = SPEAKER.split(text)
-    said = [
-        (ROLES[who], words.strip()) for who, words in zip(pieces[::2], pieces[1::2], strict=True)
-    ]
-    open_end = said and said[-1] == (ASSISTANT, "")
-    return [Turn(role, [words]) for role, words in (said[:-1] if open_end else said)]
-
-
-def _prompt(cells: Cells, columns: Columns, how: Reading) -> list[Turn]:
-    if "prompt" not in cells:
-        return []
-    prompt = cells["prompt"]
-    if isinstance(prompt, str) and SPEAKER.match(prompt):
-        return as_context(_transcript(prompt))
-    return prompt_turns({**cells, "prompt": turns_in(prompt)}, columns, how)
+    column = columns["chosen"]
+    if turns[-1].role != ASSISTANT:
+        return as_context(turns) + conversation(cells["chosen"], column, ASSISTANT, how)
+    if column.lower() != "chosen":
+        raise BadSampleError(
+            f"'{columns['messages']}' ends with an answer, and --columns names '{column}' as the "
+            f"chosen one; leave one out, as with --ignore {columns['messages']}"
+        )
+    return turns
 
 
 def _is_part(prompt: list[Turn], conversation: list[Turn]) -> bool:

@@ -24,6 +24,10 @@ from forvalue_index.sources.cell_values import (
 CALLS, LEGACY_CALL = "tool_calls", "function_call"
 LEGACY_TOOLS = "functions"
 WANTED = "wanted a function with name and arguments"
+# What data sets call the arguments; Llama 3 writes `parameters`.
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+OF_CALLS = {"id", "type", "function", "index", "call_id", "tool_call_id"}
+OF_FUNCTIONS = {"name", *ARGUMENTS}
 
 
 def with_calls(extra: dict[str, Any], location: str) -> dict[str, Any]:
@@ -45,17 +49,32 @@ def with_calls(extra: dict[str, Any], location: str) -> dict[str, Any]:
 
 def calls_of(value: Any, location: str) -> list[dict[str, Any]]:
     """Calls as a list, from a list, one object, or JSON text of either."""
-    value = parsed(value)
-    calls = list(value) if is_list(value) else [value]
+    calls = _listed(parsed(value))
     return [_call(call, f"call {n} of {location}") for n, call in enumerate(calls, 1)]
 
 
-def calls_in(text: Any) -> list[dict[str, Any]] | None:
+def calls_in(value: Any, location: str) -> list[dict[str, Any]] | None:
     """The calls that JSON text holds, or an object; None where it is text of another kind."""
-    value = parsed(text)
-    calls = list(value) if is_list(value) else [value]
-    named = [isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls]
-    return calls_of(calls, "the text") if named and all(named) else None
+    found = parsed(value)
+    return calls_of(found, location) if _all_named(found) else None
+
+
+def are_calls(value: Any) -> bool:
+    """Whether JSON text, or objects, are calls with nothing beside them."""
+    found = parsed(value)
+    return _all_named(found) and all(
+        not _unknown(call, OF_CALLS | OF_FUNCTIONS) for call in _listed(found)
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if is_list(value) else [value]
+
+
+def _all_named(value: Any) -> bool:
+    calls = _listed(value)
+    named = (isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls)
+    return bool(calls) and all(named)
 
 
 def _call(call: Any, location: str) -> dict[str, Any]:
@@ -63,14 +82,28 @@ def _call(call: Any, location: str) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise BadSampleError(f"{location} is {kind_of(call)}, {WANTED}")
     if "function" not in call:
-        function = {k: v for k, v in call.items() if k in ("name", "arguments")}
+        function = {k: v for k, v in call.items() if k in OF_FUNCTIONS}
         others = {k: v for k, v in call.items() if k not in function}
         call = {**others, "type": "function", "function": function}
     function = parsed(call["function"])
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadSampleError(f"{location} has no name, {WANTED}")
-    arguments = _arguments(function.get("arguments"))
-    return {**storable(call), "function": {**storable(function), "arguments": arguments}}
+    if unknown := [*_unknown(call, OF_CALLS), *_unknown(function, OF_FUNCTIONS)]:
+        raise BadSampleError(
+            f"{location} has {', '.join(map(repr, unknown))}, which is no part of a call; write "
+            "what is said into the content of the turn, and leave out the rest"
+        )
+    given = [name for name in ARGUMENTS if not is_empty(function.get(name))]
+    if len(given) > 1:
+        raise BadSampleError(f"{location} has {' and '.join(given)}; use one of them")
+    arguments = _arguments(function.get((given or ARGUMENTS)[0]))
+    others = {k: v for k, v in function.items() if k not in ARGUMENTS}
+    return {**storable(call), "function": {**storable(others), "arguments": arguments}}
+
+
+def _unknown(value: Mapping[Any, Any], known: set[str]) -> list[str]:
+    """The fields that hold something and are none of those known."""
+    return [str(k) for k, v in value.items() if k not in known and not is_empty(v)]
 
 
 def _arguments(value: Any) -> Any:

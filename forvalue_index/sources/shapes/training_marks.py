@@ -13,12 +13,12 @@ from forvalue_index.exceptions import BadSampleError
 from forvalue_index.sources.sample import ASSISTANT, TRAINED
 
 ON_ROLES = ("train", "training")
-MARKS = (*ON_ROLES, "weight", "loss", "loss_scale", "loss_weight")
+TRAINING_MARKS = (*ON_ROLES, "weight", "loss", "loss_scale", "loss_weight")
 DETAIL = "train_detail"
 WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-def marked(extra: dict[str, Any], role: str, location: str) -> dict[str, Any]:
+def with_training_marks(extra: dict[str, Any], role: str, location: str) -> dict[str, Any]:
     """The fields of a turn, with `train` false where one of them says that it is no label.
 
     Raises BadSampleError for a weight in between, and for a label that is none of the assistant.
@@ -28,7 +28,11 @@ def marked(extra: dict[str, Any], role: str, location: str) -> dict[str, Any]:
             f"{location} has {DETAIL}, and a turn is a label as a whole or not at all; split the "
             f"turn, or read it whole with --ignore {DETAIL}"
         )
-    said = {name: _is_label(name, extra[name], role, location) for name in MARKS if name in extra}
+    said = {
+        name: _is_label(name, extra[name], role, location)
+        for name in TRAINING_MARKS
+        if name in extra
+    }
     if role != ASSISTANT or False not in said.values():
         return extra
     if True in said.values():
@@ -39,7 +43,7 @@ def marked(extra: dict[str, Any], role: str, location: str) -> dict[str, Any]:
 
 def context_only(extra: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields of the assistant's turn in a prompt, which is no label unless they say so."""
-    return extra if any(name in extra for name in MARKS) else {**extra, TRAINED: False}
+    return extra if any(name in extra for name in TRAINING_MARKS) else {**extra, TRAINED: False}
 
 
 def _is_label(name: str, value: Any, role: str, location: str) -> bool:

@@ -25,9 +25,10 @@ from forvalue_index.sources.shapes.image_places import (
 )
 from forvalue_index.sources.shapes.roles import CALL, TOOL, role_of
 from forvalue_index.sources.shapes.tool_calls import CALLS, calls_in, calls_of, with_calls
-from forvalue_index.sources.shapes.training_marks import context_only, marked
+from forvalue_index.sources.shapes.training_marks import context_only, with_training_marks
 
 OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
+MESSAGES = (set(OPENAI), set(SHAREGPT), {"role", CALLS})
 IMAGE_PARTS = {"image", "image_url", "input_image"}
 TEXT_PARTS = {"text", "input_text", "output_text"}
 USE, RESULT, THOUGHT = "tool_use", "tool_result", "thinking"
@@ -58,12 +59,20 @@ def read_turns(value: Any, column: str, role: str, how: Reading) -> list[Turn]:
 
 
 def turns_in(value: Any) -> Any:
-    """The list of messages that JSON text holds; any other value as it is."""
+    """The list of messages that JSON text holds; any other value as it is.
+
+    A list in which none says anything is another one, as of edges of a graph.
+    """
     found = parsed(value, "[")
     named = is_list(found) and all(
         isinstance(one, Mapping) and ("role" in one or "from" in one) for one in found
     )
-    return found if named else value
+    return found if named and any(is_message(one) for one in found) else value
+
+
+def is_message(value: Mapping[Any, Any]) -> bool:
+    """Whether an object has what a message cannot do without."""
+    return any(names <= value.keys() for names in MESSAGES)
 
 
 def as_context(turns: list[Turn]) -> list[Turn]:
@@ -93,10 +102,12 @@ def _turns(turn: Any, location: str, how: Reading) -> list[Turn]:
         raise BadSampleError(_told_of_missing(turn, missing, location))
     role = role_of(text_of(turn[names[0]], f"the role of {location}"), location, sharegpt=sharegpt)
     content = turn.get(names[1])
+    if how.of_arrow and not isinstance(content, str):
+        content = without_nulls(content)
     if role == CALL:
-        role, content, extra = _call_of(content, extra)
+        role, content, extra = _call_of(content, extra, location)
     if extra:
-        extra = marked(extra, role, location)
+        extra = with_training_marks(extra, role, location)
         if content is None and role == ASSISTANT and extra.get(CALLS):
             content = ""
     if isinstance(content, list | tuple) and any(map(_is_anthropic, content)):
@@ -131,9 +142,9 @@ def _told_of_missing(turn: Mapping[Any, Any], missing: list[str], location: str)
     return told
 
 
-def _call_of(content: Any, extra: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+def _call_of(content: Any, extra: dict[str, Any], location: str) -> tuple[str, Any, dict[str, Any]]:
     """A turn that is a call, as one of the assistant: its text where that is no JSON of a call."""
-    calls = calls_in(content)
+    calls = calls_in(content, location)
     return (
         (ASSISTANT, content, extra) if calls is None else (ASSISTANT, "", {**extra, CALLS: calls})
     )

@@ -16,8 +16,14 @@ def found(names, **mapped):
     [
         ("prompt prompt_id messages", {"messages": "messages"}),
         ("uuid instruction response conversations", {"messages": "conversations"}),
-        ("query answer text", {"text": "text"}),
-        ("input output text", {"text": "text"}),
+        ("query answer text", {"prompt": "query", "response": "answer"}),
+        ("query response text", {"prompt": "query", "response": "response"}),
+        ("problem solution text", {"prompt": "problem", "response": "solution"}),
+        ("instruction text response", {"prompt": "instruction", "response": "response"}),
+        ("input output text", {"prompt": "input", "response": "output"}),
+        ("inputs targets text", {"prompt": "inputs", "response": "targets"}),
+        ("text chosen rejected", {"chosen": "chosen", "rejected": "rejected"}),
+        ("text turns", {"text": "text"}),
         (
             "instruction input output text",
             {"prompt": "instruction", "input": "input", "response": "output"},
@@ -40,7 +46,7 @@ def found(names, **mapped):
     ],
 )
 def test_the_first_convention_that_is_met(names, columns):
-    """What was read as text stays text, and what was a pair stays that pair."""
+    """A pair counts before the text beside it, and a text before what may be a number."""
     assert found(names) == columns
 
 
@@ -82,11 +88,22 @@ def test_mapped_fields_complete_conventions(names, mapped, columns):
 
 
 @pytest.mark.parametrize(
-    ("names", "mapped"), [("text a", {"system": "a"}), ("a b", {"history": "a"})]
+    ("names", "mapped", "told"),
+    [
+        ("text a", {"system": "a"}, "--columns names system, and no such field goes with text,"),
+        (
+            "messages a",
+            {"history": "a"},
+            "--columns names history, and no such field goes with messages,",
+        ),
+        ("a b", {"history": "a"}, "no messages, no prompt with response, and no text"),
+        ("text b", {"response": "b"}, "no messages, no prompt with response, and no text"),
+    ],
 )
-def test_a_mapped_field_needs_what_it_goes_with(names, mapped):
-    with pytest.raises(BadSampleError, match="no messages, no prompt with response, and no text"):
+def test_a_mapped_field_needs_what_it_goes_with(names, mapped, told):
+    with pytest.raises(BadSampleError) as error:
         found(names, **mapped)
+    assert str(error.value).startswith(told)
 
 
 TOKENS = {"input_ids": [1, 2], "labels": [-100, 2], "attention_mask": [1, 1]}

@@ -98,15 +98,3 @@ def test_trees_that_cannot_be_read(tree, told):
     with pytest.raises(BadSampleError) as error:
         read({"message_tree_id": "t", "prompt": tree})
     assert str(error.value).startswith(told)
-
-
-def test_rows_that_are_single_messages_are_refused():
-    row = {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter", "lang": "en"}
-    with pytest.raises(BadSampleError, match="are those of single messages of OpenAssistant trees"):
-        read(row)
-    assert read(row, {"text": "text"}) == [("text", "q")]
-    row = {"speaker": "A", "text": "hello", "turn": 1}
-    with pytest.raises(BadSampleError, match="the row is one turn of a dialogue, with speaker and"):
-        read(row)
-    assert read(row, {"text": "text"}) == [("text", "hello")]
-    assert read({**row, "session": "of the parliament"}) == [("text", "hello")]

@@ -83,6 +83,19 @@ ROWS = {
 }
 
 
+SYSTEM, ASKED = {"role": "system", "content": "S"}, {"role": "user", "content": "Q"}
+ROWS |= {
+    "history before a list with a system turn": (
+        {"prompt": [SYSTEM, ASKED], "response": "A", "history": [["q", "a"]]},
+        [("system", "S"), *pair("q", "a"), *pair("Q")],
+    ),
+    "history with the system turn of the list": (
+        {"prompt": [SYSTEM, ASKED], "response": "A", "history": [SYSTEM, ASKED]},
+        [("system", "S"), ("user", "Q"), *pair("Q")],
+    ),
+}
+
+
 @pytest.mark.parametrize("case", ROWS)
 def test_pairs_and_what_goes_with_them(case):
     row, expected = ROWS[case]
@@ -132,6 +145,28 @@ def test_choices_that_are_numbers():
     assert read({"question": "Q", "choices": ["3", "4"], "answer": "4"})[1][1] == "B. 4"
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer", "told"),
+    [
+        (["2", "1", "0"], "0", "'answer' is '0', which is the text of choice C and stands for A, "),
+        (["1", "2"], "1", "'answer' is '1', which is the text of choice A and stands for B, too;"),
+        ({"A": "B", "B": "x"}, "B", "'answer' is 'B', which is the text of choice A and stands fo"),
+    ],
+)
+def test_an_answer_that_means_two_choices_is_refused(choices, answer, told):
+    with pytest.raises(BadSampleError) as error:
+        to_sample({"question": "Q", "choices": choices, "answer": answer})
+    assert str(error.value).startswith(told)
+
+
+def test_an_answer_that_is_text_and_index_of_one_choice():
+    """A number is an index, and text may be either."""
+    row = {"question": "Q", "choices": ["0", "1", "3"]}
+    for answer, response in (("0", "A. 0"), ("1", "B. 1"), ("3", "C. 3"), (2, "C. 3")):
+        assert read({**row, "answer": answer})[1][1] == response
+    assert read({**row, "choices": ["2", "1", "0"], "answer": 0})[1][1] == "A. 2"
+
+
 @pytest.mark.parametrize("empty", [None, [], "", {}])
 def test_no_choices(empty):
     assert read({"question": "Q", "choices": empty, "answer": "A"}) == pair("Q")
@@ -167,6 +202,10 @@ def test_a_passage_comes_before_choices():
         (
             {"instruction": "Q", "output": "A", "history": [["q", None]]},
             "the answer of pair 1 of 'history' is null, wanted text",
+        ),
+        (
+            {"prompt": [SYSTEM, ASKED], "response": "A", "history": [{**SYSTEM, "content": "T"}]},
+            "'prompt' and the history before it have system turns that differ; leave one out",
         ),
         ({"problem": "Q", "solution": None}, "'solution' is null, wanted text"),
         ({"inputs": None, "targets": "A"}, "'inputs' is null, wanted text"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from forvalue_index.exceptions import BadSampleError
-from forvalue_index.sources.columns import parse_columns, to_sample
+from forvalue_index.sources.columns import ignoring, parse_columns, to_sample
 
 
 def turn(role, content):
@@ -102,7 +102,7 @@ def test_the_chosen_answer_is_read_and_trained_alone(case):
     assert found.unread == ()
 
 
-@pytest.mark.parametrize("case", [case for case in ROWS if "conversations" not in ROWS[case][0]])
+@pytest.mark.parametrize("case", ROWS)
 def test_the_rejected_answer_can_be_read(case):
     row, expected = ROWS[case]
     for mapping in ("chosen=rejected", "chosen=rejected,rejected=chosen"):
@@ -115,7 +115,7 @@ def test_the_rejected_answer_can_be_read(case):
             ("assistant", answer),
         ]
         assert found.metadata["chosen"] == row["chosen"]
-        assert "rejected" not in found.metadata
+        assert ("rejected" in found.metadata) == ("conversations" in row)  # beside messages all is
 
 
 def test_margins_are_metadata():
@@ -135,6 +135,24 @@ def test_a_conversation_that_is_complete_does_not_go_on():
     assert [(m.role, m.content) for m in found.messages] == PAIR
     assert found.metadata.keys() == {"prompt", "chosen", "rejected"}
     assert found.unread == ()
+
+
+def test_another_answer_than_that_of_a_complete_conversation_must_be_chosen_alone():
+    row = {
+        "prompt": "Q",
+        "chosen": [ASKED, GOOD],
+        "rejected": [ASKED, BAD],
+        "messages": [ASKED, GOOD],
+    }
+    mapping = parse_columns("chosen=rejected")
+    with pytest.raises(BadSampleError) as error:
+        to_sample(row, mapping)
+    assert str(error.value) == (
+        "'messages' ends with an answer, and --columns names 'rejected' as the chosen one; leave "
+        "one out, as with --ignore messages"
+    )
+    assert read(row, ignoring(mapping, "messages")) == [("user", "Q"), ("assistant", "B")]
+    assert read(row, {"chosen": "chosen"}) == PAIR
 
 
 def test_equal_answers_still_have_one_that_is_trained():

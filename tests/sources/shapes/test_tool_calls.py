@@ -13,6 +13,7 @@ from forvalue_index.sources.source import open_sources
 
 CALL = {"type": "function", "function": {"name": "w", "arguments": {"city": "Oslo", "n": None}}}
 ARGUMENTS = CALL["function"]["arguments"]
+OTHER_NAMES = ("parameters", "args", "input")
 
 
 def sample(answer, **row):
@@ -31,6 +32,12 @@ def sample(answer, **row):
         {"tool_calls": [{"name": "w", "arguments": json.dumps(ARGUMENTS)}]},
         {"tool_calls": [CALL | {"function": {"name": "w", "arguments": json.dumps(ARGUMENTS)}}]},
         {"tool_calls": [CALL | {"function": json.dumps(CALL["function"])}]},
+        *({"tool_calls": [{"name": "w", name: ARGUMENTS}]} for name in OTHER_NAMES),
+        *(
+            {"tool_calls": [{"type": "function", "function": {"name": "w", name: ARGUMENTS}}]}
+            for name in OTHER_NAMES
+        ),
+        {"tool_calls": [{"name": "w", "arguments": None, "parameters": json.dumps(ARGUMENTS)}]},
         {"function_call": {"name": "w", "arguments": json.dumps(ARGUMENTS)}},
         {"function_call": CALL["function"], "tool_calls": []},
         {"content": [{"type": "tool_use", "name": "w", "input": ARGUMENTS}]},
@@ -80,6 +87,18 @@ def test_nothing_called():
             {"tool_calls": [CALL], "function_call": CALL["function"]},
             "turn 2 of 'messages' has tool_calls and function_call; use one of them",
         ),
+        (
+            {"tool_calls": [{"name": "w", "arguments": {}, "thought": "T", "result": 1}]},
+            "call 1 of turn 2 of 'messages' has 'thought', 'result', which is no part of a call;",
+        ),
+        (
+            {"tool_calls": [{"function": {"name": "w", "arguments": {}, "thought": "T"}}]},
+            "call 1 of turn 2 of 'messages' has 'thought', which is no part of a call; write",
+        ),
+        (
+            {"tool_calls": [{"name": "w", "arguments": {"x": 1}, "input": {"x": 1}}]},
+            "call 1 of turn 2 of 'messages' has arguments and input; use one of them",
+        ),
     ],
 )
 def test_calls_that_are_none_are_refused(fields, expected):
@@ -100,6 +119,7 @@ def sharegpt(call, **row):
         json.dumps(CALL["function"]),
         json.dumps([CALL["function"]]),
         json.dumps({"name": "w", "arguments": json.dumps(ARGUMENTS)}),
+        *(json.dumps({"name": "w", name: ARGUMENTS}) for name in OTHER_NAMES),
     ],
 )
 def test_a_function_call_of_sharegpt(call):
@@ -111,6 +131,16 @@ def test_a_function_call_of_sharegpt(call):
         ("assistant", "A"),
     ]
     assert found.messages[1].extra == {"tool_calls": [CALL]}
+
+
+def test_a_function_call_of_sharegpt_with_more_than_a_call_is_refused():
+    with pytest.raises(BadSampleError, match="call 1 of turn 2 of 'conversations' has 'thought'"):
+        sharegpt(json.dumps({"name": "w", "arguments": {}, "thought": "T"}))
+
+
+def test_empty_fields_beside_a_call_stay():
+    call = {**CALL, "result": None, "id": "c"}
+    assert sample({"content": "", "tool_calls": [call]}).messages[1].extra == {"tool_calls": [call]}
 
 
 @pytest.mark.parametrize("call", ["CALL weather", '{"city": "Oslo"}', "[1]", "{", "[]"])
@@ -183,6 +213,16 @@ def test_calls_as_the_answers_of_a_query():
     )
     assert found.messages[1].extra == {"tool_calls": [CALL]}
     assert found.tools == (TOOL,)
+
+
+@pytest.mark.parametrize("answers", [[CALL["function"]], CALL["function"]])
+def test_calls_as_the_answers_of_a_query_as_objects(answers):
+    assert to_sample({"query": "Q", "answers": answers}).messages[1].extra == {"tool_calls": [CALL]}
+
+
+def test_answers_that_have_a_name_and_more_are_text():
+    answers = json.dumps({"name": "Ada", "born": 1815})
+    assert to_sample({"query": "Q", "answers": answers}).response == answers
 
 
 # Objects that differ from row to row, as tools and their arguments do.
@@ -270,6 +310,36 @@ def test_what_went_through_arrow_is_what_it_was(rows, name, made, tmp_path):
     assert [s.messages for s in after] == [s.messages for s in before]
     assert [s.tools for s in after] == [s.tools for s in before]
     assert [s.content_hash for s in after] == [s.content_hash for s in before]
+
+
+CALLS_ELSEWHERE = {
+    "Anthropic": lambda name, given: {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Q"}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "name": name, "input": given}]},
+        ]
+    },
+    "xLAM": lambda name, given: {"query": "Q", "answers": [{"name": name, "arguments": given}]},
+    "a call as the value": lambda name, given: {
+        "messages": [
+            {"role": "tool_call", "content": {"name": name, "arguments": given}},
+            {"role": "tool_call", "content": {"name": name, "arguments": given}},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("shape", CALLS_ELSEWHERE)
+@pytest.mark.parametrize("made", [parquet, in_memory])
+def test_calls_elsewhere_have_no_fields_of_other_rows(shape, made, tmp_path):
+    """A struct of Arrow has the fields of all rows; those of others are no part of a label."""
+    calls = [("w", {"city": "Oslo"}), ("z", {"zip": 5})]
+    data = made([CALLS_ELSEWHERE[shape](*call) for call in calls], tmp_path / "x.parquet")
+    read = [one for source in open_sources(data) for one in source.samples()]
+    assert [one.messages[1].extra["tool_calls"] for one in read] == [
+        [{"type": "function", "function": {"name": name, "arguments": given}}]
+        for name, given in calls
+    ]
 
 
 def test_nulls_that_data_wrote_themselves_stay():
