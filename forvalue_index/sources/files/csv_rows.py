@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from forvalue_index.sources.cell_values import UNSTORABLE
 from forvalue_index.sources.files.csv_dialect import (
@@ -36,6 +36,11 @@ class Header:
     end: int
     n_cells: int
     spaced: bool
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether every cell has a name, and is taken as it is."""
+        return len(self.names) == self.n_cells and not self.spaced
 
 
 def read_csv(file: DataFile, columns: Columns, delimiter: str = ",") -> Rows:
@@ -97,6 +102,8 @@ def _header(cells: list[str] | Unreadable, columns: Columns) -> Header:
 def _row(header: Header, cells: list[str] | Unreadable) -> dict[str, str] | Unreadable:
     if isinstance(cells, Unreadable):
         return cells
+    if header.is_plain:
+        return dict(zip(header.names, cells, strict=True))
     for number, cell in enumerate(cells[header.end :], header.end + 1):
         if cell.strip():
             return Unreadable(f"cell {number} has no name in the header; name it there", cells)
