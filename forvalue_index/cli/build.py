@@ -119,9 +119,11 @@ def add(
 ) -> None:
     """Embed the samples of DATA that INDEX does not hold yet.
 
-    DATA are JSONL, JSON, CSV or Parquet files, saved datasets, globs, or - for JSONL on standard
-    input. Stop at any time: the same command goes on where it stopped. Samples that were removed
-    come back; known ones get the metadata of their rows.
+    DATA are files of JSONL, JSON, CSV, TSV, Parquet, Arrow, Feather or WebDataset (.tar), folders
+    and globs of them, folders saved by the datasets library, addresses (https://, s3://, hf://),
+    OWNER/NAME for a data set of the Hugging Face hub, or - for JSONL on standard input. Stop at any
+    time: the same command goes on where it stopped. Samples that were removed come back; known ones
+    get the metadata of their rows.
     """
     from forvalue_index.reports.documents import add_document
 

@@ -32,8 +32,10 @@ class Data:
             standard input, a list of these, a data set of `datasets`, a data frame of pandas or
             polars, a table of pyarrow, or an iterable of dicts.
         columns: field (prompt, response, messages, text, images, id, system, input, history,
-            choices, tools, chosen, rejected, texts) to column name. `{"id": ""}` says that no
-            column is the id: samples are known by their content then.
+            choices, tools, chosen, rejected, texts, and of tokenised rows input_ids, labels,
+            attention_mask, completion_mask, assistant_masks, position_ids, seq_lengths) to column
+            name. `{"id": ""}` says that no column is the id: samples are known by their content
+            then.
         on_bad: `fail` raises on a row that is not usable, `skip` leaves it out and says so.
         media_root: the directory that paths of images count from, and must stay in; by default
             that of the data file, or the working directory for rows that come from none.

@@ -9,28 +9,34 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 DELIMITERS = {",": "commas", ";": "semicolons", "|": "bars", "\t": "tabs"}
 LINE_ENDS = "\r\n"
+TOLD = re.compile(r"\"?sep=([^\r\n\"])\"?\1*(\r\n|\r|\n|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What stands between cells, what quotes them, and whether a backslash makes a quote text."""
+    """What stands between cells, what quotes them, and whether a backslash makes a quote text.
+
+    `spaced` says that spaces stand before quotes and cells, and are none of them.
+    """
 
     delimiter: str = ","
     quote: str | None = '"'
     backslash: bool = False
+    spaced: bool = False
 
     def __str__(self) -> str:
         between = f"{DELIMITERS[self.delimiter]} between cells"
         if self.quote is None:
             return f"{between} and no quotes around any"
         escape = ", which a backslash makes text" if self.backslash else ""
-        return f"{between} and quotes {self.quote}{escape}"
+        spaces = ", without the spaces before cells" if self.spaced else ""
+        return f"{between} and quotes {self.quote}{escape}{spaces}"
 
     def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """What makes records of lines. Raises csv.Error for a damaged one."""
@@ -39,6 +45,7 @@ class Dialect:
         else:
             escape = "\\" if self.backslash else None
             quoting = {"quotechar": self.quote, "escapechar": escape}
+        quoting["skipinitialspace"] = self.spaced
         return csv.reader(lines, delimiter=self.delimiter, strict=True, **quoting)
 
     def has_odd_backslash(self, raw: str) -> bool:
@@ -55,14 +62,33 @@ class Dialect:
         return len(cell) > 1 and cell[0] == cell[-1] == quote and quote not in inner
 
 
-def guess_dialect(head: str, delimiter: str, *, is_whole: bool) -> Dialect:
+def told_delimiter(head: str) -> tuple[str, int] | None:
+    """The separator that a first line `sep=;` sets, as Excel reads it, and where the next begins.
+
+    Raises ValueError for one that is not read.
+    """
+    told = TOLD.match(head)
+    if told is None:
+        return None
+    if told[1] not in DELIMITERS:
+        names = ", ".join(DELIMITERS.values())
+        raise ValueError(f"its first line sets the separator '{told[1]}'; write it with {names}")
+    return told[1], told.end()
+
+
+def guess_dialect(head: str, delimiter: str, *, is_whole: bool, is_told: bool = False) -> Dialect:
     """The dialect of a file that begins so. Raises ValueError where several fit.
 
-    `delimiter` is the usual one of its format; a head that is not whole may end in a record.
+    `delimiter` is the usual one of its format, or one that the file has told; a head that is not
+    whole may end in a record.
     """
     header = next(iter(_lines(head)), "").rstrip(LINE_ENDS)
-    if delimiter == ",":
+    if delimiter == "," and not is_told:
         delimiter = _delimiter(header, head, is_whole=is_whole)
+    spaced = Dialect(delimiter, spaced=True)
+    are_marked = f'{delimiter} "' in head and are_spaced(_cells(header, delimiter))
+    if are_marked and _fits(spaced, head, is_whole=is_whole):
+        return spaced
     usual = Dialect(delimiter)
     if _fits(usual, head, is_whole=is_whole):
         others = list(_hidden(header, head, delimiter))
@@ -81,6 +107,11 @@ def guess_dialect(head: str, delimiter: str, *, is_whole: bool) -> Dialect:
             'where nobody knows what they mean; write it with doubled quotes, ""'
         )
     return chosen
+
+
+def are_spaced(names: Sequence[str]) -> bool:
+    """Whether a space stands behind every separator of a header."""
+    return len(names) > 1 and all(name.startswith(" ") for name in names[1:])
 
 
 def _delimiter(header: str, head: str, *, is_whole: bool) -> str:

@@ -25,11 +25,11 @@ STRAY = "a quote stands alone after an unclosed one; close it, or double it in a
 class _Lines:
     """Lines of a file as csv.reader takes them, which can be given back."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
+    def __init__(self, lines: Iterable[str], first: int) -> None:
         self._lines = iter(lines)
         self._again: deque[str] = deque()
         self.taken: list[str] = []
-        self.first = 1
+        self.first = first
         self._length = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -62,11 +62,12 @@ class _Lines:
 class Records:
     """Records of lines, each with the number of its first one; blank lines are skipped.
 
-    `n_cells` is how many each of them should have, once it is known.
+    `n_cells` is how many each of them should have, once it is known; `first` is the number of the
+    first line.
     """
 
-    def __init__(self, lines: Iterable[str], dialect: Dialect) -> None:
-        self._lines = _Lines(lines)
+    def __init__(self, lines: Iterable[str], dialect: Dialect, first: int = 1) -> None:
+        self._lines = _Lines(lines, first)
         self._dialect = dialect
         self._reader = dialect.reader(self._lines)
         self._suspect = 0

@@ -91,10 +91,14 @@ def _at_path(name: str, part: Part) -> list[DataSet]:
     if splits:
         return [saved_data_set(one_split(name, splits, part.split))]
     if Path(name).is_dir() and not is_saved(name):
-        names = [entry.name for entry in Path(name).iterdir()]
-        return [_file(str(Path(name) / shard)) for shard in shards(name, names, part.split)]
+        found = shards(name.rstrip("/") or name, partial(_listed, Path(name)), part.split)
+        return [_file(str(Path(name) / shard)) for shard in found]
     refuse_split(name, None, part.split)
     return [saved_data_set(name) if Path(name).is_dir() else _file(name)]
+
+
+def _listed(folder: Path, below: str) -> dict[str, bool]:
+    return {entry.name: entry.is_dir() for entry in (folder / below).iterdir()}
 
 
 def _file(name: str) -> DataSet:
@@ -119,8 +123,10 @@ def _matching(name: str, part: Part) -> list[DataSet]:
     files = [p for p in sorted(paths) if Path(p).is_file() or is_saved(p) or saved_splits(p)]
     if not files:
         raise SourceError(f"{name} matches no file: check the pattern, and quote it in a shell")
-    for folder in sorted({str(Path(p).parent) for p in files if is_saved(p)}):
-        splits = {s for s, at in saved_splits(folder).items() if Path(at) in map(Path, files)}
+    # Of a saved data set its folder may be matched, or the files in it.
+    homes = {at for p in files for at in (Path(p), Path(p).parent) if is_saved(str(at))}
+    for folder in sorted({str(home.parent) for home in homes}):
+        splits = {s for s, at in saved_splits(folder).items() if Path(at) in homes}
         if len(splits) > 1:
             one_split(f"{name} matches several: {folder}", saved_splits(folder), None)
     with_splits = part if any(map(saved_splits, files)) else Part()

@@ -58,9 +58,19 @@ def remote_files(address: str, split: str | None) -> list[DataFile]:
 
 
 def _in_folder(system: Any, path: str, address: str, split: str | None) -> list[str]:
-    listed = (name.rstrip("/") for name in system.ls(path, detail=False))
-    by_name = {name.rpartition("/")[2]: name for name in listed}
-    return [by_name[name] for name in shards(address.rstrip("/"), list(by_name), split)]
+    top = path.rstrip("/")
+
+    def listed(below: str) -> dict[str, bool]:
+        folder = f"{top}/{below}".rstrip("/")
+        entries = {e["name"].rstrip("/"): e for e in system.ls(folder, detail=True)}
+        # Some object stores list a folder in itself.
+        return {
+            name.rpartition("/")[2]: entry["type"] == "directory"
+            for name, entry in entries.items()
+            if name.strip("/") != folder.strip("/")
+        }
+
+    return [f"{top}/{name}" for name in shards(address.rstrip("/"), listed, split)]
 
 
 def _file(system: Any, path: str, protocol: str) -> DataFile:

@@ -79,7 +79,7 @@ def test_utf_16_as_spreadsheets_write_it(write, name):
 def test_what_pandas_and_polars_write(write, tmp_path):
     pandas.DataFrame(ROWS).to_csv(tmp_path / "pandas.csv")
     assert pairs(tmp_path / "pandas.csv") == PAIRS
-    assert metadata(tmp_path / "pandas.csv")[0] == {"": "0", "n": "1"}
+    assert metadata(tmp_path / "pandas.csv")[0] == {"n": "1"}
     polars.DataFrame(ROWS).write_csv(tmp_path / "polars.tsv", separator="\t")
     assert pairs(tmp_path / "polars.tsv") == PAIRS
 
@@ -167,6 +167,46 @@ def test_cells_that_are_no_text(write):
     told = "'response' holds a NUL or something that is not UTF-8; clean it"
     assert bad(path) == [f"d.csv:2: {told}", f"d.csv:3: {told}"]
     assert metadata(path) == [{"m": "\ufffd"}]
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv"])
+@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
+def test_a_first_line_that_sets_the_separator(write, name, delimiter):
+    lines = ("sep=;", "prompt;response;a,b", "q;a;1", "q;a;1;2")
+    path = write("\r\n".join(lines).replace(";", delimiter).replace("a,b", "ab"), name)
+    assert pairs(path) == [("q", "a")]
+    assert metadata(path) == [{"ab": "1"}]
+    assert bad(path)[0].startswith(f"{name}:4: 4 cells where the header has 3")
+
+
+def test_a_separator_that_is_set_but_not_read(write):
+    with pytest.raises(SourceError, match="its first line sets the separator '#'; write it with"):
+        read(write("sep=#\nprompt#response\n"))
+
+
+def test_names_are_stripped(write):
+    path = write("prompt , response,n\n q, a,1\n")
+    assert pairs(path) == [(" q", " a")]
+    assert metadata(path) == [{"n": "1"}]
+
+
+def test_a_space_behind_each_separator(write, caplog):
+    path = write("prompt, response, n\n q, a,1\nq2,  two, 2\n", "spaced.csv")
+    assert pairs(path) == pairs(path) == [(" q", "a"), ("q2", " two")]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} is read without the space behind each separator"
+    ]
+    assert pairs(write('prompt, response\nq, "a, ""b"""\n')) == [("q", 'a, "b"')]
+
+
+def test_columns_without_a_name(write):
+    path = write("prompt,response,,\nq,a,, \nq2,a2,,x\n")
+    assert pairs(path) == [("q", "a")]
+    assert metadata(path) == [{}]
+    assert bad(path) == ["d.csv:3: cell 4 has no name in the header; name it there"]
+    assert pairs(write(",prompt,response,\n0,q,a,\n")) == [("q", "a")]
+    with pytest.raises(SourceError, match="its first line is no header of a sample"):
+        read(write(",,\n1,2,3\n"))
 
 
 def test_empty_files(write):

@@ -27,10 +27,11 @@ def saved(tmp_path, capfd):
 def test_a_saved_test_split_never_slips_in(saved):
     """Training and test data went into one index."""
     told = r"has the splits train, test, which belong in no one index: .* --split train"
-    for name in (saved, f"{saved}/*", f"{saved}/t*"):
+    for name in (saved, f"{saved}/*", f"{saved}/t*", f"{saved}/**/*.arrow", f"{saved}/t*/d*.arrow"):
         with pytest.raises(SourceError, match=told):
             open_sources(name)
     assert pairs(saved, split="train") == pairs(saved / "train") == PAIRS
+    assert pairs(f"{saved}/train/*.arrow") == PAIRS
     assert pairs(saved, split="test") == PAIRS[:1]
     with pytest.raises(SourceError, match="has no split 'dev': it has train, test"):
         open_sources(saved, split="dev")

@@ -75,6 +75,7 @@ def bucket(files, monkeypatch):
         system.put(str(path), f"bucket/{path.name}")
     for name in ("part-10.jsonl", "part-2.jsonl"):
         system.pipe(f"bucket/shards/{name}", LINES)
+    system.pipe("bucket/clone/data/a.jsonl", LINES)
     yield "s3://bucket"
     server.stop()
 
@@ -85,6 +86,7 @@ def test_files_of_s3(bucket):
         f"{bucket}/shards/{name}" for name in ("part-2.jsonl", "part-10.jsonl")
     ]
     assert pairs(f"{bucket}/shards/*.jsonl") == PAIRS * 2
+    assert pairs(f"{bucket}/clone") == PAIRS
     with pytest.raises(SourceError, match=r"s3://bucket/no\.jsonl does not exist"):
         read(f"{bucket}/no.jsonl")
 
@@ -105,6 +107,9 @@ def test_files_in_memory(memory):
     with pytest.raises(SourceError, match="memory://b holds files of the splits test, train"):
         open_sources("memory://b")
     assert pairs("memory://b", split="train") == PAIRS
+    for name in ("/c/data/train/a.jsonl", "/c/data/test/a.jsonl", "/c/README.md"):
+        memory.pipe(name, LINES)
+    assert pairs("memory://c", split="train") == PAIRS
     with pytest.raises(SourceError, match=r"memory://b/\*\.csv matches no file"):
         open_sources("memory://b/*.csv")
 
