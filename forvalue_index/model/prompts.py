@@ -26,6 +26,7 @@ from forvalue_index.model.chat_templates import USER, ChatTemplate
 from forvalue_index.model.contracts import Expanded, Tokenizer, Vision
 from forvalue_index.model.encoded import Encoded, Inputs
 from forvalue_index.model.labelled_chat import labelled_chat
+from forvalue_index.model.long_texts import shortened
 from forvalue_index.model.tokenization import Mask, Span, covered, refuse_straddling, tokenize
 from forvalue_index.sources.sample import ASSISTANT, IMAGE_MARK, Image, Sample
 from forvalue_index.sources.shapes.tokens import tokens_of
@@ -155,6 +156,7 @@ class PromptEncoder:
                 "its last turn is not to be trained, and --labels last scores that alone; leave "
                 "the sample out"
             )
+        sample = shortened(sample, self._tokenizer, self._max_length)
         chat = labelled_chat(self._chat, sample, labels=not self._all_labels)
         spans = chat.turns[-1:] if self._last_turn else chat.turns
         return _Rendered(chat.text, spans, add_special_tokens=False, unrendered=chat.unrendered)
