@@ -36,7 +36,8 @@ def refuse_left_out(template: ChatTemplate, chat: Chat, text: str, places: Place
         if _is_left_out(template, chat, text, places, slot):
             raise BadSampleError(_leaves_out(chat, slot))
     for number, turn in enumerate(chat.turns):
-        if turn.get(CALLS) and _renders(template, _without_arguments(chat, number), text):
+        other = _with_other_arguments(chat, number) if turn.get(CALLS) else chat
+        if other != chat and _renders(template, other, text):
             raise BadSampleError(_leaves_out(chat, Slot(number, CALLS)))
         if turn.get("tools") and _renders(template, _without(chat, number, {"tools"}), text):
             raise BadSampleError(
@@ -102,8 +103,8 @@ def _without(chat: Chat, turn: int, names: Collection[str]) -> Chat:
     return chat._replace(turns=turns)
 
 
-def _without_arguments(chat: Chat, turn: int) -> Chat:
-    """A conversation in which the calls of a turn have other arguments."""
+def _with_other_arguments(chat: Chat, turn: int) -> Chat:
+    """A conversation in which those calls of a turn that have arguments have others."""
     turns = list(chat.turns)
     calls = [with_arguments(call, {SENTINEL: SENTINEL}) for call in turns[turn][CALLS]]
     turns[turn] = {**turns[turn], CALLS: calls}

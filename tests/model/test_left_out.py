@@ -116,6 +116,14 @@ def test_tools_and_calls_are_given_to_templates_that_take_them():
     assert 'w{"city": "Rome"}' in read(row, QWEN3)
 
 
+def test_a_call_without_arguments_is_given_to_templates_that_take_calls():
+    """It was taken for one whose arguments are left out."""
+    bare = {"type": "function", "function": {"name": "w", "arguments": {}}}
+    assert (
+        "<tool_call>w{}</tool_call>" in labels(conversation("x", "", tool_calls=[bare]), QWEN3)[0]
+    )
+
+
 def test_thoughts_have_the_name_that_the_template_reads():
     """transformers hands them on under each name that is in use."""
     for name in ("reasoning_content", "thinking", "reasoning"):
