@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grids import rarely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import rows, write_jsonl
@@ -724,12 +725,9 @@ def stop_after(index, batch_number):
 
 
 DATA = [
-    plain_data,
-    several_sources,
     bad_rows_between,
     known_samples_between,
-    removed_samples_between,
-    repeated_rows,
+    *rarely(plain_data, several_sources, removed_samples_between, repeated_rows),
 ]
 
 

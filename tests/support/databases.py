@@ -4,6 +4,7 @@ import os
 import tempfile
 import uuid
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
@@ -36,9 +37,26 @@ def database_url(request, tmp_path):
     return request.getfixturevalue("postgresql_database")
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def module_database_url(request, tmp_path_factory):
+    """A database that all tests of a module share."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('database') / 'catalog.sqlite'}"
+        return
+    with new_database(request.getfixturevalue("postgresql_url")) as url:
+        yield url
+
+
 @pytest.fixture
 def postgresql_database(postgresql_url):
     """An empty database of its own on the server."""
+    with new_database(postgresql_url) as url:
+        yield url
+
+
+@contextmanager
+def new_database(postgresql_url):
+    """An empty database on a server, which is deleted afterwards."""
     server = sa.make_url(postgresql_url)
     name = f"forvalue_{uuid.uuid4().hex}"
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
