@@ -30,7 +30,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--concurrency-seconds",
         type=float,
-        help="how long processes write to and read from one index (default 15, thorough 60)",
+        help="how long processes write to and read from one index (default 10, thorough 60)",
     )
 
 

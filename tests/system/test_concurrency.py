@@ -75,7 +75,7 @@ def total(processes, name):
 @pytest.fixture(scope="session")
 def seconds(request, thorough):
     """How long processes write and read at once."""
-    return request.config.getoption("--concurrency-seconds") or (60 if thorough else 15)
+    return request.config.getoption("--concurrency-seconds") or (60 if thorough else 10)
 
 
 def test_two_writers_and_eight_readers_on_sqlite(tmp_path, model_dir, seconds):

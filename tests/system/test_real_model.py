@@ -157,8 +157,8 @@ def test_the_code_of_a_page_runs(demo, page, tmp_path):
 
 def second_lines(folder, names, new):
     """The name of a file of every second line of others."""
-    lines = [line for name in names for line in (folder / name).open()]
-    (folder / new).write_text("".join(lines[::2]))
+    lines = [line for name in names for line in (folder / name).read_text().splitlines()]
+    (folder / new).write_text("\n".join(lines[::2]))
     return new
 
 
