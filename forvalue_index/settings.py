@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
 
 from forvalue_index.exceptions import UsageError
 
@@ -127,6 +128,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        refuse_other_types(self)
         require(bool(self.model), "model", self.model, "name a hub id, a directory or a file")
         self._require_choices()
         held = self.payload == "catalog" or self.media != "copy"
@@ -171,10 +173,23 @@ class ModelIdentity:
     hidden_size: int
     processor_digest: str | None = None
 
+    def __post_init__(self) -> None:
+        refuse_other_types(self)
+
     @property
     def reads_images(self) -> bool:
         """Whether samples may have images."""
         return self.processor_digest is not None
+
+
+def refuse_other_types(record: Any) -> None:
+    """Raise UsageError where a field of a record has a value of another type than it says."""
+    for name, kind in get_type_hints(type(record)).items():
+        allowed = get_args(kind) or (kind,)
+        value = getattr(record, name)
+        is_whole = type(value) is int and float in allowed
+        names = " or ".join("nothing" if a is type(None) else a.__name__ for a in allowed)
+        require(type(value) in allowed or is_whole, name, value, f"use {names}")
 
 
 def refuse_on_bad(on_bad: str) -> None:

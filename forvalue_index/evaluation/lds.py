@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,6 +32,7 @@ from forvalue_index.model.encoded import Encoded
 from forvalue_index.model.huggingface.backbone import Backbone
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.store.durable import write_durably
+from forvalue_index.store.permissions import read_document, refuse_strange_file
 
 RUN_FILE = "run.json"
 SUBSET_FILES = "subset-*.npz"
@@ -159,6 +159,8 @@ def subset_losses(
     """
     directory.mkdir(parents=True, exist_ok=True)
     _claim(directory, run)
+    for left in directory.glob(f"{SUBSET_FILES}.*partial"):
+        left.unlink(missing_ok=True)
     losses = []
     for number, subset in enumerate(members):
         path = directory / f"subset-{number:05}.npz"
@@ -177,7 +179,7 @@ def _claim(directory: Path, run: Mapping[str, Any]) -> None:
         write_durably(path, json.dumps(wanted, indent=2).encode())
         return
     try:
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        stored = dict(read_document(path))
     except (OSError, ValueError, TypeError) as error:
         raise BrokenIndexError(
             f"{path} is missing or damaged, so nothing says what its losses are; use another "
@@ -199,10 +201,11 @@ def _packed(subset: NDArray[np.bool_], losses: NDArray[np.float64]) -> bytes:
 
 def _stored_losses(path: Path, subset: NDArray[np.bool_]) -> NDArray[np.float64]:
     try:
+        refuse_strange_file(path)
         with np.load(path, allow_pickle=False) as stored:
             members = stored["members"]
-            losses: NDArray[np.float64] = stored["losses"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            losses: NDArray[np.float64] = stored["losses"].astype(np.float64, casting="safe")
+    except Exception as error:  # NumPy lets through whatever archives and their codecs raise
         raise BrokenIndexError(
             f"{path} is damaged; delete it, and its half is trained again"
         ) from error

@@ -12,8 +12,7 @@ from forvalue_index.evaluation.results import Estimate, Lds, LdsResult
 from forvalue_index.evaluation.training import Recipe, precision_warnings
 from forvalue_index.exceptions import UsageError
 from forvalue_index.index import ValuationIndex
-
-DIRECTORY = "lds"
+from forvalue_index.store.manifest import LDS
 
 
 def evaluate_lds(
@@ -38,7 +37,7 @@ def evaluate_lds(
     """
     if subsets < 2:
         raise UsageError(f"--subsets is {subsets}; use at least 2 halves, or none can be compared")
-    where = index.path / DIRECTORY if directory is None else directory
+    where = index.path / LDS if directory is None else directory
     where.mkdir(parents=True, exist_ok=True)  # it shows before any work whether it can be
     evidence = gather(index, replace(wanted, exact=True))
     study = LdsStudy(

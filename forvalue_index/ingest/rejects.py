@@ -45,7 +45,7 @@ class Rejects:
         """Append one row."""
         if self._file is None:
             self._path.parent.mkdir(exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = self._path.open("x", encoding="utf-8")
         entry = {"source": row.source, "position": row.position, "reason": row.reason}
         self._file.write(json.dumps({**entry, "row": row.raw}, default=_cell) + "\n")
         self.count += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,17 +25,18 @@ from safetensors.numpy import save
 from forvalue_index.search.coded import REFINE
 from forvalue_index.search.faiss_library import faiss_library
 from forvalue_index.search.quantizer import Codes, Quantizer
-from forvalue_index.store.durable import write_durably
+from forvalue_index.store.durable import replacing, whole_name, write_durably
+from forvalue_index.store.permissions import read_document, refuse_strange_file
 from forvalue_index.store.rows import row_checksums
 
-FORMAT = "1"
+FORMAT = "2"
 QUANTIZER = "quantizer"
 SUFFIX = ".safetensors"
 TUNED = "tuned.json"
 MOST_GROWTH = 2
 CODES, CHECKSUMS = "codes", "checksum"
-# What this module writes and may delete: codes, and anything that is half written.
-OWN_FILE = re.compile(r"[0-9a-f]{32}\.safetensors|\w+\.safetensors\.[0-9a-f]{32}")
+# Codes, which this module may delete, and what versions before left half written.
+CODE_FILE = re.compile(r"[0-9a-f]{32}\.safetensors|\w+\.safetensors\.[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class CodeFiles:
     def tuned(self, n_rows: int) -> Tuned:
         """What `tune` found, or the defaults; these, too, where an index has outgrown it."""
         with suppress(OSError, ValueError, TypeError):
-            tuned = Tuned(**json.loads((self._directory / TUNED).read_text("utf-8")))
+            tuned = Tuned(**read_document(self._directory / TUNED))
             fits = tuned.refine >= 1 and (tuned.probes is None or tuned.probes >= 1)
             if self._is_own and fits and n_rows <= MOST_GROWTH * tuned.rows:
                 return tuned
@@ -111,7 +111,8 @@ class CodeFiles:
         """Delete the codes of all but these segments, and what was left half written."""
         wanted = {f"{uid}{SUFFIX}" for uid in uids}
         for path in self._directory.iterdir() if self._is_own else ():
-            if OWN_FILE.fullmatch(path.name) and path.name not in wanted:
+            is_left = whole_name(path.name) is not None or CODE_FILE.fullmatch(path.name)
+            if is_left and path.name not in wanted:
                 with suppress(OSError):
                     path.unlink()
 
@@ -122,6 +123,7 @@ class CodeFiles:
         if not self._is_own:
             return None
         try:
+            refuse_strange_file(path)
             with safe_open(path, framework="numpy") as file:
                 fields = file.metadata() or {}
                 said = _versions() | ({} if quantizer is None else {QUANTIZER: quantizer})
@@ -134,18 +136,14 @@ class CodeFiles:
     def _write(self, name: str, named: Mapping[str, NDArray[Any]], **said: str) -> None:
         if not self._is_own:
             return
-        # Readers write, too, and two at once: each to a name of its own.
-        partial = self._directory / f"{name}{SUFFIX}.{uuid.uuid4().hex}"
-        try:
+        with suppress(OSError):  # a disk that is full, or not ours: nothing is lost but time
             self._directory.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(save(dict(named), {**_versions(), **said}))
-            partial.replace(self._directory / f"{name}{SUFFIX}")
-        except OSError:  # a disk that is full, or not ours: nothing is lost but time
-            with suppress(OSError):
-                partial.unlink()
+            # Readers write, too, and two at once: each to a name of its own.
+            with replacing(self._directory / f"{name}{SUFFIX}") as partial:
+                partial.write_bytes(save(dict(named), {**_versions(), **said}))
 
 
-def _checksums(codes: Codes) -> NDArray[np.int32]:
+def _checksums(codes: Codes) -> NDArray[np.int64]:
     return row_checksums(torch.from_numpy(codes), np.arange(len(codes)))
 
 

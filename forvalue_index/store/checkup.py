@@ -19,16 +19,18 @@ from forvalue_index.exceptions import (
 )
 from forvalue_index.progress import OnProgress, Progress, ignore_progress
 from forvalue_index.store.catalog.snapshot import Snapshot
+from forvalue_index.store.catalog.witness import WITNESS
+from forvalue_index.store.durable import whole_name
 from forvalue_index.store.manifest import CALIBRATION, MANIFEST, TABLES
 from forvalue_index.store.records import StoredSample, StoredSegment
 from forvalue_index.store.results import CheckReport, Finding
 from forvalue_index.store.segments import (
     CURE,
-    OWN_FILE,
     MissingSegmentError,
     StoredBlock,
     UnreadableSegmentError,
     file_digest,
+    is_own_file,
 )
 from forvalue_index.store.store import Storage
 from forvalue_index.store.writer_lock import writer_lock
@@ -99,10 +101,11 @@ def segment_finding(storage: Storage, snapshot: Snapshot, segment: StoredSegment
 
 def own_files(storage: Storage) -> list[Path]:
     """Whatever an index writes under a name of its own choosing."""
-    partial = [storage.path / f"{name}.partial" for name in (MANIFEST, TABLES, CALIBRATION)]
-    segments = [p for p in storage.segments.files() if OWN_FILE.fullmatch(p.name)]
-    # It writes regular files alone; a directory of such a name is somebody else's.
-    return [path for path in segments + partial if path.is_file()]
+    names = (MANIFEST, TABLES, CALIBRATION, WITNESS)
+    partial = sorted(p for p in storage.path.iterdir() if whole_name(p.name) in names)
+    segments = [p for p in storage.segments.files() if is_own_file(p.name)]
+    # It writes regular files alone; a directory or link of such a name is somebody else's.
+    return [path for path in segments + partial if path.is_file() and not path.is_symlink()]
 
 
 def _segments(

@@ -6,21 +6,37 @@ And changes that no Ctrl-C leaves half done.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# What a name is that a file has until it is whole; in versions before, there was no number.
+_PARTIAL = re.compile(r"(.+?)(\.[0-9a-f]{32})?\.partial", re.DOTALL)
+# Characters of a name that a partial file begins with: more might be too long for a file system.
+_MOST_OF_NAME = 50
+
+
+def whole_name(name: str) -> str | None:
+    """The name that a file would have got, where it was left when it was half written."""
+    match = _PARTIAL.fullmatch(name)
+    return match[1] if match else None
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which gets the name `path` when it is whole.
+    """An empty file to write to, which gets the name `path` when it is whole.
 
-    Where it fails, nothing of it is left, and what was at `path` is as it was.
+    Where it fails, nothing of it is left, and what was at `path` is as it was. Nobody can foresee
+    its name, and have a link there that would be followed.
     """
-    partial = path.with_name(path.name + ".partial")
+    number = uuid.uuid4().hex
+    partial = path.with_name(f"{path.name[:_MOST_OF_NAME]}.{number}.partial")
     try:
+        partial.touch(exist_ok=False)
         yield partial
         partial.replace(path)
     except BaseException:

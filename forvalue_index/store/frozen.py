@@ -102,9 +102,10 @@ def read_hash_tables(path: Path, digest: str) -> HashTables:
     """The hash tables in a file. Raises BrokenIndexError where it has another digest."""
     try:
         tables = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BrokenIndexError(f"{path} cannot be read ({error}); {CURE}") from error
-    if tables_digest(tables) != digest:
+        found = tables_digest(tables)
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise BrokenIndexError(f"{path} cannot be read ({error!r}); {CURE}") from error
+    if found != digest:
         raise BrokenIndexError(f"{path} is not the file that this index was created with; {CURE}")
     return tables
 

@@ -4,9 +4,11 @@ runs/a/index.json           settings, model digests, fingerprint; written last a
 runs/a/sketch.safetensors   hash tables of the sketch
 runs/a/calibration.safetensors  what was measured on a sample of the first data
 runs/a/catalog.sqlite       samples, segments, sources (or a database elsewhere)
+runs/a/committed.json       the number of the last change to the catalog
 runs/a/segments/            rows
 runs/a/media/               copies of images, if `--media copy` asks for them
 runs/a/rejected/            rows that `add --on-bad skip` left out
+runs/a/lds/                 losses after training on halves, which `evaluate lds` keeps
 runs/a/writer.lock          held by the one process that writes
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +27,9 @@ from forvalue_index.settings import ROW_DTYPES, ModelIdentity, Settings
 from forvalue_index.store.catalog.addresses import CATALOG, catalog_address, refuse_strange_catalog
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.database import upgrade
+from forvalue_index.store.catalog.witness import WITNESS, Witness
+from forvalue_index.store.durable import whole_name
+from forvalue_index.store.permissions import parsed_document, read_text
 from forvalue_index.store.records import Texts
 from forvalue_index.store.writer_lock import LOCK, writer_lock
 
@@ -35,8 +41,16 @@ MEDIA = "media"
 # Derived from the segments, and made anew where it is missing.
 SEARCH = "search"
 REJECTED = "rejected"
+# What `evaluate lds` keeps.
+LDS = "lds"
+FILES = (
+    *(MANIFEST, TABLES, CALIBRATION, WITNESS, LOCK),
+    *(CATALOG + suffix for suffix in ("", "-wal", "-shm", "-journal")),
+)
+DIRECTORIES = (SEGMENTS, MEDIA, REJECTED, LDS)
 # What an interrupted creation may leave behind; it is safe to create an index over it.
-PARTS = (TABLES, TABLES + ".partial", MANIFEST + ".partial", SEGMENTS, LOCK)
+PARTS = (TABLES, SEGMENTS, LOCK)
+PARTIAL_PARTS = (TABLES, MANIFEST)
 FORMAT_VERSION = 4
 # How the model is found and run, and where texts and images lie. The digest of the tokenizer covers
 # the chat template.
@@ -113,7 +127,7 @@ class Manifest:
     def from_json(cls, text: str, *, where: str) -> Manifest:
         """Parse `index.json`. Raises BrokenIndexError for a newer version or a damaged file."""
         try:
-            document = json.loads(text)
+            document = parsed_document(text)
             _check_version(document["format_version"], where)
             manifest = cls(
                 uid=str(document["uid"]),
@@ -123,7 +137,7 @@ class Manifest:
                 sketch_digest=str(document["sketch_digest"]),
                 format_version=int(document["format_version"]),
             )
-        except (ValueError, KeyError, TypeError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, ArithmeticError, UsageError) as error:
             raise BrokenIndexError(
                 f"{where}: index.json is damaged ({error!r}); restore it from a backup, or build "
                 "the index anew"
@@ -148,7 +162,7 @@ def open_catalog(path: Path) -> tuple[Manifest, Catalog]:
     refuse_strange_catalog(manifest.catalog)
     address = catalog_address(path, manifest.catalog)
     texts = texts_of(path, manifest.settings, manifest.model)
-    catalog = Catalog.open(address, manifest.uid, texts=texts)
+    catalog = Catalog.open(address, manifest.uid, texts=texts, witness=Witness(path.absolute()))
     if catalog.fingerprint != manifest.fingerprint:
         catalog.close()
         raise SettingsMismatchError(
@@ -172,9 +186,9 @@ def migrate_catalog(path: Path, *, wait: bool = False) -> tuple[str, str]:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the index at `path`. Raises BrokenIndexError where there is none."""
-    _refuse_links(path)
+    _refuse_strange_parts(path)
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
+        text = read_text(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         there = path.exists()
         state, new = ("is not an index", "NEW_DIRECTORY") if there else ("does not exist", path)
@@ -210,21 +224,30 @@ def refuse_occupied(path: Path) -> None:
         raise BrokenIndexError(
             f"{path} holds other files ({strangers[0]}, ...) and no index; name a new directory"
         )
+    _refuse_strange_parts(path)
 
 
-def _refuse_links(path: Path) -> None:
-    """An index may come from a stranger: nothing of it may stand for a file elsewhere."""
+def _refuse_strange_parts(path: Path) -> None:
+    """An index may come from a stranger: nothing of it may stand for a file elsewhere.
+
+    And all parts are files and directories: a pipe is waited for for ever.
+    """
     inside = path.resolve()
-    for name in (MANIFEST, TABLES, CALIBRATION, CATALOG, SEGMENTS, MEDIA, REJECTED):
-        if not (path / name).resolve().is_relative_to(inside):
+    for name in (*FILES, *DIRECTORIES):
+        part = path / name
+        if not part.resolve().is_relative_to(inside):
             raise BrokenIndexError(
-                f"{path / name} is a link that leads out of the index, and nothing outside of an "
+                f"{part} is a link that leads out of the index, and nothing outside of an "
                 "index is read; put the file itself there, or link the whole directory"
             )
+        is_sound = part.is_file() if name in FILES else part.is_dir()
+        if not is_sound and os.path.lexists(part):
+            kind = "file" if name in FILES else "directory"
+            raise BrokenIndexError(f"{part} is no {kind}; restore it from a backup, or delete it")
 
 
 def _is_part(name: str) -> bool:
-    return name in PARTS or name.startswith(CATALOG)
+    return name in PARTS or name.startswith(CATALOG) or whole_name(name) in PARTIAL_PARTS
 
 
 def _check_version(version: Any, where: str) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.settings import RAW
-from forvalue_index.store.durable import write_durably
+from forvalue_index.store.durable import whole_name, write_durably
 from forvalue_index.store.permissions import is_unreadable
 from forvalue_index.store.records import SegmentRecord, StoredSegment
 from forvalue_index.store.rows import INT8, StoredRows
@@ -43,8 +43,7 @@ UID_FIELD, CALIBRATION_FIELD = "uid", "calibration"
 BLOCK_ROWS = 384
 SUFFIX = ".safetensors"
 UID = re.compile(r"[0-9a-f]{32}")
-# What this module writes, whole or in part.
-OWN_FILE = re.compile(rf"{UID.pattern}{re.escape(SUFFIX)}(\.partial)?")
+OWN_FILE = re.compile(rf"{UID.pattern}{re.escape(SUFFIX)}")
 CURE = "run: forvalue check INDEX --repair"
 
 
@@ -253,7 +252,8 @@ class SegmentFile:
         checksums = self._checksums.get(geometry)
         if checksums is None:
             return
-        wrong = rows.checksums(self._offsets[positions]) != checksums[positions]
+        early = checksums.dtype == np.int32
+        wrong = rows.checksums(self._offsets[positions], early=early) != checksums[positions]
         if wrong.any():
             id_ = self.ids[positions][np.flatnonzero(wrong)[0]]
             raise self._broken(f"the row of sample {id_} is not what was stored")
@@ -283,6 +283,11 @@ def checksum_of(geometry: str) -> str:
 def scale_of(geometry: str) -> str:
     """The name of the scales of a geometry."""
     return f"{SCALE}.{geometry}"
+
+
+def is_own_file(name: str) -> bool:
+    """Whether this module writes files of a name, whole or in part."""
+    return OWN_FILE.fullmatch(whole_name(name) or name) is not None
 
 
 def file_digest(path: Path) -> str:

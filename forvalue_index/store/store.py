@@ -29,6 +29,7 @@ from forvalue_index.store.catalog.addresses import catalog_address
 from forvalue_index.store.catalog.catalog import Catalog
 from forvalue_index.store.catalog.database import NoRoomError
 from forvalue_index.store.catalog.snapshot import Snapshot
+from forvalue_index.store.catalog.witness import Witness
 from forvalue_index.store.durable import interrupts_held, write_durably
 from forvalue_index.store.frozen import FrozenParts, hash_tables_file
 from forvalue_index.store.manifest import (
@@ -104,6 +105,7 @@ class Storage:
             manifest.uid,
             manifest.fingerprint,
             texts=texts_of(path, settings, model),
+            witness=Witness(path.absolute()),
         )
         write_durably(path / MANIFEST, manifest.to_json().encode())
         return cls(path, manifest, opened)

@@ -153,10 +153,12 @@ def test_losses_come_in_order_and_are_kept(tmp_path):
 def test_a_killed_run_goes_on_with_the_subset_it_was_at(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         subset_losses(tmp_path, HALVES, Retraining(cut_before=2), run={})
-    (tmp_path / "subset-00002.npz.partial").write_bytes(b"half of a file")
+    left = tmp_path / f"subset-00002.npz.{32 * 'a'}.partial"
+    left.write_bytes(b"half of a file")
     retrain = Retraining()
     assert subset_losses(tmp_path, HALVES, retrain, run={}).tolist() == EXPECTED
     assert retrain.seeds == [2, 3]
+    assert not left.exists()
 
 
 def test_more_subsets_may_be_asked_for_later(tmp_path):

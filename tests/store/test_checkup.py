@@ -253,10 +253,10 @@ def test_a_flipped_bit_anywhere_in_a_segment_is_found(filled, compacted):
 
 
 def test_orphans_are_named_and_deleted(filled):
-    for name in (f"segments/{UID}.safetensors", f"segments/{UID}.safetensors.partial"):
+    for name in (f"segments/{UID}.safetensors", f"segments/{UID}.safetensors.{UID}.partial"):
         (filled.path / name).write_bytes(b"half a fi")
     (filled.path / "index.json.partial").write_bytes(b"{")
-    (filled.path / "calibration.safetensors.partial").write_bytes(b"half")
+    (filled.path / f"calibration.safetensors.{UID}.partial").write_bytes(b"half")
     report = filled.check()
     assert kinds(report) == ["orphan file"] * 4
     assert all("which deletes it" in finding.cure for finding in report.findings)

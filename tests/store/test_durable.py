@@ -1,11 +1,72 @@
 import signal
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from forvalue_index.store.durable import interrupts_held
+from forvalue_index.store import durable
+from forvalue_index.store.durable import interrupts_held, replacing, whole_name, write_durably
 
 pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "index.json"
+    write_durably(path, b"one, a longer text")
+    write_durably(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_writing_fails_all_is_as_it_was(tmp_path):
+    path = tmp_path / "values.csv"
+    path.write_text("before")
+
+    def fail():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nobody_foresees_the_name_of_what_is_half_written(tmp_path, monkeypatch):
+    """Else a link of that name would be followed, and another file written over."""
+    names = set()
+    for _ in range(3):
+        with replacing(tmp_path / "values.csv") as partial:
+            names.add(partial.name)
+            assert whole_name(partial.name) == "values.csv"
+    assert len(names) == 3
+    monkeypatch.setattr(durable.uuid, "uuid4", lambda: uuid.UUID(int=1))
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (tmp_path / f"values.csv.{uuid.UUID(int=1).hex}.partial").symlink_to(mine)
+    with pytest.raises(FileExistsError), replacing(tmp_path / "values.csv"):
+        pass
+    assert mine.read_text() == "mine"
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / f"{250 * 'x'}.csv"
+    write_durably(path, b"content")
+    assert path.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        (f"index.json.{32 * 'a'}.partial", "index.json"),
+        ("index.json.partial", "index.json"),
+        ("index.json", None),
+        (".partial", None),
+    ],
+)
+def test_a_half_written_file_says_what_it_would_have_been(name, whole):
+    assert whole_name(name) == whole
 
 
 def test_an_interrupt_waits_for_the_end():

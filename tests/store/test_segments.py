@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from forvalue_index.exceptions import BrokenIndexError
 from forvalue_index.store import segments
-from forvalue_index.store.durable import write_durably
 from forvalue_index.store.records import SegmentRecord, StoredSegment
 from forvalue_index.store.rows import quantized
 from forvalue_index.store.segments import MissingSegmentError, SegmentStore, StoredBlock
@@ -86,15 +85,6 @@ def test_nothing_temporary_is_left_behind_and_what_a_crash_left_does_not_matter(
     assert [p.name for p in tmp_path.iterdir()] == [f"{record.uid}.safetensors"]
     (tmp_path / f"{record.uid}.safetensors.partial").write_bytes(b"half a fi")
     assert torch.equal(stored(store, record), ROWS)
-
-
-def test_a_file_is_replaced_whole_even_where_an_earlier_write_was_cut_off(tmp_path):
-    path = tmp_path / "index.json"
-    (tmp_path / "index.json.partial").write_bytes(b"a longer and older text")
-    write_durably(path, b"one")
-    write_durably(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def truncate(path):

@@ -111,10 +111,10 @@ def test_a_directory_that_is_not_there_is_refused(tmp_path):
 def test_a_file_that_cannot_be_written_is_named(tmp_path, suffix):
     """The system's error was raised as it was, and with it a traceback on the command line."""
     path = tmp_path / f"values{suffix}"
-    path.with_name(f"{path.name}.partial").mkdir()
+    path.mkdir()
     with pytest.raises(ExportError, match=f"values{suffix} cannot be written .*; write elsewhere"):
         write_values(path, CHUNKS)
-    assert not path.exists()
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_a_read_only_directory_is_refused_before_anything_is_computed(tmp_path, monkeypatch):

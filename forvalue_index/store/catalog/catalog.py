@@ -36,29 +36,42 @@ from forvalue_index.store.catalog.sample_rows import chunks, pack, revise, with_
 from forvalue_index.store.catalog.schema import LIVE, indexes, samples, segments
 from forvalue_index.store.catalog.snapshot import Snapshot
 from forvalue_index.store.catalog.sources import refer_to, source_ids
+from forvalue_index.store.catalog.sqlite import copy_log
+from forvalue_index.store.catalog.witness import NO_WITNESS, Witness
 from forvalue_index.store.records import SegmentRecord, Texts
 
 
 class Catalog:
     """The catalog of one index; several indexes may share a database."""
 
-    def __init__(self, engine: sa.Engine, uid: str, texts: Texts | None = None) -> None:
+    def __init__(
+        self, engine: sa.Engine, uid: str, texts: Texts | None = None, witness: Witness = NO_WITNESS
+    ) -> None:
         self._engine = engine
         self._texts = texts
+        self._witness = witness
+        witnessed = witness.version()  # first, as others may commit at any time
         with reading(engine) as connection:
-            query = sa.select(indexes.c.id, indexes.c.fingerprint).where(indexes.c.uid == uid)
-            row = connection.execute(query).one_or_none()
+            asked = sa.select(indexes.c.id, indexes.c.fingerprint, indexes.c.version)
+            row = connection.execute(asked.where(indexes.c.uid == uid)).one_or_none()
         if row is None:
             raise BrokenIndexError(
                 f"{describe(engine)} holds no index {uid}. Give the database that the index was "
                 "created with, or create the index anew"
             )
+        witness.refuse_older(row.version, witnessed, describe(engine))
         self._id: int = row.id
         self.fingerprint: str = row.fingerprint
 
     @classmethod
     def create(
-        cls, address: str | Path, uid: str, fingerprint: str, *, texts: Texts | None = None
+        cls,
+        address: str | Path,
+        uid: str,
+        fingerprint: str,
+        *,
+        texts: Texts | None = None,
+        witness: Witness = NO_WITNESS,
     ) -> Catalog:
         """Migrate the database and enter a new index. Raises CatalogError if it is there.
 
@@ -70,7 +83,7 @@ class Catalog:
             row = sa.insert(indexes).values(uid=uid, fingerprint=fingerprint)
             with translated_errors(engine), engine.begin() as connection:
                 connection.execute(row)
-            return cls(engine, uid, texts)
+            return cls(engine, uid, texts, witness)
         except sa.exc.IntegrityError as error:
             engine.dispose()
             raise CatalogError(
@@ -82,12 +95,19 @@ class Catalog:
             raise
 
     @classmethod
-    def open(cls, address: str | Path, uid: str, *, texts: Texts | None = None) -> Catalog:
-        """Open an index. Raises BrokenIndexError unless it is there and its schema is current."""
+    def open(
+        cls,
+        address: str | Path,
+        uid: str,
+        *,
+        texts: Texts | None = None,
+        witness: Witness = NO_WITNESS,
+    ) -> Catalog:
+        """Open an index. Raises BrokenIndexError where it, its schema or last change is missing."""
         engine = connect(address)
         try:
             check_schema(engine)
-            return cls(engine, uid, texts)
+            return cls(engine, uid, texts, witness)
         except BaseException:
             engine.dispose()
             raise
@@ -254,7 +274,7 @@ class Catalog:
             connection.execute(sa.delete(segments).where(own))
 
     def complaints(self) -> list[str]:
-        """What is wrong with the database itself: nothing, where it is sound."""
+        """What is wrong with the database itself."""
         return complaints_of(self._engine)
 
     def reindex(self) -> None:
@@ -264,11 +284,17 @@ class Catalog:
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         """One transaction, which sees what was committed before it and locks out other writers."""
-        with translated_errors(self._engine), self._engine.begin() as connection:
-            # Before anything is read: on SQLite the first statement must write to lock at once.
-            lock = sa.update(indexes).where(indexes.c.id == self._id)
-            connection.execute(lock.values(version=indexes.c.version))
-            yield connection
+        own = indexes.c.id == self._id
+        with translated_errors(self._engine):
+            with self._engine.begin() as connection:
+                # Before anything is read: on SQLite only a first statement that writes locks.
+                locked = sa.update(indexes).where(own).values(version=indexes.c.version)
+                before = connection.execute(locked.returning(indexes.c.version)).scalar_one()
+                yield connection
+                version = connection.execute(sa.select(indexes.c.version).where(own)).scalar_one()
+            if version != before:
+                copy_log(self._engine)
+                self._witness.keep(version)
 
     def _own(self, table: sa.Table) -> sa.ColumnElement[bool]:
         return table.c.index_id == self._id

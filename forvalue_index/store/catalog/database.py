@@ -29,6 +29,7 @@ from forvalue_index.store.catalog.sqlite import (
     log_of,
     sqlite_engine,
     sqlite_path,
+    strange_objects,
     to_json,
 )
 from forvalue_index.store.permissions import is_unreadable
@@ -271,6 +272,12 @@ def _stored_revision(engine: sa.Engine) -> str | None:
             "or create the index anew"
         )
     with reading(engine) as connection:
+        strange = strange_objects(connection)
+        if strange:
+            raise BrokenIndexError(
+                f"{describe(engine)} holds {strange[0]}, so it is no catalog of an index, or a "
+                "changed one, and is not read. Restore it from a backup, or create the index anew"
+            )
         return _revision(connection)
 
 

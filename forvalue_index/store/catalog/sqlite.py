@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 
+from forvalue_index.store.catalog.schema import metadata
 from forvalue_index.store.permissions import is_unreadable
 
 BUSY_S = 30
@@ -45,6 +46,9 @@ BY_DECIMALS = "forvalue_decimal"
 NO_SHARED_FILE = "SQLITE_IOERR_SHMSIZE"
 # Where the writer opens or closes the catalog, its log is there and what belongs to it is not.
 UNSETTLED_S = 1.0
+# Why a log is not copied now, and may be later.
+_POSTPONED = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", NO_SHARED_FILE)
+_EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
 _UNSETTLED = ("SQLITE_CANTOPEN", "SQLITE_READONLY")
 _AS_IT_LIES = "as it lies"
 
@@ -83,6 +87,44 @@ def sqlite_engine(url: URL) -> sa.Engine:
     event.listen(engine, "checkin", _let_go)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def copy_log(engine: sa.Engine) -> None:
+    """Copy what was committed from an SQLite database's log to the database, and empty the log.
+
+    A log that is damaged or lost loses nothing then. Where somebody reads an older state, or the
+    disk is full, the log stays until a later call; nobody waits.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        _execute(driver, "PRAGMA busy_timeout = 0")
+        try:
+            driver.execute(_EMPTY_LOG).close()
+        except sqlite3.OperationalError as error:
+            if not errorname(error).startswith(_POSTPONED):
+                raise sa.exc.OperationalError(_EMPTY_LOG, {}, error) from error
+        finally:
+            _execute(driver, f"PRAGMA busy_timeout = {1000 * BUSY_S}")
+
+
+def strange_objects(connection: sa.Connection) -> list[str]:
+    """What an SQLite database holds besides the tables of a catalog and their indexes.
+
+    A catalog may come from a stranger, and a view or trigger in it may run for ever.
+    """
+    if connection.dialect.name != "sqlite":
+        return []
+    listing = sa.text("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name")
+    own = {*metadata.tables, "alembic_version"}
+    strange = []
+    for kind, name, table, sql in connection.execute(listing):
+        is_table = kind == "table" and str(sql).startswith("CREATE TABLE")
+        internal = kind in ("table", "index") and str(name).startswith("sqlite_")
+        if not (internal or (table in own and (is_table or kind == "index"))):
+            strange.append(f"the {kind} {name}")
+    return strange
 
 
 def as_it_lies(connection: sa.Connection) -> AsItLies | None:

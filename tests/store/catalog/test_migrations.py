@@ -91,7 +91,7 @@ def test_an_old_schema_is_named_together_with_the_current_one(engine):
 def test_a_database_without_a_schema_is_refused(engine):
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE other (id INTEGER)")
-    with pytest.raises(BrokenIndexError, match=r"schema none.*no catalog of an index"):
+    with pytest.raises(BrokenIndexError, match="no catalog of an index"):
         check_schema(engine)
 
 
