@@ -16,6 +16,7 @@ from forvalue_index.cli.inspect import info, list_samples, show
 from forvalue_index.cli.maintain import check, compact, migrate, remove, tune
 from forvalue_index.cli.options import RESUMES
 from forvalue_index.cli.peek import peek
+from forvalue_index.cli.terminal import without_control
 from forvalue_index.cli.value import explain, query, values
 from forvalue_index.exceptions import ForValueError
 
@@ -60,11 +61,11 @@ def _interruption(ctx: click.Context) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return without_control(" ".join(str(error).split()))
 
 
 def _system_error(error: OSError) -> str:
-    file = f"{error.filename}: " if error.filename else ""
+    file = without_control(f"{error.filename}: ") if error.filename else ""
     reason = error.strerror or _one_line(error)
     return f"{file}{reason}; check the path, the rights to it and the room on the disk"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from forvalue_index.cli.terminal import without_control
 from forvalue_index.store.records import StoredSample
 from forvalue_index.valuation.results import QueryResult, ScoredSample
 
 PIPED_WIDTH = 140
-# All control characters but tab and line break.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # A content hash, which is the key of a sample without an id, takes two lines.
 KEY_WIDTH = 24
 LEAST_SHOWN = 0.005
@@ -161,8 +159,3 @@ def readable_console() -> Console:
 def shown(text: str) -> str:
     """Text of a data set, which may hold neither markup nor commands to the terminal."""
     return escape(without_control(text))
-
-
-def without_control(text: str) -> str:
-    """Text without commands to the terminal."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from forvalue_index.cli.display import readable_console, readable_number, shown, without_control
+from forvalue_index.cli.display import readable_console, readable_number, shown
+from forvalue_index.cli.terminal import without_control
 from forvalue_index.valuation.results import ExplainedSample, Explanation
 
 STRONGEST = 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from functools import wraps
@@ -12,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
+from forvalue_index.cli.terminal import json_text
 from forvalue_index.settings import GEOMETRIES, ON_BAD, Settings
 
 Command = Callable[..., Any]
@@ -142,4 +142,4 @@ def data_options(command: Command) -> Command:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json_text(document))

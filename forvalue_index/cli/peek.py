@@ -121,7 +121,7 @@ def _text(runs: Sequence[TextRun], *, coloured: bool) -> Text:
     """What the model reads, indented; labels are green, or in double brackets."""
     from rich.text import Text
 
-    from forvalue_index.cli.display import without_control
+    from forvalue_index.cli.terminal import without_control
 
     text = Text()
     for run in runs:

@@ -37,6 +37,8 @@ from forvalue_index.store.writer_lock import writer_lock
 
 # Rows are stored with 8 bits of mantissa; norms were taken before.
 NORM_TOLERANCE = 2e-2
+# The last in which samples may have no checksums.
+UNCHECKED_FORMAT = 2
 ORPHAN = "orphan file"
 CATALOG = "damaged catalog"
 UNREADABLE = "unreadable segment"
@@ -127,6 +129,9 @@ def _samples(storage: Storage, snapshot: Snapshot) -> Iterator[Finding]:
     """Samples that are damaged, and for each source the texts and images that are lost."""
     changed: dict[str, list[str]] = {}
     lost: dict[str, list[str]] = {}
+    unchecked = snapshot.unchecked() if storage.manifest.format_version > UNCHECKED_FORMAT else 0
+    if unchecked:
+        yield _catalog_finding(f"{unchecked:,} samples have lost their checksum")
     for id_, stored in snapshot.every_sample():
         if isinstance(stored, str):
             yield _damaged_sample(id_, stored)

@@ -243,7 +243,9 @@ def _refuse_strange_parts(path: Path) -> None:
         is_sound = part.is_file() if name in FILES else part.is_dir()
         if not is_sound and os.path.lexists(part):
             kind = "file" if name in FILES else "directory"
-            raise BrokenIndexError(f"{part} is no {kind}; restore it from a backup, or delete it")
+            lost = name in (MANIFEST, TABLES, CALIBRATION, CATALOG, SEGMENTS)
+            cure = "restore it from a backup, or build the index anew" if lost else "delete it"
+            raise BrokenIndexError(f"{part} is no {kind}; {cure}")
 
 
 def _is_part(name: str) -> bool:

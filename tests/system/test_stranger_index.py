@@ -127,7 +127,7 @@ CATALOG = [f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journa
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(path, name):
     (path / name).unlink(missing_ok=True)
     os.mkfifo(path / name)
-    with pytest.raises(BrokenIndexError, match=f"{name} is no file; restore it"):
+    with pytest.raises(BrokenIndexError, match=f"{name} is no file; "):
         ValuationIndex.open(path)
 
 
@@ -135,7 +135,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(path, name):
 def test_a_file_in_place_of_a_directory_is_named(path, name):
     shutil.rmtree(path / name, ignore_errors=True)
     (path / name).write_text("no directory")
-    with pytest.raises(BrokenIndexError, match=f"{name} is no directory; restore it"):
+    with pytest.raises(BrokenIndexError, match=f"{name} is no directory; "):
         ValuationIndex.open(path)
 
 

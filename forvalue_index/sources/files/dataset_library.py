@@ -28,7 +28,14 @@ def saved_splits(name: str) -> dict[str, str]:
     listing = path / "dataset_dict.json"
     if not listing.is_file():
         return {}
-    return {split: str(path / split) for split in json.loads(listing.read_text("utf-8"))["splits"]}
+    try:
+        splits = json.loads(listing.read_text("utf-8"))["splits"]
+        return {str(split): str(path / str(split)) for split in splits}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise SourceError(
+            f"{listing} does not list the splits of a saved data set ({error!r}); name the folder "
+            "of one split"
+        ) from error
 
 
 def is_saved(name: str) -> bool:

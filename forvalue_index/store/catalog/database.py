@@ -6,10 +6,10 @@ else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,7 +21,7 @@ from forvalue_index.exceptions import (
     UsageError,
     missing_extra,
 )
-from forvalue_index.store.catalog.schema import REVISIONS
+from forvalue_index.store.catalog.schema import REVISIONS, metadata, samples
 from forvalue_index.store.catalog.sqlite import (
     NO_SHARED_FILE,
     as_it_lies,
@@ -31,6 +31,7 @@ from forvalue_index.store.catalog.sqlite import (
     sqlite_path,
     strange_objects,
     to_json,
+    values_of_other_types,
 )
 from forvalue_index.store.permissions import is_unreadable
 
@@ -153,12 +154,25 @@ def check_schema(engine: sa.Engine) -> None:
     """Raise BrokenIndexError unless the schema is the one that this version reads and writes."""
     revision = _stored_revision(engine)
     _refuse_newer(engine, revision)
-    if revision != REVISIONS[-1]:
+    if revision == REVISIONS[-1]:
+        _refuse_other_types(engine)
+    else:
         raise BrokenIndexError(
             f"{describe(engine)} has schema {revision or 'none'}, this version of forvalue-index "
             f"uses {REVISIONS[-1]}. "
             + ("Run: forvalue migrate INDEX" if revision else "It is no catalog of an index")
         )
+
+
+def _refuse_other_types(engine: sa.Engine) -> None:
+    """Raise BrokenIndexError where SQLite holds values of other types; those of samples aside."""
+    if engine.dialect.name != "sqlite":
+        return
+    with reading(engine) as connection:
+        few = (table for table in metadata.tables.values() if table is not samples)
+        for wrong in values_of_other_types(connection, few):
+            what = f"{describe(engine)} is damaged: {wrong}"
+            raise BrokenIndexError(f"{what}. Restore it from a backup, or create the index anew")
 
 
 def complaints_of(engine: sa.Engine) -> list[str]:
@@ -169,10 +183,11 @@ def complaints_of(engine: sa.Engine) -> list[str]:
         with reading(engine) as connection:
             broken = connection.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
             dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+            others = list(values_of_other_types(connection))
     except BrokenIndexError as error:
         return [str(error)]
     name = describe(engine)
-    complaints = [f"{name}: {line}" for line in broken if line != "ok"]
+    complaints = [f"{name}: {line}" for line in [*broken, *others] if line != "ok"]
     return complaints + [f"{name}: row {row[1]} of {row[0]} has no {row[2]}" for row in dangling]
 
 
@@ -215,13 +230,21 @@ def translated_errors(engine: sa.Engine) -> Iterator[None]:
         yield
     except sa.exc.IntegrityError:
         raise
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        if not _is_of_conversion(error):
+            raise
         raise BrokenIndexError(
             f"{describe(engine)} is damaged ({error}). Run: forvalue check INDEX, which names what "
             "is; or restore it from a backup"
         ) from error
     except sa.exc.DBAPIError as error:
         raise _translated(engine, error) from error
+
+
+def _is_of_conversion(error: Exception) -> bool:
+    """Whether it was raised where the library makes Python's values of those of a database."""
+    frames = walk_tb(error.__traceback__)
+    return any(f.f_globals.get("__name__", "").startswith("sqlalchemy.") for f, _ in frames)
 
 
 def _translated(engine: sa.Engine, error: sa.exc.DBAPIError) -> ForValueError:

@@ -112,6 +112,11 @@ class Snapshot:
                 except BrokenIndexError as error:
                     yield row.id, str(error)
 
+    def unchecked(self) -> int:
+        """How many samples have no checksum, as in indexes of the first two formats."""
+        query = sa.select(sa.func.count()).where(self._own(samples), samples.c.checksum.is_(None))
+        return int(self._connection.execute(query).scalar_one())
+
     def segment_ids(self, uid: str) -> NDArray[np.int64]:
         """List the ids of the samples of a segment, removed ones too, in order."""
         query = sa.select(samples.c.id).select_from(samples.join(segments))

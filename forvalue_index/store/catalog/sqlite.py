@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +125,36 @@ def strange_objects(connection: sa.Connection) -> list[str]:
         if not (internal or (table in own and (is_table or kind == "index"))):
             strange.append(f"the {kind} {name}")
     return strange
+
+
+def values_of_other_types(
+    connection: sa.Connection, tables: Iterable[sa.Table] = metadata.tables.values()
+) -> Iterator[str]:
+    """What is wrong with the types of values: SQLite takes any value in any column."""
+    for table in tables:
+        allowed = {column.name: storage_classes(column) for column in table.columns}
+        wrong = {
+            name: f"typeof({table.name}.{quoted(name)}) NOT IN ({', '.join(map(repr, classes))})"
+            for name, classes in allowed.items()
+        }
+        counts = ", ".join(f"total({condition})" for condition in wrong.values())
+        found = connection.exec_driver_sql(f"SELECT {counts} FROM {table.name}").one()
+        for name, count in zip(wrong, found, strict=True):
+            if count:
+                expected = " or ".join(allowed[name])
+                yield f"{count:,.0f} values of {table.name}.{name} are other than {expected}"
+
+
+def storage_classes(column: sa.Column[Any]) -> list[str]:
+    """What SQLite may hold in a column."""
+    kinds = {sa.Integer: "integer", sa.Boolean: "integer", sa.Float: "real", sa.LargeBinary: "blob"}
+    found = next((own for kind, own in kinds.items() if isinstance(column.type, kind)), "text")
+    return [found, "null"] if column.nullable else [found]
+
+
+def quoted(name: str) -> str:
+    """A name as SQL has it."""
+    return f'"{name}"'
 
 
 def as_it_lies(connection: sa.Connection) -> AsItLies | None:
