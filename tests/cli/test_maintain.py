@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -138,6 +140,8 @@ def test_an_index_of_an_older_version(tmp_path, model_dir, filled):
         names = {column["name"] for column in sa.inspect(connection).get_columns("samples")}
     engine.dispose()
     assert "checksum" not in names
+    manifest = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps(manifest | {"format_version": 2}))
     done = run("info", path)
     assert done.exit_code == 1
     assert "has schema 0001" in done.stderr

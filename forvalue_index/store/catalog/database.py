@@ -7,7 +7,7 @@ else.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -21,7 +21,7 @@ from forvalue_index.exceptions import (
     UsageError,
     missing_extra,
 )
-from forvalue_index.store.catalog.schema import REVISIONS, metadata, samples
+from forvalue_index.store.catalog.schema import REVISIONS, indexes, runs, segments, sources
 from forvalue_index.store.catalog.sqlite import (
     NO_SHARED_FILE,
     as_it_lies,
@@ -165,14 +165,15 @@ def check_schema(engine: sa.Engine) -> None:
 
 
 def _refuse_other_types(engine: sa.Engine) -> None:
-    """Raise BrokenIndexError where SQLite holds values of other types; those of samples aside."""
+    """Raise BrokenIndexError where SQLite holds values of other types, those of samples aside."""
     if engine.dialect.name != "sqlite":
         return
-    with reading(engine) as connection:
-        few = (table for table in metadata.tables.values() if table is not samples)
-        for wrong in values_of_other_types(connection, few):
-            what = f"{describe(engine)} is damaged: {wrong}"
-            raise BrokenIndexError(f"{what}. Restore it from a backup, or create the index anew")
+    wrong: list[str] = []
+    with suppress(BrokenIndexError), reading(engine) as connection:  # what reads it, names it
+        wrong += values_of_other_types(connection, (indexes, sources, runs, segments))
+    for what in wrong:
+        cure = "Restore it from a backup, or create the index anew"
+        raise BrokenIndexError(f"{describe(engine)} is damaged: {what}. {cure}")
 
 
 def complaints_of(engine: sa.Engine) -> list[str]:

@@ -13,11 +13,12 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from forvalue_index.exceptions import BadSampleError, BrokenIndexError
+from forvalue_index.exceptions import BadSampleError
 from forvalue_index.model.encoded import SampleStatistics
 from forvalue_index.sources.cell_values import UNSTORABLE, are_integers
 from forvalue_index.sources.images import MOST_PIXELS
 from forvalue_index.sources.sample import TEXT_ROLE, Image, Message, Sample
+from forvalue_index.store.catalog.damage import damaged, decompressed, refuse_other_types
 from forvalue_index.store.records import Conversation, StoredSample
 
 T = TypeVar("T")
@@ -28,25 +29,12 @@ MAX_METADATA_DEPTH = 50
 # PostgreSQL indexes up to 2,704 bytes.
 MAX_NAME_BYTES = 2000
 MOST_BITS = 13_000
-# Of a text, once it is decompressed: a few bytes may stand for a text that fills the memory.
-MOST_TEXT_BYTES = 2**29
 DIGEST = re.compile(r"[0-9a-f]{32}")
 _SCALARS = {str, int, float, bool, type(None)}
 # What comes here was encoded once already, for its hash, and a search for circles takes its time.
 _WRITTEN = json.JSONEncoder(ensure_ascii=False, default=str, check_circular=False).encode
 _SORTED = json.JSONEncoder(sort_keys=True, check_circular=False).encode
 _MEASURED = tuple(field.name for field in dataclasses.fields(SampleStatistics))
-_NUMBER, _MAYBE = (int, float), type(None)
-_TYPES = {
-    **dict.fromkeys(("id", "position", "n_tokens", "n_label_tokens"), (int,)),
-    **dict.fromkeys(("key", "content_hash", "source", "segment"), (str,)),
-    **dict.fromkeys(("loss", "label_error_mass", "norm"), _NUMBER),
-    **dict.fromkeys(("offset", "checksum"), (int, _MAYBE)),
-    **dict.fromkeys(("truncated", "removed"), (bool,)),
-    "metadata": (dict,),
-    "payload": (bytes, _MAYBE),
-    "mapping": (dict, _MAYBE),
-}
 _FACTS = itemgetter("id", "key", "content_hash", "position", "offset", *_MEASURED)
 
 
@@ -102,9 +90,9 @@ def unpack(row: Any, text_found: Conversation | str = "") -> StoredSample:
     `text_found` is the text of a referenced sample, or why there is none. Raises BrokenIndexError
     where the row is not what was stored.
     """
-    _refuse_other_types(row)
+    refuse_other_types(row)
     referenced = row.payload is None
-    text = b"" if referenced else _decompress(row.id, row.payload)
+    text = b"" if referenced else decompressed(row.id, row.payload)
     found = text_found if referenced else _conversation(row.id, text)
     lost = found if isinstance(found, str) else None
     if isinstance(found, str):
@@ -121,7 +109,7 @@ def unpack(row: Any, text_found: Conversation | str = "") -> StoredSample:
     )
     checksum = _checksum(row._mapping, row.source, text)
     if row.checksum not in (None, checksum):
-        raise _damaged(row.id, f"its checksum is {checksum}, and was {row.checksum}")
+        raise damaged(row.id, f"its checksum is {checksum}, and was {row.checksum}")
     statistics = SampleStatistics(*(getattr(row, name) for name in _MEASURED))
     return StoredSample(
         row.id,
@@ -133,14 +121,6 @@ def unpack(row: Any, text_found: Conversation | str = "") -> StoredSample:
         text_error=lost,
         columns=row.mapping or {},
     )
-
-
-def _refuse_other_types(row: Any) -> None:
-    """Raise BrokenIndexError where a column has a value of another type than was stored."""
-    for name, kinds in _TYPES.items():
-        value = getattr(row, name)
-        if type(value) not in kinds:
-            raise _damaged(row.id, f"its {name} is {type(value).__name__}")
 
 
 def with_facts_of(sample: Sample, stored: Sample) -> Sample:
@@ -236,18 +216,6 @@ def _text(sample: Sample) -> bytes:
     return _WRITTEN(whole).encode("utf-8", "surrogatepass")
 
 
-def _decompress(id_: int, payload: bytes) -> bytes:
-    try:
-        inflating = zlib.decompressobj()
-        text = inflating.decompress(payload, MOST_TEXT_BYTES)
-    except zlib.error as error:
-        raise _damaged(id_, str(error)) from error
-    if not inflating.eof:
-        reason = "is cut off" if not inflating.unconsumed_tail else "is far too long"
-        raise _damaged(id_, f"its text {reason}")
-    return text
-
-
 def _conversation(id_: int, text: bytes) -> Conversation:
     try:
         whole = json.loads(text or b"[]")
@@ -255,14 +223,7 @@ def _conversation(id_: int, text: bytes) -> Conversation:
         messages = tuple(_message(fields) for fields in held["messages"])
         return Conversation(messages, tuple(map(dict, held["tools"])))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise _damaged(id_, repr(error)) from error
-
-
-def _damaged(id_: int, reason: str) -> BrokenIndexError:
-    return BrokenIndexError(
-        f"What the catalog holds of sample {id_} is damaged ({reason}). Restore the catalog from a "
-        "backup, or remove the sample, compact the index and add it again"
-    )
+        raise damaged(id_, repr(error)) from error
 
 
 def _checksum(row: Mapping[str, Any], source: str, text: bytes) -> int:

@@ -10,7 +10,7 @@ from rows import rows
 
 from forvalue_index import ValuationIndex
 from forvalue_index.exceptions import BrokenIndexError, ForValueError
-from forvalue_index.store.catalog import sample_rows
+from forvalue_index.store.catalog import damage
 from forvalue_index.store.catalog.schema import metadata
 from forvalue_index.store.catalog.sqlite import storage_classes
 
@@ -79,7 +79,7 @@ def test_a_lost_checksum_is_named(path):
 
 
 def test_no_text_fills_the_memory(path, monkeypatch):
-    monkeypatch.setattr(sample_rows, "MOST_TEXT_BYTES", 2**20)
+    monkeypatch.setattr(damage, "MOST_TEXT_BYTES", 2**20)
     bomb = zlib.compress(bytes(2**21))
     execute(path, "UPDATE samples SET payload = ? WHERE id = 0", bomb)
     execute(path, "UPDATE samples SET payload = ? WHERE id = 1", bomb[:-20])
