@@ -29,7 +29,7 @@ from forvalue_index.store.durable import replacing, whole_name, write_durably
 from forvalue_index.store.permissions import read_document, refuse_strange_file
 from forvalue_index.store.rows import row_checksums
 
-FORMAT = "2"
+FORMAT = "1"
 QUANTIZER = "quantizer"
 SUFFIX = ".safetensors"
 TUNED = "tuned.json"
@@ -143,7 +143,7 @@ class CodeFiles:
                 partial.write_bytes(save(dict(named), {**_versions(), **said}))
 
 
-def _checksums(codes: Codes) -> NDArray[np.int64]:
+def _checksums(codes: Codes) -> NDArray[np.int32]:
     return row_checksums(torch.from_numpy(codes), np.arange(len(codes)))
 
 

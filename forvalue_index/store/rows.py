@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +13,7 @@ from torch import Tensor
 
 INT8 = "int8"
 LARGEST = 127
-# Of checksums.
-WORDS_A_LINE = 32
-HALF, MODULUS = np.uint64(2**32 - 1), np.uint64(2**32 - 1)
+MODULUS = np.uint64(2**32 - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +35,11 @@ class StoredRows:
         rows.copy_(self.values)
         return rows if self.scales is None else rows.mul_(self.scales[:, None])
 
-    def checksums(self, offsets: NDArray[np.int64], *, early: bool = False) -> NDArray[Any]:
-        """As `row_checksums`, or `early` ones, over the bits of values and scales."""
+    def checksums(self, offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+        """As `row_checksums`, over the bits of values and scales."""
         if self.scales is not None:
             offsets = offsets + self.scales.view(torch.int32).numpy()
-        return (early_checksums if early else row_checksums)(self.values, offsets)
+        return row_checksums(self.values, offsets)
 
 
 def quantized(rows: Float[Tensor, "row dim"], row_dtype: str) -> StoredRows:
@@ -70,27 +66,14 @@ def joined(parts: Sequence[StoredRows]) -> StoredRows:
 
 def row_checksums(
     rows: Shaped[Tensor, "row width"], offsets: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """64 bits a row, over its bits as they are stored, where each of them lies, and its own place.
-
-    The words of 8 bytes are laid out in lines of 32 and summed along the lines and across them, so
-    that words that change places change some sum. The halves of all sums, and the place, are added
-    up with weights, modulo 2^64. Such sums run at the speed of the cache.
-    """
-    lines = _as_words(rows, WORDS_A_LINE).view(len(rows), -1, WORDS_A_LINE)
-    sums = torch.cat([lines.sum(dim=2), lines.sum(dim=1)], dim=1).numpy().view(np.uint64)
-    halves = np.concatenate([sums & HALF, sums >> np.uint64(32)], axis=1)
-    weights = _weights(halves.shape[1] + 1)
-    checksums: NDArray[np.int64] = (
-        halves @ weights[1:] + offsets.view(np.uint64) * weights[0]
-    ).view(np.int64)
-    return checksums
-
-
-def early_checksums(
-    rows: Shaped[Tensor, "row width"], offsets: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """What older segments have, 32 bits a row: sums modulo 2^32 - 1, whatever their order."""
+    """32 bits a row, over its bits as they are stored and its place: sums modulo 2^32 - 1.
+
+    They run at the speed of memory. Damage at random goes unseen once in 2^32; two halves of 8
+    bytes that change places, or 32 zero bits that become ones, always do. The digest of the
+    whole file, which `check` compares, sees these.
+    """
+    # Sums by torch; NumPy has unsigned numbers, and its operations on few of them start sooner.
     words = _as_words(rows).sum(dim=1).numpy() + offsets
     checksums: NDArray[np.int32] = (
         (words.view(np.uint64) % MODULUS).astype(np.uint32).view(np.int32)
@@ -110,20 +93,10 @@ def unit_rows(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
     return unit
 
 
-def _as_words(rows: Tensor, multiple: int = 1) -> Tensor:
-    """The bits of rows as 64-bit integers, padded with zeros to a multiple of so many."""
+def _as_words(rows: Tensor) -> Tensor:
+    """The bits of rows as 64-bit integers, padded with zeros."""
     plain = rows.contiguous().view(torch.uint8)
-    padding = -plain.shape[1] % (8 * multiple)
+    padding = -plain.shape[1] % 8
     if padding:
         plain = torch.nn.functional.pad(plain, (0, padding))
     return plain.view(torch.int64)
-
-
-@cache
-def _weights(count: int) -> NDArray[np.uint64]:
-    """Numbers of 64 bits that look random and are the same for ever (SplitMix64)."""
-    found = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = found ^ (found >> np.uint64(31))
-    return mixed

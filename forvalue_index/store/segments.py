@@ -252,8 +252,7 @@ class SegmentFile:
         checksums = self._checksums.get(geometry)
         if checksums is None:
             return
-        early = checksums.dtype == np.int32
-        wrong = rows.checksums(self._offsets[positions], early=early) != checksums[positions]
+        wrong = rows.checksums(self._offsets[positions]) != checksums[positions]
         if wrong.any():
             id_ = self.ids[positions][np.flatnonzero(wrong)[0]]
             raise self._broken(f"the row of sample {id_} is not what was stored")

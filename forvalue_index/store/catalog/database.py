@@ -171,9 +171,9 @@ def _refuse_other_types(engine: sa.Engine) -> None:
     wrong: list[str] = []
     with suppress(BrokenIndexError), reading(engine) as connection:  # what reads it, names it
         wrong += values_of_other_types(connection, (indexes, sources, runs, segments))
-    for what in wrong:
+    if wrong:
         cure = "Restore it from a backup, or create the index anew"
-        raise BrokenIndexError(f"{describe(engine)} is damaged: {what}. {cure}")
+        raise BrokenIndexError(f"{describe(engine)} is damaged: {wrong[0]}. {cure}")
 
 
 def complaints_of(engine: sa.Engine) -> list[str]:

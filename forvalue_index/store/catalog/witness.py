@@ -35,6 +35,11 @@ class Witness:
             return int(read_document(self._path)[VERSION])
         except FileNotFoundError:
             return 0
+        except PermissionError as error:
+            raise BrokenIndexError(
+                f"{self._path} cannot be read for lack of permission. Have its owner give you the "
+                "right to read it"
+            ) from error
         except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
             raise BrokenIndexError(
                 f"{self._path} is damaged ({error}), and it says what was committed last. Restore "
