@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forvalue_index.cli.display import LEAST_SHOWN, readable_console, shown
+from forvalue_index.cli.terminal import counted
 from forvalue_index.ingest.tally import AddReport
 from forvalue_index.search.contract import TuneReport
 from forvalue_index.store.results import CalibrationSummary, CheckReport
@@ -39,7 +40,7 @@ def print_added(report: AddReport) -> None:
     console = readable_console()
     rate = f" at {report.tokens / report.seconds['forward']:,.0f} tokens/s" if report.tokens else ""
     console.print(
-        f"[bold]{report.added:,} samples added[/] of {report.read:,} read in "
+        f"[bold]{counted(report.added, 'sample')} added[/] of {report.read:,} read in "
         f"{report.seconds['total']:.1f} s{rate}; {report.known:,} were known; "
         f"{report.label_tokens:,} label tokens."
     )
@@ -61,10 +62,10 @@ def print_added(report: AddReport) -> None:
     _print_unread(console, report)
     if report.rejected_file:
         console.print(
-            f"[yellow]{report.rejected:,} rows were rejected:[/] {shown(report.rejected_file)}"
+            f"[yellow]{counted(report.rejected, 'rejected row')}:[/] {shown(report.rejected_file)}"
         )
         for reason, count in Counter(report.reasons).most_common(MOST_REASONS):
-            console.print(f"    {count:,} times: {shown(reason)}", soft_wrap=True)
+            console.print(f"    {counted(count, 'time')}: {shown(reason)}", soft_wrap=True)
 
 
 def _print_unread(console: Console, report: AddReport) -> None:
@@ -76,13 +77,13 @@ def _print_unread(console: Console, report: AddReport) -> None:
     for what, counts in told.items():
         if counts:
             listed = ", ".join(
-                f"{name} ({count:,} rows)" for name, count in Counter(counts).most_common()
+                f"{name} ({counted(count, 'row')})" for name, count in Counter(counts).most_common()
             )
             console.print(f"[yellow]{what}:[/] {shown(listed)}", soft_wrap=True)
     if report.cut:
         console.print(
-            f"{report.cut:,} conversations do not end with the assistant: what follows its last "
-            "turn is left out.",
+            f"{counted(report.cut, 'conversation')} cut behind the assistant's last turn, as "
+            "somebody else speaks after it.",
             soft_wrap=True,
         )
 
@@ -92,8 +93,8 @@ def _print_duplicates(console: Console, report: AddReport) -> None:
     if report.duplicates:
         same = report.duplicates - report.differing
         console.print(
-            f"{report.duplicates:,} rows repeat an earlier row of this add: {same:,} with the same "
-            f"metadata, {report.differing:,} with other"
+            f"{counted(report.duplicates, 'repeat')} of an earlier row of this add: {same:,} with "
+            f"the same metadata, {report.differing:,} with other"
             + (", of which the last counts:" if report.differing else "."),
             soft_wrap=True,
         )
@@ -194,7 +195,8 @@ def print_check(index: Path, report: CheckReport) -> None:
         console.print(f"[{style}]{state}[/] {finding.kind}: {shown(finding.what)}", soft_wrap=True)
         if not finding.repaired:
             console.print(f"    cure: {shown(finding.cure)}", soft_wrap=True)
-    looked = f"{report.segments:,} segments and {report.samples:,} samples of {shown(str(index))}"
+    segments, samples = counted(report.segments, "segment"), counted(report.samples, "sample")
+    looked = f"{segments} and {samples} of {shown(str(index))}"
     verdict = "[green]sound[/]" if report.sound else "[red]not sound[/]"
     console.print(f"{looked}: {verdict}.", soft_wrap=True)
 

@@ -16,6 +16,7 @@ from forvalue_index.cli.options import (
     wait_option,
 )
 from forvalue_index.cli.session import opened_index
+from forvalue_index.cli.terminal import counted
 from forvalue_index.exceptions import UsageError
 from forvalue_index.search.kinds import SEARCH_KINDS
 from forvalue_index.settings import GEOMETRIES
@@ -65,9 +66,9 @@ def remove(
     if as_json:
         print_json({"matching": matching, "removed": removed, "dry_run": dry_run})
     elif dry_run:
-        click.echo(f"{_counted(matching, 'sample')} would be removed.")
+        click.echo(f"{counted(matching, 'sample')} would be removed.")
     else:
-        click.echo(f"{_counted(removed, 'sample')} removed.")
+        click.echo(f"{counted(removed, 'sample')} removed.")
 
 
 @click.command()
@@ -84,7 +85,7 @@ def compact(index: Path, wait: bool, as_json: bool) -> None:
         print_json(compact_document(report))
     else:
         click.echo(
-            f"{_counted(report.segments_before, 'segment')} became {report.segments_after:,}; "
+            f"{counted(report.segments_before, 'segment')} became {report.segments_after:,}; "
             f"{report.dropped:,} removed samples were forgotten; "
             f"{report.bytes_before:,} bytes became {report.bytes_after:,}."
         )
@@ -182,10 +183,6 @@ def tune(index: Path, as_json: bool, **chosen: Any) -> None:
         print_tuned(index, report)
     if report.chosen is None:
         sys.exit(1)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _somebody_is_there() -> bool:

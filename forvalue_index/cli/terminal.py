@@ -21,3 +21,8 @@ def json_text(document: Any) -> str:
     """A document as JSON, readable, with control characters escaped."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     return UNESCAPED.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, as `1 sample` or `2,000 samples`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -48,10 +48,19 @@ class Reasons:
     """How many rows were rejected, by the kind of reason."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
 
     def count(self, reason: str) -> None:
         """Count a reason, without its advice and without what it quotes."""
-        kind = QUOTED.sub("…", reason.partition(";")[0])
-        known = kind in self.counts or len(self.counts) < MOST_REASONS
-        self.counts[kind if known else OTHER_REASONS] += 1
+        reason = reason.partition(";")[0]
+        kind = QUOTED.sub("…", reason)
+        if kind not in self._kinds and len(self._kinds) >= MOST_REASONS:
+            reason = kind = OTHER_REASONS
+        self._kinds[kind] += 1
+        self._first.setdefault(kind, reason)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Rows by what their reasons have in common; one that stands alone is said whole."""
+        return Counter({self._first[k] if n == 1 else k: n for k, n in self._kinds.items()})

@@ -262,9 +262,7 @@ def test_rows_that_repeat_others_are_counted_and_named(filled, tmp_path):
     assert added["examples"] == [example]
     said = run("add", index, path).stdout
     assert "1 were known" in said
-    assert (
-        "2 rows repeat an earlier row of this add: 1 with the same metadata, 1 with other" in said
-    )
+    assert "2 repeats of an earlier row of this add: 1 with the same metadata, 1 with other" in said
     assert f"{path}:3 repeats {path}:1: label 0\n" in said
 
 
@@ -390,7 +388,7 @@ def test_columns_and_bad_rows(filled, tmp_path):
     assert "2 validation row(s) were left out" in shown
     fresh = write_jsonl(tmp_path / "more.jsonl", [{"Q": "a", "A": "b c"}, {"Q": "?", "A": ""}])
     shown = run("add", index, fresh, *mapped).stdout
-    assert "1 rows were rejected" in shown
+    assert "1 rejected row" in shown
 
 
 def test_what_rows_have_that_is_not_read_is_counted_and_said(filled, tmp_path):
@@ -416,12 +414,12 @@ def test_what_rows_have_that_is_not_read_is_counted_and_said(filled, tmp_path):
     assert list(added["reasons"].values()) == [2, 1]
     first, second = added["reasons"]
     assert first == "the role of turn … of … is int, wanted text"
-    assert second.startswith("…: no assistant turn")
+    assert second.startswith("'messages': no assistant turn")
     copy = write_jsonl(tmp_path / "copy.jsonl", [{**row, "id": n} for n, row in enumerate(data)])
     said = run("add", index, copy, "--on-bad", "skip").stdout
     assert "columns that are not read, and are metadata: passage (2 rows)" in said
     assert "fields of turns that the chat template leaves out: timestamp (2 rows)" in said
-    assert "1 conversations do not end with the assistant" in said
+    assert "1 conversation cut behind the assistant's last turn" in said
     assert "    2 times: the role of turn" in said
 
 
