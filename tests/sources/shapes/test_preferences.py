@@ -123,36 +123,32 @@ def test_margins_are_metadata():
     assert to_sample(row).metadata == {"rejected": "B", "margin": 0.5}
 
 
+# As HuggingFaceH4/ultrafeedback_binarized has it.
+COMPLETE = {
+    "prompt": "Q",
+    "chosen": [ASKED, GOOD],
+    "rejected": [ASKED, BAD],
+    "messages": [ASKED, GOOD],
+}
+
+
 def test_a_conversation_that_is_complete_does_not_go_on():
-    """As HuggingFaceH4/ultrafeedback_binarized has it."""
-    row = {
-        "prompt": "Q",
-        "chosen": [ASKED, GOOD],
-        "rejected": [ASKED, BAD],
-        "messages": [ASKED, GOOD],
-    }
-    found = to_sample(row)
+    found = to_sample(COMPLETE)
     assert [(m.role, m.content) for m in found.messages] == PAIR
     assert found.metadata.keys() == {"prompt", "chosen", "rejected"}
     assert found.unread == ()
 
 
 def test_another_answer_than_that_of_a_complete_conversation_must_be_chosen_alone():
-    row = {
-        "prompt": "Q",
-        "chosen": [ASKED, GOOD],
-        "rejected": [ASKED, BAD],
-        "messages": [ASKED, GOOD],
-    }
     mapping = parse_columns("chosen=rejected")
     with pytest.raises(BadSampleError) as error:
-        to_sample(row, mapping)
+        to_sample(COMPLETE, mapping)
     assert str(error.value) == (
         "'messages' ends with an answer, and --columns names 'rejected' as the chosen one; leave "
         "one out, as with --ignore messages"
     )
-    assert read(row, ignoring(mapping, "messages")) == [("user", "Q"), ("assistant", "B")]
-    assert read(row, {"chosen": "chosen"}) == PAIR
+    assert read(COMPLETE, ignoring(mapping, "messages")) == [("user", "Q"), ("assistant", "B")]
+    assert read(COMPLETE, {"chosen": "chosen"}) == PAIR
 
 
 def test_equal_answers_still_have_one_that_is_trained():
