@@ -46,7 +46,7 @@ def print_added(report: AddReport) -> None:
     )
     if report.restored or report.updated:
         console.print(
-            f"{report.restored:,} removed samples are back; {report.updated:,} known ones have "
+            f"{counted(report.restored, 'removed sample')} back; {report.updated:,} known ones have "
             "new metadata or places of images."
         )
     if report.relabelled:
@@ -57,7 +57,7 @@ def print_added(report: AddReport) -> None:
     _print_duplicates(console, report)
     if report.truncated:
         console.print(
-            f"[yellow]{report.truncated:,} samples are longer than --max-length and were cut.[/]"
+            f"[yellow]{counted(report.truncated, 'sample')} cut, at the tokens of --max-length.[/]"
         )
     _print_unread(console, report)
     if report.rejected_file:

@@ -361,7 +361,7 @@ def test_samples_longer_than_the_context(broken, tmp_path):
     assert (added["added"], added["truncated"]) == (2, 2)
     found = json.loads(run("query", broken, cut, "--json").stdout)
     assert found["warnings"] == ["2 validation sample(s) are longer than the context and were cut"]
-    assert "2 samples are longer than --max-length and were cut" in again(broken, tmp_path, long)
+    assert "2 samples cut, at the tokens of --max-length" in again(broken, tmp_path, long)
     for command in reading(broken, hopeless)[:3]:
         said = refused(*command)
         assert "hopeless.jsonl:1: its prompt alone has" in said
