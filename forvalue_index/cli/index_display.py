@@ -46,8 +46,8 @@ def print_added(report: AddReport) -> None:
     )
     if report.restored or report.updated:
         console.print(
-            f"{counted(report.restored, 'removed sample')} back; {report.updated:,} known ones have "
-            "new metadata or places of images."
+            f"{counted(report.restored, 'removed sample')} back; {report.updated:,} known ones "
+            "have new metadata or places of images."
         )
     if report.relabelled:
         console.print(
